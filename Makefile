@@ -1,0 +1,31 @@
+# make demo   install everything into .venv and watch lpfs find the informative fields of a click log
+# make test   install everything into .venv and run format check, lint, types and all tests
+
+PYTHON ?= python3
+VENV ?= .venv
+# Another torch: make test TORCH="torch==2.12.1 --index-url ..." CONSTRAINTS=/dev/null
+TORCH ?= torch==2.13.0
+CONSTRAINTS ?= constraints.txt
+PIP := $(VENV)/bin/pip --disable-pip-version-check
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test clean
+
+demo: $(INSTALLED)
+	$(VENV)/bin/lpfs demo --out demo
+
+test: $(INSTALLED)
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/pytest -n 2
+
+# torch comes first and the build is not isolated: an isolated one would download a second torch.
+$(INSTALLED): pyproject.toml setup.py $(CONSTRAINTS) $(wildcard csrc/*)
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -q -c $(CONSTRAINTS) $(TORCH) setuptools ninja numpy
+	$(PIP) install -q -c $(CONSTRAINTS) --no-build-isolation -e ".[test]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build demo *.egg-info lpfs_kernels/*.so .mypy_cache .ruff_cache .pytest_cache

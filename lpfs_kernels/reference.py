@@ -1,0 +1,224 @@
+"""The paper's mathematics in plain PyTorch: the oracle of every test and benchmark.
+
+Every operator of `torch.ops.lpfs` is defined by the function of the same name here. Nothing in this
+file is fast; everything in it is meant to be read beside the paper.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+KINDS = ("lpfs", "lpfs++", "gaussian", "sinarctan", "tanh")
+"""Gate kinds. An operator receives the position in this tuple.
+
+`lpfs` is eq. 4, `lpfs++` eq. 8; the other three are the smoothed-l0 functions of section 2.1, whose ε
+stands where `lpfs` has √ε.
+"""
+
+
+def gate(x: Tensor, epsilon: Tensor, kind: str, alpha: float, tau: float) -> Tensor:
+    """g(x; ε), element-wise.
+
+    >>> x = torch.tensor([-1.0, 0.0, 1.0])
+    >>> gate(x, torch.tensor(0.1), "lpfs", alpha=0.0, tau=2.0)
+    tensor([0.9091, 0.0000, 0.9091])
+    >>> gate(x, torch.tensor(0.1), "lpfs++", alpha=1.0, tau=2.0)
+    tensor([-1.1575,  0.0000,  1.1575])
+    """
+    match kind:
+        case "lpfs":
+            return x * x / (x * x + epsilon)
+        case "lpfs++":
+            ratio = x * x / (x * x + epsilon)
+            return x.sign() * ratio + alpha * epsilon ** (1 / tau) * x.arctan()
+        case "gaussian":
+            return -torch.expm1(-0.5 * (x / epsilon) ** 2)
+        case "sinarctan":
+            return x.abs() / torch.sqrt(x * x + epsilon * epsilon)
+        case "tanh":
+            return torch.tanh(0.5 * (x / epsilon) ** 2)
+    raise ValueError(f"kind must be one of {KINDS}, got {kind!r}")
+
+
+def gate_derivative(x: Tensor, epsilon: Tensor, kind: str, alpha: float, tau: float) -> Tensor:
+    """g′(x; ε), element-wise (eq. 6, eq. 9); 0 at the kink of `sinarctan`.
+
+    >>> gate_derivative(torch.tensor([0.0]), torch.tensor(0.25), "lpfs++", alpha=3.0, tau=2.0)
+    tensor([1.5000])
+    """
+    match kind:
+        case "lpfs":
+            return 2 * x * epsilon / (x * x + epsilon) ** 2
+        case "lpfs++":
+            ratio = 2 * x.abs() * epsilon / (x * x + epsilon) ** 2
+            return ratio + alpha * epsilon ** (1 / tau) / (1 + x * x)
+        case "gaussian":
+            return x / epsilon**2 * torch.exp(-0.5 * (x / epsilon) ** 2)
+        case "sinarctan":
+            return x.sign() * epsilon**2 / (x * x + epsilon * epsilon) ** 1.5
+        case "tanh":
+            return x / epsilon**2 * (1 - torch.tanh(0.5 * (x / epsilon) ** 2) ** 2)
+    raise ValueError(f"kind must be one of {KINDS}, got {kind!r}")
+
+
+def revives(kind: str, alpha: float) -> bool:
+    """Whether g′(0) ≠ 0, so that the gradient can bring a dead field back (section 3.3)."""
+    return kind == "lpfs++" and alpha > 0
+
+
+def split_fields(embeddings: Sequence[Tensor], widths: Sequence[int]) -> list[Tensor]:
+    """One `[B, Dᵢ]` view per field; `widths` is empty for a list and cuts a packed `[B, ΣD]`."""
+    if not widths:
+        return list(embeddings)
+    (packed,) = embeddings
+    return list(packed.split(list(widths), dim=1))
+
+
+def gated_concat(
+    embeddings: Sequence[Tensor],
+    x: Tensor,
+    epsilon: Tensor,
+    widths: Sequence[int] = (),
+    scale: Tensor | None = None,
+    ungated: Tensor | None = None,
+    *,
+    kind: str = "lpfs++",
+    alpha: float = 10.0,
+    tau: float = 2.0,
+) -> Tensor:
+    """Concatenate the fields, each multiplied by its factor: `[B, ΣD]`, in the embeddings' dtype.
+
+    The factor of field i is `g(xᵢ; ε) · scaleᵢ`, or `scaleᵢ` alone where `ungated[i]`. `scale` holds
+    what divides the gate: its value at the start (section 4.9) and the RMS rescale. A dead field,
+    xᵢ = 0 exactly, contributes +0 whatever its embedding holds.
+
+    >>> fields = [torch.ones(2, 1), torch.full((2, 2), float("nan"))]
+    >>> gated_concat(fields, torch.tensor([1.0, 0.0]), torch.tensor(1.0), kind="lpfs")
+    tensor([[0.5000, 0.0000, 0.0000],
+            [0.5000, 0.0000, 0.0000]])
+    """
+    factors, dead = _factors(x, epsilon, scale, ungated, kind, alpha, tau)
+    columns = [
+        torch.zeros_like(field) if dead[i] else (field.to(x.dtype) * factors[i]).to(field.dtype)
+        for i, field in enumerate(split_fields(embeddings, widths))
+    ]
+    return torch.cat(columns, dim=1)
+
+
+def gated_concat_backward(
+    grad: Tensor,
+    embeddings: Sequence[Tensor],
+    x: Tensor,
+    epsilon: Tensor,
+    widths: Sequence[int] = (),
+    scale: Tensor | None = None,
+    ungated: Tensor | None = None,
+    *,
+    kind: str = "lpfs++",
+    alpha: float = 10.0,
+    tau: float = 2.0,
+) -> tuple[list[Tensor], Tensor]:
+    """Gradients of the embeddings (as many as came in, in their dtype) and of x.
+
+    With y = factor(xᵢ) · eᵢ: ∂L/∂eᵢ = factor(xᵢ) · ∂L/∂y and ∂L/∂xᵢ = g′(xᵢ) · scaleᵢ · Σ ∂L/∂y ⊙ eᵢ.
+    A dead field's embedding gradient is +0, and its gate gradient +0 where g′(0) = 0, without either
+    input being looked at. An ungated field has gate gradient +0.
+    """
+    factors, dead = _factors(x, epsilon, scale, ungated, kind, alpha, tau)
+    slopes = gate_derivative(x, epsilon, kind, alpha, tau)
+    if scale is not None:
+        slopes = slopes * scale
+    fields = split_fields(embeddings, widths)
+    grad_fields, grad_x = [], torch.zeros_like(x)
+    for i, (field, upstream) in enumerate(
+        zip(fields, grad.split([f.shape[1] for f in fields], dim=1), strict=True)
+    ):
+        upstream = upstream.to(x.dtype)
+        grad_fields.append(
+            torch.zeros_like(field) if dead[i] else (upstream * factors[i]).to(field.dtype)
+        )
+        unread = dead[i] and not revives(kind, alpha)
+        if not unread and not (ungated is not None and ungated[i]):
+            grad_x[i] = slopes[i] * (upstream * field.to(x.dtype)).sum()
+    if widths:
+        grad_fields = [torch.cat(grad_fields, dim=1)]
+    return grad_fields, grad_x
+
+
+def _factors(
+    x: Tensor,
+    epsilon: Tensor,
+    scale: Tensor | None,
+    ungated: Tensor | None,
+    kind: str,
+    alpha: float,
+    tau: float,
+) -> tuple[Tensor, list[bool]]:
+    factors, dead = gate(x, epsilon, kind, alpha, tau), x == 0
+    if ungated is not None:
+        factors, dead = torch.where(ungated, 1.0, factors), dead & ~ungated
+    if scale is not None:
+        factors = factors * scale
+    return factors, dead.tolist()
+
+
+def soft_threshold(v: Tensor, threshold: Tensor) -> Tensor:
+    """The proximal operator of threshold · |·|₁ (eq. 11): towards zero by `threshold`, never −0.0.
+
+    >>> soft_threshold(torch.tensor([-3.0, -0.5, 2.0]), torch.tensor(1.0))
+    tensor([-2.,  0.,  1.])
+    """
+    return torch.where(v > threshold, v - threshold, torch.where(v < -threshold, v + threshold, 0.0))
+
+
+def proximal_sgd_(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    momentum_buffers: Sequence[Tensor],
+    lr: Tensor,
+    lam: Tensor,
+    budget: Tensor | None = None,
+    *,
+    momentum: float = 0.9,
+    dampening: float = 0.0,
+    nesterov: bool = False,
+    maximize: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """One momentum step on the data loss, then soft thresholding by 2λη, in place (eq. 11).
+
+    The momentum step is `torch.optim.SGD`'s on an existing buffer. With a `budget` L, λ is an upper
+    bound: the threshold is the smaller of 2λη and the (L+1)-th largest magnitude after the momentum
+    step, over all `params` together, so that at most L elements survive whenever 2λη does not bind.
+
+    Returns the number of elements that differ from zero afterwards (int64) and the λ that was used
+    (in x's dtype), both as 0-d tensors.
+
+    >>> x, velocity = torch.tensor([3.0, -2.0, 1.0]), torch.zeros(3)
+    >>> lr, unbounded = torch.tensor(0.5), torch.tensor(float("inf"))
+    >>> proximal_sgd_([x], [torch.zeros(3)], [velocity], lr, unbounded, torch.tensor(2))
+    (tensor(2), tensor(1.))
+    >>> x
+    tensor([ 2., -1.,  0.])
+    """
+    stepped = []
+    for param, grad, buffer in zip(params, grads, momentum_buffers, strict=True):
+        descent = -grad if maximize else grad
+        buffer.mul_(momentum).add_(descent, alpha=1 - dampening)
+        direction = descent + momentum * buffer if nesterov else buffer
+        stepped.append(param - lr * direction)
+    threshold = 2 * lam * lr
+    if budget is not None:
+        magnitudes = torch.cat([v.abs().flatten() for v in stepped])
+        allowed = int(budget)
+        if allowed < magnitudes.numel():
+            threshold = threshold.minimum(magnitudes.sort(descending=True).values[allowed])
+        else:
+            threshold = torch.zeros_like(threshold)
+    live = torch.zeros((), dtype=torch.int64, device=lr.device)
+    for param, v in zip(params, stepped, strict=True):
+        param.copy_(soft_threshold(v, threshold))
+        live += param.count_nonzero()
+    return live, threshold / (2 * lr)
