@@ -14,8 +14,8 @@ from torch import Tensor
 KINDS = ("lpfs", "lpfs++", "gaussian", "sinarctan", "tanh")
 """Gate kinds. An operator receives the position in this tuple.
 
-`lpfs` is eq. 4, `lpfs++` eq. 8; the other three are the smoothed-l0 functions of section 2.1, whose ε
-stands where `lpfs` has √ε.
+`lpfs` is eq. 4, `lpfs++` eq. 8; the other three are the smoothed-l0 functions of section 2.1, whose
+ε stands where `lpfs` has √ε.
 """
 
 
@@ -91,9 +91,9 @@ def gated_concat(
 ) -> Tensor:
     """Concatenate the fields, each multiplied by its factor: `[B, ΣD]`, in the embeddings' dtype.
 
-    The factor of field i is `g(xᵢ; ε) · scaleᵢ`, or `scaleᵢ` alone where `ungated[i]`. `scale` holds
-    what divides the gate: its value at the start (section 4.9) and the RMS rescale. A dead field,
-    xᵢ = 0 exactly, contributes +0 whatever its embedding holds.
+    The factor of field i is `g(xᵢ; ε) · scaleᵢ`, or `scaleᵢ` alone where `ungated[i]`. `scale` is
+    one over what divides the gate: its value at the start (section 4.9) and the RMS rescale. A dead
+    field, xᵢ = 0 exactly, contributes +0 whatever its embedding holds.
 
     >>> fields = [torch.ones(2, 1), torch.full((2, 2), float("nan"))]
     >>> gated_concat(fields, torch.tensor([1.0, 0.0]), torch.tensor(1.0), kind="lpfs")
@@ -123,9 +123,10 @@ def gated_concat_backward(
 ) -> tuple[list[Tensor], Tensor]:
     """Gradients of the embeddings (as many as came in, in their dtype) and of x.
 
-    With y = factor(xᵢ) · eᵢ: ∂L/∂eᵢ = factor(xᵢ) · ∂L/∂y and ∂L/∂xᵢ = g′(xᵢ) · scaleᵢ · Σ ∂L/∂y ⊙ eᵢ.
-    A dead field's embedding gradient is +0, and its gate gradient +0 where g′(0) = 0, without either
-    input being looked at. An ungated field has gate gradient +0.
+    With y = factor(xᵢ) · eᵢ: ∂L/∂eᵢ = factor(xᵢ) · ∂L/∂y, and
+    ∂L/∂xᵢ = g′(xᵢ) · scaleᵢ · Σ ∂L/∂y ⊙ eᵢ. A dead field's embedding gradient is +0, and its gate
+    gradient +0 where g′(0) = 0, without either input being looked at. An ungated field has gate
+    gradient +0.
     """
     factors, dead = _factors(x, epsilon, scale, ungated, kind, alpha, tau)
     slopes = gate_derivative(x, epsilon, kind, alpha, tau)
@@ -171,7 +172,9 @@ def soft_threshold(v: Tensor, threshold: Tensor) -> Tensor:
     >>> soft_threshold(torch.tensor([-3.0, -0.5, 2.0]), torch.tensor(1.0))
     tensor([-2.,  0.,  1.])
     """
-    return torch.where(v > threshold, v - threshold, torch.where(v < -threshold, v + threshold, 0.0))
+    return torch.where(
+        v > threshold, v - threshold, torch.where(v < -threshold, v + threshold, 0.0)
+    )
 
 
 def proximal_sgd_(

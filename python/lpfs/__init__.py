@@ -1,3 +1,3 @@
-"""Feature selection for click-through-rate models: LPFS and LPFS++ gates, from training to pruning."""
+"""Feature selection for click-through-rate models by LPFS and LPFS++ gates."""
 
 __version__ = "0.1.0"
