@@ -1,0 +1,7 @@
+"""The operators of `torch.ops.lpfs`: importing this package registers them."""
+
+from .gated_concat import gated_concat
+from .proximal_sgd import proximal_sgd_
+from .reference import KINDS
+
+__all__ = ["KINDS", "gated_concat", "proximal_sgd_"]

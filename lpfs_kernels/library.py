@@ -1,0 +1,65 @@
+"""Where the operators of `torch.ops.lpfs` come from.
+
+The C++ library defines their schemas and their CPU kernels when it loads, so that a program without
+Python has both. Where it cannot be loaded, Python defines the schemas and the reference serves.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch._functorch.autograd_function import enable_single_level_autograd_function
+
+LIBRARY = torch.library.Library("lpfs", "FRAGMENT")
+
+
+def _load() -> bool:
+    (*found,) = Path(__file__).parent.glob("_C.*")
+    libraries = [path for path in found if path.suffix in (".so", ".pyd")]
+    try:
+        for path in libraries:
+            torch.ops.load_library(path)
+    except OSError as error:
+        reason = str(error)
+    else:
+        if libraries:
+            return True
+        reason = "it was not built"
+    logging.getLogger("lpfs_kernels").warning(
+        "The C++ library of lpfs_kernels did not load (%s): on the CPU the operators run in plain "
+        "PyTorch, correct and several times slower.",
+        reason,
+    )
+    return False
+
+
+COMPILED = _load()
+"""Whether the C++ library serves the CPU."""
+
+
+def define(schema: str) -> None:
+    """Define an operator unless the C++ library has done it."""
+    if not COMPILED:
+        LIBRARY.define(schema)
+
+
+def implement(name: str, key: str, kernel: Callable[..., Any]) -> None:
+    """Register `kernel` for a dispatch key; at the CPU key unless the C++ library has done it."""
+    if key != "CPU" or not COMPILED:
+        LIBRARY.impl(name, kernel, key)
+
+
+def apply(function: type[torch.autograd.Function], *args: Any) -> Any:
+    """`function.apply` for use in a kernel at the Autograd key.
+
+    Under `torch.func` a transform has chosen its level by the time the kernel runs;
+    `Function.apply` would choose once more and find no kernel.
+    """
+    if torch._C._are_functorch_transforms_active():
+        with enable_single_level_autograd_function():
+            return super(torch.autograd.Function, function).apply(*args)
+    return function.apply(*args)
