@@ -19,7 +19,7 @@ from torch import Tensor
 
 from . import reference
 from .launch import check_device, check_dtype, check_shape, check_values, dtype_name, fault
-from .library import LIBRARY, apply, define, implement
+from .library import LIBRARY, apply, below_autograd, define, implement
 
 ARGUMENTS = """(
     {grad}Tensor[] embeddings, Tensor x, Tensor epsilon, int[] widths, Tensor? scale,
@@ -207,10 +207,9 @@ class _GatedConcat(torch.autograd.Function):
         tau: float,
         *embeddings: Tensor,
     ) -> Tensor:
-        with torch._C._AutoDispatchBelowAutograd():
-            return torch.ops.lpfs.gated_concat.default(
-                embeddings, x, epsilon, widths, scale, ungated, kind, alpha, tau
-            )
+        operator = torch.ops.lpfs.gated_concat.default
+        gate = kind, alpha, tau
+        return below_autograd(operator, embeddings, x, epsilon, widths, scale, ungated, *gate)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -238,8 +237,8 @@ class _GatedConcatBackward(torch.autograd.Function):
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, ...]:
         rest, (grad, *embeddings) = args[:8], args[8:]
-        with torch._C._AutoDispatchBelowAutograd():
-            return tuple(torch.ops.lpfs.gated_concat_backward.default(grad, embeddings, *rest))
+        operator = torch.ops.lpfs.gated_concat_backward.default
+        return tuple(below_autograd(operator, grad, embeddings, *rest))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch._functorch.autograd_function import enable_single_level_autograd_function
+from torch._functorch.autograd_function import (  # type: ignore[attr-defined]
+    enable_single_level_autograd_function,
+)
 
 LIBRARY = torch.library.Library("lpfs", "FRAGMENT")
 
@@ -53,8 +55,8 @@ def implement(name: str, key: str, kernel: Callable[..., Any]) -> None:
         LIBRARY.impl(name, kernel, key)
 
 
-def apply(function: type[torch.autograd.Function], *args: Any) -> Any:
-    """`function.apply` for use in a kernel at the Autograd key.
+def apply(function: Any, *args: Any) -> Any:
+    """`function.apply`, for a kernel at the Autograd key.
 
     Under `torch.func` a transform has chosen its level by the time the kernel runs;
     `Function.apply` would choose once more and find no kernel.
@@ -63,3 +65,14 @@ def apply(function: type[torch.autograd.Function], *args: Any) -> Any:
         with enable_single_level_autograd_function():
             return super(torch.autograd.Function, function).apply(*args)
     return function.apply(*args)
+
+
+def below_autograd(operator: Callable[..., Any], *args: Any) -> Any:
+    """Call an operator from the forward of the Function that gives it its gradient.
+
+    Such a forward runs without gradients. Under nested `torch.func` transforms the next one is
+    still to be served by this call, and it needs them.
+    """
+    nested = torch._C._are_functorch_transforms_active()
+    with torch._C._AutoDispatchBelowAutograd(), torch.set_grad_enabled(nested):
+        return operator(*args)
