@@ -1,0 +1,284 @@
+#include "gated_concat_loops.h"
+
+#include <algorithm>
+#include <cstring>
+#include <type_traits>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#define LPFS_INLINE inline __attribute__((always_inline))
+
+namespace lpfs {
+namespace {
+
+struct Half {
+  uint16_t bits;
+};
+struct BFloat16 {
+  uint16_t bits;
+};
+
+template <class T, int N>
+struct VectorOf {
+  typedef T type __attribute__((vector_size(N * sizeof(T))));
+};
+template <class T, int N>
+using Vector = typename VectorOf<T, N>::type;
+
+// Vectors travel by reference: their calling convention depends on the instruction set.
+template <class To, class From>
+LPFS_INLINE void reinterpret(const From& from, To& to) {
+  static_assert(sizeof(To) == sizeof(From));
+  std::memcpy(&to, &from, sizeof to);
+}
+
+template <int N>
+LPFS_INLINE void load(const double* source, Vector<double, N>& value) {
+  std::memcpy(&value, source, sizeof value);
+}
+
+template <int N>
+LPFS_INLINE void load(const float* source, Vector<float, N>& value) {
+  std::memcpy(&value, source, sizeof value);
+}
+
+template <int N>
+LPFS_INLINE void load_bits(const void* source, Vector<uint32_t, N>& bits) {
+  Vector<uint16_t, N> narrow;
+  std::memcpy(&narrow, source, sizeof narrow);
+  bits = __builtin_convertvector(narrow, Vector<uint32_t, N>);
+}
+
+template <int N>
+LPFS_INLINE void load(const BFloat16* source, Vector<float, N>& value) {
+  Vector<uint32_t, N> bits;
+  load_bits<N>(source, bits);
+  bits <<= 16;
+  reinterpret(bits, value);
+}
+
+template <int N>
+LPFS_INLINE void load(const Half* source, Vector<float, N>& value) {
+  Vector<uint32_t, N> half;
+  load_bits<N>(source, half);
+  const Vector<uint32_t, N> magnitude = half & 0x7fff;
+  // The exponent's bias is 15 there and 127 here; infinity and NaN keep the largest exponent.
+  Vector<uint32_t, N> bits = (magnitude << 13) + (112u << 23);
+  bits += (Vector<uint32_t, N>)(magnitude > 0x7bff) & (112u << 23);
+  const Vector<uint32_t, N> subnormal = (Vector<uint32_t, N>)(magnitude < 0x400);
+  const Vector<float, N> small =
+      __builtin_convertvector((Vector<int32_t, N>)magnitude, Vector<float, N>) * 0x1p-24f;
+  Vector<uint32_t, N> small_bits;
+  reinterpret(small, small_bits);
+  bits = (bits & ~subnormal) | (small_bits & subnormal) | ((half & 0x8000) << 16);
+  reinterpret(bits, value);
+}
+
+template <int N>
+LPFS_INLINE void store(double* target, const Vector<double, N>& value) {
+  std::memcpy(target, &value, sizeof value);
+}
+
+template <int N>
+LPFS_INLINE void store(float* target, const Vector<float, N>& value) {
+  std::memcpy(target, &value, sizeof value);
+}
+
+template <int N>
+LPFS_INLINE void store_bits(void* target, const Vector<uint32_t, N>& bits) {
+  const Vector<uint16_t, N> narrow = __builtin_convertvector(bits, Vector<uint16_t, N>);
+  std::memcpy(target, &narrow, sizeof narrow);
+}
+
+template <int N>
+LPFS_INLINE void store(BFloat16* target, const Vector<float, N>& value) {
+  Vector<uint32_t, N> bits;
+  reinterpret(value, bits);
+  const Vector<uint32_t, N> nan = (Vector<uint32_t, N>)(value != value);
+  bits = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  store_bits<N>(target, (bits & ~nan) | (nan & 0x7fc0));
+}
+
+template <int N>
+LPFS_INLINE void store(Half* target, const Vector<float, N>& value) {
+  Vector<uint32_t, N> bits;
+  reinterpret(value, bits);
+  const Vector<uint32_t, N> sign = (bits >> 16) & 0x8000;
+  const Vector<uint32_t, N> magnitude = bits & 0x7fffffff;
+  const Vector<uint32_t, N> normal =
+      (magnitude - (112u << 23) + 0xfff + ((magnitude >> 13) & 1)) >> 13;
+  // Below 2⁻¹⁴ the result is a multiple of 2⁻²⁴, which is the last place of 0.5: the addition rounds.
+  Vector<float, N> shifted;
+  reinterpret(magnitude, shifted);
+  shifted += 0.5f;
+  Vector<uint32_t, N> subnormal;
+  reinterpret(shifted, subnormal);
+  subnormal -= 0x3f000000;
+  const Vector<uint32_t, N> small = (Vector<uint32_t, N>)(magnitude < 0x38800000);
+  const Vector<uint32_t, N> large = (Vector<uint32_t, N>)(magnitude > 0x477fffff);
+  const Vector<uint32_t, N> nan = (Vector<uint32_t, N>)(magnitude > 0x7f800000);
+  Vector<uint32_t, N> half = (normal & ~small) | (subnormal & small);
+  half = (half & ~large) | (large & 0x7c00) | (nan & 0x200);
+  store_bits<N>(target, half | sign);
+}
+
+template <class T>
+using Compute = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+template <class T, int N>
+LPFS_INLINE void scale_row(const T* source, Compute<T> factor, int64_t width, T* target) {
+  int64_t j = 0;
+  for (; j + N <= width; j += N) {
+    Vector<Compute<T>, N> value;
+    load<N>(source + j, value);
+    store<N>(target + j, value * factor);
+  }
+  if constexpr (N > 1) {
+    if (j < width) scale_row<T, N / 2>(source + j, factor, width - j, target + j);
+  }
+}
+
+// One vector of partial sums for each vector width that a row is cut into.
+template <class C, int N>
+struct Sums {
+  Vector<C, N> lanes{};
+  Sums<C, N / 2> rest;
+
+  LPFS_INLINE double total() const {
+    double sum = rest.total();
+    for (int i = 0; i < N; ++i) sum += lanes[i];
+    return sum;
+  }
+};
+template <class C>
+struct Sums<C, 0> {
+  LPFS_INLINE double total() const { return 0; }
+};
+
+template <class T, int N, bool kScale>
+LPFS_INLINE void dot_row(const T* grad, const T* source, Compute<T> factor, int64_t width,
+                         T* target, Sums<Compute<T>, N>& sums) {
+  int64_t j = 0;
+  for (; j + N <= width; j += N) {
+    Vector<Compute<T>, N> upstream, value;
+    load<N>(grad + j, upstream);
+    load<N>(source + j, value);
+    sums.lanes += upstream * value;
+    if constexpr (kScale) store<N>(target + j, upstream * factor);
+  }
+  if constexpr (N > 1) {
+    if (j < width) {
+      dot_row<T, N / 2, kScale>(grad + j, source + j, factor, width - j, target + j, sums.rest);
+    }
+  }
+}
+
+// Row r, gathered into `buffer` if its columns do not lie side by side.
+template <class T>
+LPFS_INLINE const T* row_of(const Rows& rows, int64_t r, int64_t width, T* buffer) {
+  const T* row = static_cast<const T*>(rows.data) + r * rows.row_stride;
+  if (rows.column_stride == 1) return row;
+  for (int64_t j = 0; j < width; ++j) buffer[j] = row[j * rows.column_stride];
+  return buffer;
+}
+
+template <class T, int N>
+LPFS_INLINE void scale_rows(const Rows& source, Compute<T> factor, int64_t rows, int64_t width,
+                            T* target, int64_t target_stride) {
+  T buffer[kRowBytes / sizeof(T)];
+  for (int64_t r = 0; r < rows; ++r) {
+    scale_row<T, N>(row_of(source, r, width, buffer), factor, width, target + r * target_stride);
+  }
+}
+
+template <class T, int N, bool kScale>
+LPFS_INLINE double dot_rows(const Rows& grad, const Rows& source, Compute<T> factor, int64_t rows,
+                            int64_t width, T* target, int64_t target_stride) {
+  T grad_buffer[kRowBytes / sizeof(T)], source_buffer[kRowBytes / sizeof(T)];
+  Sums<Compute<T>, N> sums;
+  for (int64_t r = 0; r < rows; ++r) {
+    dot_row<T, N, kScale>(row_of(grad, r, width, grad_buffer),
+                          row_of(source, r, width, source_buffer), factor, width,
+                          target + r * target_stride, sums);
+  }
+  return sums.total();
+}
+
+#define LPFS_DEFINE_LOOPS(NAME, VECTOR_BYTES, ATTRIBUTES)                                         \
+  template <class T>                                                                              \
+  struct NAME {                                                                                   \
+    static constexpr int N = VECTOR_BYTES / sizeof(Compute<T>);                                   \
+    ATTRIBUTES static void scale(Rows source, double factor, int64_t rows, int64_t width,         \
+                                 void* target, int64_t target_stride) {                           \
+      scale_rows<T, N>(source, factor, rows, width, static_cast<T*>(target), target_stride);      \
+    }                                                                                             \
+    ATTRIBUTES static double scale_and_dot(Rows grad, Rows source, double factor, int64_t rows,   \
+                                           int64_t width, void* target, int64_t target_stride) {  \
+      return dot_rows<T, N, true>(grad, source, factor, rows, width, static_cast<T*>(target),     \
+                                  target_stride);                                                 \
+    }                                                                                             \
+    ATTRIBUTES static double dot(Rows grad, Rows source, int64_t rows, int64_t width) {           \
+      return dot_rows<T, N, false>(grad, source, 0, rows, width, nullptr, 0);                     \
+    }                                                                                             \
+  };
+
+LPFS_DEFINE_LOOPS(Baseline, 16, )
+#if defined(__x86_64__)
+LPFS_DEFINE_LOOPS(Avx2, 32, __attribute__((target("avx2,fma"))))
+LPFS_DEFINE_LOOPS(Avx512, 64, __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma"))))
+#endif
+
+template <template <class> class Set>
+const Loops& loops_of(Dtype dtype) {
+  static constexpr Loops kLoops[] = {
+      {Set<double>::scale, Set<double>::scale_and_dot, Set<double>::dot},
+      {Set<float>::scale, Set<float>::scale_and_dot, Set<float>::dot},
+      {Set<Half>::scale, Set<Half>::scale_and_dot, Set<Half>::dot},
+      {Set<BFloat16>::scale, Set<BFloat16>::scale_and_dot, Set<BFloat16>::dot},
+  };
+  return kLoops[static_cast<int>(dtype)];
+}
+
+}  // namespace
+
+const Loops& loops_for(Dtype dtype) {
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+    return loops_of<Avx512>(dtype);
+  }
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+    return loops_of<Avx2>(dtype);
+  }
+#endif
+  return loops_of<Baseline>(dtype);
+}
+
+void stream(void* target, const void* source, int64_t bytes) {
+#if defined(__x86_64__)
+  auto* to = static_cast<char*>(target);
+  auto* from = static_cast<const char*>(source);
+  const int64_t head = std::min<int64_t>(bytes, -reinterpret_cast<intptr_t>(to) & 63);
+  std::memcpy(to, from, head);
+  to += head, from += head, bytes -= head;
+  for (; bytes >= 64; to += 64, from += 64, bytes -= 64) {
+    for (int i = 0; i < 64; i += 16) {
+      _mm_stream_si128(reinterpret_cast<__m128i*>(to + i),
+                       _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i)));
+    }
+  }
+  std::memcpy(to, from, bytes);
+#else
+  std::memcpy(target, source, bytes);
+#endif
+}
+
+void fence() {
+#if defined(__x86_64__)
+  _mm_sfence();
+#endif
+}
+
+}  // namespace lpfs

@@ -1,0 +1,91 @@
+// What the operators share before a launch: argument checks, in the words of lpfs_kernels/launch.py.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace lpfs {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Shape = std::vector<int64_t>;
+
+// An argument, or an element of one that is a list.
+struct Name {
+  const char* argument;
+  int64_t index = -1;
+};
+
+inline std::ostream& operator<<(std::ostream& out, const Name& name) {
+  out << name.argument;
+  return name.index < 0 ? out : out << '[' << name.index << ']';
+}
+
+template <class Sizes>
+std::string list(const Sizes& sizes) {
+  std::ostringstream text;
+  text << '[';
+  for (size_t i = 0; i < sizes.size(); ++i) text << (i ? ", " : "") << sizes[i];
+  text << ']';
+  return text.str();
+}
+
+inline const char* name_of(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Double: return "float64";
+    case ScalarType::Float: return "float32";
+    case ScalarType::Half: return "float16";
+    case ScalarType::BFloat16: return "bfloat16";
+    case ScalarType::Byte: return "uint8";
+    case ScalarType::Char: return "int8";
+    case ScalarType::Short: return "int16";
+    case ScalarType::Int: return "int32";
+    case ScalarType::Long: return "int64";
+    case ScalarType::Bool: return "bool";
+    case ScalarType::ComplexFloat: return "complex64";
+    case ScalarType::ComplexDouble: return "complex128";
+    default: return torch::headeronly::toString(dtype);
+  }
+}
+
+template <class... Parts>
+std::string text(const Parts&... parts) {
+  std::ostringstream out;
+  (out << ... << parts);
+  return out.str();
+}
+
+struct Checks {
+  const char* operator_name;
+
+  template <class Got>
+  [[noreturn]] void fault(Name name, const std::string& expected, const Got& got) const {
+    throw std::runtime_error(
+        text(operator_name, ": ", name, " must ", expected, ", got ", got));
+  }
+
+  // `like` completes the sentence: " like params[0]", or nothing.
+  template <class... Like>
+  void dtype(Name name, const Tensor& tensor, ScalarType expected, const Like&... like) const {
+    if (tensor.scalar_type() != expected) {
+      fault(name, text("be ", name_of(expected), like...), name_of(tensor.scalar_type()));
+    }
+  }
+
+  template <class Sizes, class... Like>
+  void shape(Name name, const Tensor& tensor, const Sizes& expected, const Like&... like) const {
+    const auto sizes = tensor.sizes();
+    if (!std::equal(sizes.begin(), sizes.end(), expected.begin(), expected.end())) {
+      fault(name, text("have shape ", list(expected), like...), list(sizes));
+    }
+  }
+};
+
+}  // namespace lpfs

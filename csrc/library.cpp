@@ -1,0 +1,16 @@
+// The schemas, so that a program without Python has the operators too.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY_FRAGMENT(lpfs, library) {
+  library.def(
+      "gated_concat(Tensor[] embeddings, Tensor x, Tensor epsilon, int[] widths, Tensor? scale, "
+      "Tensor? ungated, int kind, float alpha, float tau) -> Tensor");
+  library.def(
+      "gated_concat_backward(Tensor grad, Tensor[] embeddings, Tensor x, Tensor epsilon, "
+      "int[] widths, Tensor? scale, Tensor? ungated, int kind, float alpha, float tau) "
+      "-> Tensor[]");
+  library.def(
+      "proximal_sgd_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momentum_buffers, "
+      "Tensor lr, Tensor lam, Tensor? budget, float momentum, float dampening, bool nesterov, "
+      "bool maximize) -> (Tensor live, Tensor lam)");
+}
