@@ -1,0 +1,362 @@
+"""Click logs whose truth is known: which fields matter, which only repeat or refine others.
+
+>>> log = ClickLog(Recipe(rows=1_000, seed=3))
+>>> table = log.table()
+>>> table.num_rows, table.num_columns
+(1000, 28)
+>>> sum(field.role == "informative" for field in log.truth)
+10
+
+How a click comes about. Every informative field f has a latent score u_f per value, with mean 0
+and variance 1 over the rows. With the n informative fields in a ring,
+
+    logit(click) = bias(t) + Σ_f main_f · u_f(t) + interaction · Σ_f u_f(t) · u_{f+1}(t)
+
+where main_f is `strong` for every other field and `weak` for those between them. A weak field
+says next to nothing alone, but as much as its neighbours together with them, so a ranking of
+single fields takes the copies of the strong fields first. t runs from 0 to 1 over the log.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+from numpy.typing import NDArray
+
+__all__ = ["ClickLog", "FieldTruth", "Recipe", "Role"]
+
+Role = Literal["informative", "copy", "nested", "noise"]
+
+# Rows that share one random stream. The log would change with it, so it is no parameter.
+BLOCK = 1 << 16
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a log is made of. Equal recipes give equal logs, bit for bit.
+
+    The default is the log of `lpfs demo`: 27 fields, 5 of them numbers.
+    """
+
+    rows: int = 300_000
+    seed: int = 0
+    informative: int = 10
+    informative_numbers: int = 2
+    """How many informative fields are numbers; a copy is of the same kind as its original."""
+    copies: int = 7
+    """Near copies of informative fields, one each, the strong ones first."""
+    fidelity: float = 0.85
+    """Share of rows in which a copy equals its original."""
+    nested: int = 3
+    """Ids that determine an informative field: its values, each divided into many."""
+    noise: int = 7
+    noise_numbers: int = 2
+    values: tuple[int, int] = (8, 30)
+    """Distinct values of an informative field, from and to."""
+    many_values: tuple[int, int] = (1_000, 20_000)
+    """Distinct values of nested and noise categories, spread evenly over this range in log."""
+    strong: float = 0.27
+    weak: float = 0.03
+    interaction: float = 0.26
+    click_rate: float = 0.25
+    drift: float = 0.3
+    """Over the log, scores turn by this many radians, the base logit rises by this much, and this
+    share of the rows moves to other popular values."""
+    missing: float = 0.1
+    """Share of missing values in every number and in every other category."""
+
+    def __post_init__(self) -> None:
+        if self.rows < 0:
+            raise ValueError(f"rows must be at least 0, got {self.rows}")
+        if self.informative < 3:
+            raise ValueError(f"informative must be at least 3 (a ring), got {self.informative}")
+        for part, whole in (
+            ("informative_numbers", "informative"),
+            ("copies", "informative"),
+            ("noise_numbers", "noise"),
+        ):
+            if not 0 <= getattr(self, part) <= getattr(self, whole):
+                raise ValueError(
+                    f"{part} must be between 0 and {whole} = {getattr(self, whole)}, "
+                    f"got {getattr(self, part)}"
+                )
+        if self.nested and self.informative_numbers == self.informative:
+            raise ValueError("nested ids need an informative field that is a category")
+        if not 3 <= self.values[0] <= self.values[1] <= self.many_values[0] <= self.many_values[1]:
+            raise ValueError(
+                "values and many_values must be rising ranges from 3, the first below the second, "
+                f"got {self.values} and {self.many_values}"
+            )
+
+    @classmethod
+    def criteo(cls, rows: int = 300_000, seed: int = 0) -> Recipe:
+        """A log with the columns of Criteo's: 13 numbers and 26 categories."""
+        return cls(rows=rows, seed=seed, informative_numbers=3, nested=4, noise=18, noise_numbers=9)
+
+
+@dataclass(frozen=True)
+class FieldTruth:
+    """What a field of a generated log really is."""
+
+    name: str
+    kind: Literal["category", "number"]
+    role: Role
+    of: str | None
+    """The original of a copy, the parent of a nested id, None for other roles."""
+    cardinality: int
+
+
+@dataclass
+class _Field:
+    """A field on its way into the log: codes in [0, size), code 0 shown as missing if `missing`."""
+
+    role: Role
+    number: bool
+    size: int
+    missing: bool
+    source: int = -1
+    scores: NDArray[np.float64] = field(default_factory=lambda: np.zeros((2, 0)))
+    cumulative: NDArray[np.float64] = field(default_factory=lambda: np.zeros((2, 0)))
+    words: pa.Array | None = None
+
+
+class ClickLog:
+    """A log made from a recipe, block by block, in memory bounded by one block.
+
+    Columns: `click` (int8, 0 or 1), then numbers `I1`, `I2`, … (float64, counts with a heavy tail)
+    and categories `C1`, `C2`, … (dictionary of strings), roles in random order. Rows are in order
+    of time. Raises nothing of its own; `Recipe` checks its values.
+
+    >>> log = ClickLog(Recipe.criteo(rows=10))
+    >>> log.schema.names[:3], log.schema.names[-1]
+    (['click', 'I1', 'I2'], 'C26')
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        rng = np.random.default_rng((recipe.seed, 0))
+        self._fields = _plan(recipe, rng)
+        self._order = np.concatenate(
+            [
+                rng.permutation([i for i, f in enumerate(self._fields) if f.number is number])
+                for number in (True, False)
+            ]
+        ).astype(int)
+        numbers = sum(f.number for f in self._fields)
+        names = [""] * len(self._fields)
+        for place, i in enumerate(self._order):
+            names[i] = f"I{place + 1}" if place < numbers else f"C{place - numbers + 1}"
+        self.truth: tuple[FieldTruth, ...] = tuple(
+            FieldTruth(
+                name=names[i],
+                kind="number" if f.number else "category",
+                role=f.role,
+                of=names[f.source] if f.source >= 0 else None,
+                cardinality=f.size,
+            )
+            for i in self._order
+            for f in [self._fields[i]]
+        )
+        self.schema: pa.Schema = pa.schema(
+            [("click", pa.int8())]
+            + [
+                (
+                    truth.name,
+                    pa.float64()
+                    if truth.kind == "number"
+                    else pa.dictionary(pa.int32(), pa.string()),
+                )
+                for truth in self.truth
+            ]
+        )
+
+    def batches(self, chunk_rows: int = BLOCK) -> Iterator[pa.RecordBatch]:
+        """The log in pieces of at most `chunk_rows` rows; their size does not change the log."""
+        if chunk_rows < 1:
+            raise ValueError(f"chunk_rows must be at least 1, got {chunk_rows}")
+        for block in range(-(-self.recipe.rows // BLOCK)):
+            batch = self._block(block)
+            for start in range(0, batch.num_rows, chunk_rows):
+                yield batch.slice(start, chunk_rows)
+
+    def table(self) -> pa.Table:
+        """The whole log in memory."""
+        return pa.Table.from_batches(list(self.batches()), schema=self.schema)
+
+    def write(self, path: str | Path) -> None:
+        """Write `.parquet`, `.csv` (with header) or Criteo's `.tsv`, the last two also `.gz`.
+
+        Raises ValueError for another ending, and for `.tsv` without 13 numbers and 26 categories.
+        """
+        path = Path(path)
+        kind = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
+        if kind not in (".csv", ".tsv") and path.suffix != ".parquet":
+            raise ValueError(f"{path}: expected .parquet, .csv, .csv.gz, .tsv or .tsv.gz")
+        numbers = sum(truth.kind == "number" for truth in self.truth)
+        if kind == ".tsv" and (numbers, len(self.truth)) != (13, 39):
+            raise ValueError(
+                f"{path}: Criteo's format has 13 numbers and 26 categories, this log has {numbers} "
+                f"and {len(self.truth) - numbers}; see Recipe.criteo"
+            )
+        if path.suffix == ".parquet":
+            with pa.parquet.ParquetWriter(path, self.schema) as parquet:
+                for batch in self.batches():
+                    parquet.write_batch(batch)
+            return
+        text = pa.schema(
+            [
+                (f.name, pa.string() if pa.types.is_dictionary(f.type) else pa.int64())
+                for f in self.schema
+            ]
+        )
+        options = pa.csv.WriteOptions(
+            include_header=kind == ".csv",
+            delimiter="," if kind == ".csv" else "\t",
+            quoting_style="none",
+            quoting_header="none",
+        )
+        with ExitStack() as stack:
+            file = stack.enter_context(pa.OSFile(str(path), "wb"))
+            if path.suffix == ".gz":
+                file = stack.enter_context(pa.CompressedOutputStream(file, "gzip"))
+            writer = stack.enter_context(pa.csv.CSVWriter(file, text, write_options=options))
+            for batch in self.batches():
+                writer.write_batch(batch.cast(text))
+
+    def _block(self, block: int) -> pa.RecordBatch:
+        recipe = self.recipe
+        rng = np.random.default_rng((recipe.seed, 1, block))
+        time = (block * BLOCK + np.arange(BLOCK)) / max(recipe.rows, 1)
+        codes: list[NDArray[np.int64]] = []
+        places: list[NDArray[np.float64]] = []
+        logit = self._bias + recipe.drift * (time - 0.5)
+        for f in self._fields:
+            late = rng.random(BLOCK) < recipe.drift * time
+            draw = rng.random(BLOCK)
+            if f.role == "copy":
+                shift = 1 + np.floor(draw * (f.size - 1)).astype(np.int64)
+                other = rng.random(BLOCK) >= recipe.fidelity
+                code = (codes[f.source] + other * shift) % f.size
+            else:
+                code = np.where(
+                    late,
+                    np.searchsorted(f.cumulative[1], draw),
+                    np.searchsorted(f.cumulative[0], draw),
+                )
+                if f.role == "nested":
+                    code += codes[f.source] * len(f.cumulative[0])
+            codes.append(code)
+            if f.role == "copy":
+                places.append(places[f.source])
+            else:
+                places.append(rng.random(BLOCK) if f.number else draw)
+        turn = np.stack([np.cos(recipe.drift * time), np.sin(recipe.drift * time)])
+        scores = [
+            (f.scores[:, codes[i]] * turn).sum(0)
+            for i, f in enumerate(self._fields[: recipe.informative])
+        ]
+        for i, score in enumerate(scores):
+            logit = logit + (recipe.weak if i % 2 else recipe.strong) * score
+            logit += recipe.interaction * score * scores[(i + 1) % len(scores)]
+        click = (rng.random(BLOCK) < 1 / (1 + np.exp(-logit))).astype(np.int8)
+        size = min(BLOCK, recipe.rows - block * BLOCK)
+        columns = [pa.array(click[:size])]
+        for i in self._order:
+            f, code = self._fields[i], codes[i]
+            null = (code == 0)[:size] if f.missing else None
+            if f.number:
+                # Each code is a bin of counts, twice as wide as the one before.
+                low = 2.0 ** (np.minimum(code, 40) - 1)
+                value = np.floor(low * (1 + places[i]))[:size]
+                columns.append(pa.array(value, mask=null))
+            else:
+                indices = pa.array(code[:size].astype(np.int32), mask=null)
+                columns.append(pa.DictionaryArray.from_arrays(indices, f.words))
+        return pa.RecordBatch.from_arrays(columns, schema=self.schema)
+
+    @property
+    def _bias(self) -> float:
+        # The logistic-normal mean, by the probit approximation σ(b / √(1 + π·variance / 8)).
+        recipe = self.recipe
+        mains = [recipe.weak if i % 2 else recipe.strong for i in range(recipe.informative)]
+        variance = sum(m * m for m in mains) + recipe.informative * recipe.interaction**2
+        odds = recipe.click_rate / (1 - recipe.click_rate)
+        return float(np.log(odds) * np.sqrt(1 + np.pi * variance / 8))
+
+
+def _plan(recipe: Recipe, rng: np.random.Generator) -> list[_Field]:
+    """Informative fields in ring order, then copies, nested, noise."""
+    fields: list[_Field] = []
+
+    def add(role: Role, number: bool, size: int, source: int = -1) -> None:
+        fields.append(_Field(role, number, size, number or len(fields) % 2 == 0, source))
+
+    first_number = recipe.informative - recipe.informative_numbers
+    for i in range(recipe.informative):
+        add("informative", i >= first_number, int(rng.integers(*recipe.values, endpoint=True)))
+    strong_first = [*range(0, recipe.informative, 2), *range(1, recipe.informative, 2)]
+    for i in strong_first[: recipe.copies]:
+        fields.append(_Field("copy", fields[i].number, fields[i].size, fields[i].missing, i))
+    ids = np.geomspace(
+        recipe.many_values[1],
+        recipe.many_values[0],
+        max(recipe.nested, recipe.noise - recipe.noise_numbers),
+    ).round()
+    for i in range(recipe.nested):
+        # From the end of the list, where the originals without a copy are.
+        parent = [j for j in strong_first[::-1] if j < first_number][i % first_number]
+        divided = max(2, int(ids[i]) // fields[parent].size)
+        fields.append(_Field("nested", False, fields[parent].size * divided, False, parent))
+    for i in range(recipe.noise):
+        number = i < recipe.noise_numbers
+        add("noise", number, 20 if number else int(ids[i - recipe.noise_numbers]))
+
+    for i, f in enumerate(fields):
+        if f.role == "copy":
+            f.words = fields[f.source].words
+            continue
+        drawn = f.size // fields[f.source].size if f.role == "nested" else f.size
+        shares = np.stack([_popularity(f, drawn, recipe.missing, rng) for _ in range(2)])
+        f.cumulative = shares.cumsum(1)
+        # Searching for a draw above the last sum would give a code that does not exist.
+        f.cumulative[:, -1] = 1.0
+        if f.role == "informative":
+            f.scores = _scores(f, shares.mean(0), rng)
+        # An odd factor is a bijection modulo 2³², so values stay distinct.
+        words = (np.arange(f.size, dtype=np.uint64) * 2654435761 + i * 40503) % (1 << 32)
+        f.words = None if f.number else pa.array([f"{word:08x}" for word in words])
+    return fields
+
+
+def _popularity(
+    f: _Field, size: int, missing: float, rng: np.random.Generator
+) -> NDArray[np.float64]:
+    """Probability of each code, `[size]`: a Zipf-like tail, or for numbers a hump over the bins."""
+    if f.number:
+        centre = size * rng.uniform(0.4, 0.6)
+        share = np.exp(-0.5 * ((np.arange(size) - centre) / (size / 4)) ** 2)
+    else:
+        share = rng.permutation(1 / (np.arange(size) + 3.0))
+    if f.missing:
+        share[0] = 0
+        share *= (1 - missing) / share.sum()
+        share[0] = missing
+    return np.asarray(share / share.sum())
+
+
+def _scores(f: _Field, share: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
+    """Scores `[2, size]`, now and a quarter turn later; mean 0 and variance 1 under `share`."""
+    scores = rng.standard_normal((2, f.size))
+    if f.number:
+        # Along a number the score rises: a network sees the number, not its bin.
+        scores[:, 1:].sort(axis=1)
+    scores -= (scores @ share)[:, None]
+    return np.asarray(scores / np.sqrt(scores**2 @ share)[:, None])
