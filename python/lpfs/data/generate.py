@@ -36,7 +36,7 @@ __all__ = ["ClickLog", "FieldTruth", "Recipe", "Role"]
 Role = Literal["informative", "copy", "nested", "noise"]
 
 # Rows that share one random stream. The log would change with it, so it is no parameter.
-BLOCK = 1 << 16
+BLOCK = 1 << 14
 
 
 @dataclass(frozen=True)
