@@ -1,8 +1,7 @@
 // lpfs::gated_concat on the CPU; lpfs_kernels/reference.py is its definition.
 //
-// The output is cut into tiles of kTileRows rows by some columns. A thread works on one tile at a
-// time: it reads each field's rows in one run, and writes an output larger than the cache through a
-// buffer that stays in the cache, so that every line of memory is written once and whole.
+// A thread takes a block of rows of neighbouring columns at a time. An output larger than the cache
+// is assembled in a buffer that stays in the cache, so that memory is written once, in whole lines.
 #include <cmath>
 #include <cstring>
 #include <memory>
@@ -16,7 +15,8 @@
 namespace lpfs {
 namespace {
 
-constexpr int64_t kTileRows = 64;
+constexpr int64_t kBlockRows = 256;
+constexpr int64_t kBufferBytes = 1 << 15;
 // Below this a thread costs more than it saves.
 constexpr int64_t kGrainBytes = 1 << 18;
 // A smaller output may still be in the cache when it is read next.
@@ -34,14 +34,9 @@ struct Field {
   bool learns;  // its gate has a gradient that depends on the data
 };
 
-// At most kRowBytes of the columns of one field.
-struct Piece {
-  int64_t field, first_column, width;
-};
-
-struct Tile {
-  char* target;
-  int64_t row_stride, width, first_piece, end_piece;
+// Neighbouring sources whose rows are at most kSourceBytes wide together.
+struct Group {
+  int64_t first, end, column, width;
 };
 
 struct Call {
@@ -179,93 +174,64 @@ Call check(const Checks& checks, const Tensor* grad, const Tensors& embeddings, 
   return call;
 }
 
-std::vector<Piece> cut(const Call& call) {
-  const int64_t widest = kRowBytes / call.item_bytes;
-  std::vector<Piece> pieces;
-  pieces.reserve(call.fields.size());
+// The fields' columns, cut so that no source is wider than kSourceBytes.
+struct Layout {
+  std::vector<Source> sources;
+  std::vector<int64_t> field_of;
+  std::vector<int64_t> column_of;  // in the field
+  std::vector<Group> groups;
+};
+
+Layout lay_out(const Call& call) {
+  const int64_t widest = kSourceBytes / call.item_bytes;
+  Layout layout;
+  layout.sources.reserve(call.fields.size());
+  layout.field_of.reserve(call.fields.size());
+  layout.column_of.reserve(call.fields.size());
+  int64_t column = 0;
   for (size_t i = 0; i < call.fields.size(); ++i) {
-    for (int64_t column = 0; column < call.fields[i].width; column += widest) {
-      pieces.push_back({static_cast<int64_t>(i), column,
-                        std::min(widest, call.fields[i].width - column)});
+    const Field& field = call.fields[i];
+    for (int64_t j = 0; j < field.width; j += widest) {
+      const int64_t width = std::min(widest, field.width - j);
+      const int64_t index = layout.sources.size();
+      layout.sources.push_back(
+          {advance(field.rows, call.item_bytes, 0, j), width, field.factor, field.dead});
+      layout.field_of.push_back(i);
+      layout.column_of.push_back(j);
+      if (layout.groups.empty() || layout.groups.back().width + width > widest) {
+        layout.groups.push_back({index, index, column, 0});
+      }
+      layout.groups.back().end = index + 1;
+      layout.groups.back().width += width;
+      column += width;
     }
   }
-  return pieces;
+  return layout;
 }
 
-// Neighbouring pieces share a tile as far as kRowBytes go.
-std::vector<Tile> tiles_of_packed(const Call& call, const std::vector<Piece>& pieces,
-                                  const Tensor& target) {
-  const int64_t widest = kRowBytes / call.item_bytes;
-  std::vector<Tile> tiles;
-  auto* data = static_cast<char*>(target.mutable_data_ptr());
-  for (int64_t i = 0; i < static_cast<int64_t>(pieces.size()); ++i) {
-    if (tiles.empty() || tiles.back().width + pieces[i].width > widest) {
-      tiles.push_back({data, call.columns, 0, i, i});
-    }
-    tiles.back().width += pieces[i].width;
-    tiles.back().end_piece = i + 1;
-    data += pieces[i].width * call.item_bytes;
-  }
-  return tiles;
+bool is_streamed(const Call& call) {
+  return call.batch * call.columns * call.item_bytes >= kStreamedBytes;
 }
 
-// A target of their own for the columns of each field.
-std::vector<Tile> tiles_of_list(const Call& call, const std::vector<Piece>& pieces,
-                                const Tensors& targets) {
-  std::vector<Tile> tiles;
-  tiles.reserve(pieces.size());
-  for (int64_t i = 0; i < static_cast<int64_t>(pieces.size()); ++i) {
-    const Piece& piece = pieces[i];
-    auto* data = static_cast<char*>(targets[piece.field].mutable_data_ptr());
-    tiles.push_back({data + piece.first_column * call.item_bytes, call.fields[piece.field].width,
-                     piece.width, i, i + 1});
-  }
-  return tiles;
-}
+int64_t blocks_of(const Call& call) { return (call.batch + kBlockRows - 1) / kBlockRows; }
 
-void write_rows(const Tile& tile, int64_t item_bytes, const char* buffer, int64_t rows,
-                char* target) {
-  if (tile.row_stride == tile.width) {
-    stream(target, buffer, rows * tile.width * item_bytes);
-    return;
-  }
-  for (int64_t r = 0; r < rows; ++r) {
-    stream(target + r * tile.row_stride * item_bytes, buffer + r * tile.width * item_bytes,
-           tile.width * item_bytes);
-  }
-}
-
-void fill_zero(char* target, int64_t stride_bytes, int64_t rows, int64_t width_bytes) {
-  for (int64_t r = 0; r < rows; ++r) std::memset(target + r * stride_bytes, 0, width_bytes);
-}
-
-int64_t blocks_of(const Call& call) { return (call.batch + kTileRows - 1) / kTileRows; }
-
-// fill(block, piece, rows, target, stride) for every piece of every tile.
-template <class Fill>
-void for_each_tile(const Call& call, const std::vector<Tile>& tiles,
-                   const std::vector<Piece>& pieces, const Fill& fill) {
+// body(block, first_row, end_row, group, buffer), in threads. One thread goes down the rows of a
+// group before it turns to the next: what was fetched ahead is used.
+template <class Body>
+void for_each_block(const Call& call, const Layout& layout, const Body& body) {
   const int64_t bytes = call.batch * call.columns * call.item_bytes;
   if (bytes == 0) return;
-  const int64_t count = tiles.size(), items = blocks_of(call) * count;
-  const bool streamed = bytes >= kStreamedBytes;
+  const int64_t blocks = blocks_of(call);
+  const int64_t items = blocks * static_cast<int64_t>(layout.groups.size());
   const int64_t grain = std::max<int64_t>(1, kGrainBytes * items / bytes);
   torch::stable::parallel_for(0, items, grain, [&](int64_t first, int64_t end) {
-    alignas(64) char buffer[kTileRows * kRowBytes];
+    alignas(64) char buffer[kBufferBytes];
     for (int64_t item = first; item < end; ++item) {
-      const int64_t block = item / count, row = block * kTileRows;
-      const int64_t rows = std::min(kTileRows, call.batch - row);
-      const Tile& tile = tiles[item % count];
-      char* const target = tile.target + row * tile.row_stride * call.item_bytes;
-      char* next = streamed ? buffer : target;
-      const int64_t stride = streamed ? tile.width : tile.row_stride;
-      for (int64_t p = tile.first_piece; p < tile.end_piece; ++p) {
-        fill(block, p, rows, next, stride);
-        next += pieces[p].width * call.item_bytes;
-      }
-      if (streamed) write_rows(tile, call.item_bytes, buffer, rows, target);
+      const int64_t block = item % blocks, row = block * kBlockRows;
+      body(block, row, std::min(row + kBlockRows, call.batch), layout.groups[item / blocks],
+           buffer);
     }
-    if (streamed) fence();
+    fence();
   });
 }
 
@@ -275,22 +241,37 @@ Tensor gated_concat(const Tensors& embeddings, const Tensor& x, const Tensor& ep
   const Call call = check({"gated_concat"}, nullptr, embeddings, x, epsilon, widths, scale,
                           ungated, kind, alpha, tau);
   Tensor output = torch::stable::empty(Shape{call.batch, call.columns}, call.scalar_type);
-  const std::vector<Piece> pieces = cut(call);
+  auto* const data = static_cast<char*>(output.mutable_data_ptr());
+  const Layout layout = lay_out(call);
   const Loops& loops = loops_for(call.dtype);
-  for_each_tile(
-      call, tiles_of_packed(call, pieces, output), pieces,
-      [&](int64_t block, int64_t p, int64_t rows, char* target, int64_t stride) {
-        const Piece& piece = pieces[p];
-        const Field& field = call.fields[piece.field];
-        if (field.dead) {
-          fill_zero(target, stride * call.item_bytes, rows, piece.width * call.item_bytes);
-          return;
-        }
-        loops.scale(
-            advance(field.rows, call.item_bytes, block * kTileRows, piece.first_column),
-            field.factor, rows, piece.width, target, stride);
-      });
+  const bool streamed = is_streamed(call);
+  const int64_t ahead = 16;
+  for_each_block(call, layout,
+                 [&](int64_t, int64_t first, int64_t end, const Group& group, char* buffer) {
+                   for (int64_t row = first; row < end; ++row) {
+                     char* const target =
+                         data + (row * call.columns + group.column) * call.item_bytes;
+                     loops.concat_row(&layout.sources[group.first], group.end - group.first, row,
+                                      ahead, streamed ? buffer : target);
+                     if (streamed) stream(target, buffer, group.width * call.item_bytes);
+                   }
+                 });
   return output;
+}
+
+void zero(char* target, int64_t stride_bytes, int64_t rows, int64_t width_bytes) {
+  for (int64_t r = 0; r < rows; ++r) std::memset(target + r * stride_bytes, 0, width_bytes);
+}
+
+void stream_rows(char* target, int64_t stride_bytes, const char* buffer, int64_t rows,
+                 int64_t width_bytes) {
+  if (stride_bytes == width_bytes) {
+    stream(target, buffer, rows * width_bytes);
+    return;
+  }
+  for (int64_t r = 0; r < rows; ++r) {
+    stream(target + r * stride_bytes, buffer + r * width_bytes, width_bytes);
+  }
 }
 
 Tensors gated_concat_backward(const Tensor& grad, const Tensors& embeddings, const Tensor& x,
@@ -304,54 +285,81 @@ Tensors gated_concat_backward(const Tensor& grad, const Tensors& embeddings, con
   for (const Tensor& embedding : embeddings) {
     gradients.push_back(torch::stable::empty(embedding.sizes(), call.scalar_type));
   }
-  const std::vector<Piece> pieces = cut(call);
-  std::vector<Rows> upstreams;
-  upstreams.reserve(pieces.size());
+  const Layout layout = lay_out(call);
+  const int64_t item = call.item_bytes, count = layout.sources.size();
+
+  // Where each source's gradient goes, and the columns of grad that it comes from.
+  struct Target {
+    char* data;
+    int64_t stride_bytes;
+    Rows grad;
+  };
+  std::vector<Target> targets;
+  targets.reserve(count);
   Rows upstream = rows_of(grad);
-  for (const Piece& piece : pieces) {
-    upstreams.push_back(upstream);
-    upstream = advance(upstream, call.item_bytes, 0, piece.width);
+  int64_t column = 0;
+  const bool packed = !widths.empty();
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t field = layout.field_of[i];
+    auto* data = static_cast<char*>(gradients[packed ? 0 : field].mutable_data_ptr());
+    targets.push_back({data + (packed ? column : layout.column_of[i]) * item,
+                       (packed ? call.columns : call.fields[field].width) * item, upstream});
+    upstream = advance(upstream, item, 0, layout.sources[i].width);
+    column += layout.sources[i].width;
   }
 
-  // Blocks depend on the shapes alone and are added in order, so the sums do not depend on threads.
-  const int64_t count = pieces.size(), blocks = blocks_of(call);
-  const std::unique_ptr<double[]> partial(new double[blocks * count]);
+  // The rows of a tile are read from grad for one source after the other and must stay in the cache.
+  // Blocks and tiles depend on the shapes alone, so the sums do not depend on the threads.
+  const int64_t tile_rows =
+      std::clamp<int64_t>(kBufferBytes / std::max<int64_t>(1, call.columns * item), 8, kBlockRows);
+  const std::unique_ptr<double[]> partial(new double[blocks_of(call) * count]());
   const Loops& loops = loops_for(call.dtype);
-  for_each_tile(
-      call,
-      widths.empty() ? tiles_of_list(call, pieces, gradients)
-                     : tiles_of_packed(call, pieces, gradients[0]),
-      pieces, [&](int64_t block, int64_t p, int64_t rows, char* target, int64_t stride) {
-        const Piece& piece = pieces[p];
-        const Field& field = call.fields[piece.field];
-        const int64_t row = block * kTileRows;
-        const Rows above = advance(upstreams[p], call.item_bytes, row, 0);
-        const Rows below = advance(field.rows, call.item_bytes, row, piece.first_column);
-        double& sum = partial[block * count + p];
-        if (!field.dead && field.learns) {
-          sum = loops.scale_and_dot(above, below, field.factor, rows, piece.width, target, stride);
-          return;
-        }
-        sum = field.learns ? loops.dot(above, below, rows, piece.width) : 0;
-        if (field.dead) {
-          fill_zero(target, stride * call.item_bytes, rows, piece.width * call.item_bytes);
-        } else {
-          loops.scale(above, field.factor, rows, piece.width, target, stride);
+  const bool streamed = is_streamed(call);
+  for_each_block(
+      call, layout, [&](int64_t block, int64_t first, int64_t end, const Group& group, char* buffer) {
+        for (int64_t row = first; row < end; row += tile_rows) {
+          const int64_t rows = std::min(tile_rows, end - row);
+          char* next = buffer;
+          for (int64_t i = group.first; i < group.end; ++i) {
+            const Source& source = layout.sources[i];
+            const Target& to = targets[i];
+            const bool learns = call.fields[layout.field_of[i]].learns;
+            char* const target = to.data + row * to.stride_bytes;
+            char* const written = streamed ? (packed ? next : buffer) : target;
+            const int64_t written_stride =
+                streamed ? (packed ? group.width : source.width) : to.stride_bytes / item;
+            if (source.dead) zero(written, written_stride * item, rows, source.width * item);
+            if (learns || !source.dead) {
+              partial[block * count + i] += loops.scale_and_dot(
+                  advance(to.grad, item, row, 0),
+                  learns ? advance(source.rows, item, row, 0) : Rows{nullptr, 0, 0},
+                  source.factor, rows, source.width, tile_rows, source.dead ? nullptr : written,
+                  written_stride);
+            }
+            if (streamed && !packed) {
+              stream_rows(target, to.stride_bytes, buffer, rows, source.width * item);
+            }
+            next += source.width * item;
+          }
+          if (streamed && packed) {
+            const Target& to = targets[group.first];
+            stream_rows(to.data + row * to.stride_bytes, to.stride_bytes, buffer, rows,
+                        group.width * item);
+          }
         }
       });
 
   std::vector<double> sums(call.fields.size());
-  for (int64_t block = 0; block < blocks; ++block) {
-    for (int64_t p = 0; p < count; ++p) sums[pieces[p].field] += partial[block * count + p];
+  for (int64_t block = 0; block < blocks_of(call); ++block) {
+    for (int64_t i = 0; i < count; ++i) sums[layout.field_of[i]] += partial[block * count + i];
   }
   Tensor grad_x = torch::stable::empty(x.sizes(), call.gate_type);
   for (size_t i = 0; i < call.fields.size(); ++i) {
-    const Field& field = call.fields[i];
+    const double value = call.fields[i].learns ? call.fields[i].slope * sums[i] : 0;
     if (call.gate_type == ScalarType::Double) {
-      static_cast<double*>(grad_x.mutable_data_ptr())[i] = field.learns ? field.slope * sums[i] : 0;
+      static_cast<double*>(grad_x.mutable_data_ptr())[i] = value;
     } else {
-      static_cast<float*>(grad_x.mutable_data_ptr())[i] =
-          field.learns ? static_cast<float>(field.slope * sums[i]) : 0;
+      static_cast<float*>(grad_x.mutable_data_ptr())[i] = static_cast<float>(value);
     }
   }
   gradients.push_back(grad_x);

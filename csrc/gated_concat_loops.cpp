@@ -127,16 +127,49 @@ LPFS_INLINE void store(Half* target, const Vector<float, N>& value) {
 template <class T>
 using Compute = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
+// Harmless beyond the end of the data.
+LPFS_INLINE void fetch(const void* row, int64_t bytes) {
+  const auto address = reinterpret_cast<uintptr_t>(row) + static_cast<uintptr_t>(bytes);
+  __builtin_prefetch(reinterpret_cast<const void*>(address), 0, 2);
+}
+
+// Row r, gathered into `buffer` if its columns do not lie side by side.
+template <class T>
+LPFS_INLINE const T* row_of(const Rows& rows, int64_t r, int64_t width, T* buffer) {
+  const T* row = static_cast<const T*>(rows.data) + r * rows.row_stride;
+  if (rows.column_stride == 1) return row;
+  for (int64_t j = 0; j < width; ++j) buffer[j] = row[j * rows.column_stride];
+  return buffer;
+}
+
 template <class T, int N>
-LPFS_INLINE void scale_row(const T* source, Compute<T> factor, int64_t width, T* target) {
+LPFS_INLINE void scale_row(const T* source, Compute<T> factor, int64_t width, int64_t ahead_bytes,
+                           T* target) {
   int64_t j = 0;
   for (; j + N <= width; j += N) {
+    fetch(source + j, ahead_bytes);
     Vector<Compute<T>, N> value;
     load<N>(source + j, value);
     store<N>(target + j, value * factor);
   }
   if constexpr (N > 1) {
-    if (j < width) scale_row<T, N / 2>(source + j, factor, width - j, target + j);
+    if (j < width) scale_row<T, N / 2>(source + j, factor, width - j, ahead_bytes, target + j);
+  }
+}
+
+template <class T, int N>
+LPFS_INLINE void concat_row(const Source* sources, int64_t count, int64_t row, int64_t ahead,
+                            T* target) {
+  T buffer[kSourceBytes / sizeof(T)];
+  for (const Source* source = sources; source != sources + count; ++source) {
+    const Rows& rows = source->rows;
+    if (source->dead) {
+      std::memset(target, 0, source->width * sizeof(T));
+    } else {
+      scale_row<T, N>(row_of(rows, row, source->width, buffer), source->factor, source->width,
+                      ahead * rows.row_stride * sizeof(T), target);
+    }
+    target += source->width;
   }
 }
 
@@ -157,70 +190,76 @@ struct Sums<C, 0> {
   LPFS_INLINE double total() const { return 0; }
 };
 
-template <class T, int N, bool kScale>
-LPFS_INLINE void dot_row(const T* grad, const T* source, Compute<T> factor, int64_t width,
-                         T* target, Sums<Compute<T>, N>& sums) {
+template <class T, int N, bool kScale, bool kDot>
+LPFS_INLINE void backward_row(const T* grad, const T* source, Compute<T> factor, int64_t width,
+                              int64_t grad_ahead, int64_t source_ahead, T* target,
+                              Sums<Compute<T>, N>& sums) {
   int64_t j = 0;
   for (; j + N <= width; j += N) {
     Vector<Compute<T>, N> upstream, value;
+    fetch(grad + j, grad_ahead);
     load<N>(grad + j, upstream);
-    load<N>(source + j, value);
-    sums.lanes += upstream * value;
+    if constexpr (kDot) {
+      fetch(source + j, source_ahead);
+      load<N>(source + j, value);
+      sums.lanes += upstream * value;
+    }
     if constexpr (kScale) store<N>(target + j, upstream * factor);
   }
   if constexpr (N > 1) {
     if (j < width) {
-      dot_row<T, N / 2, kScale>(grad + j, source + j, factor, width - j, target + j, sums.rest);
+      backward_row<T, N / 2, kScale, kDot>(grad + j, source + j, factor, width - j, grad_ahead,
+                                           source_ahead, target + j, sums.rest);
     }
   }
 }
 
-// Row r, gathered into `buffer` if its columns do not lie side by side.
-template <class T>
-LPFS_INLINE const T* row_of(const Rows& rows, int64_t r, int64_t width, T* buffer) {
-  const T* row = static_cast<const T*>(rows.data) + r * rows.row_stride;
-  if (rows.column_stride == 1) return row;
-  for (int64_t j = 0; j < width; ++j) buffer[j] = row[j * rows.column_stride];
-  return buffer;
+template <class T, int N, bool kScale, bool kDot>
+LPFS_INLINE double backward_rows(const Rows& grad, const Rows& source, Compute<T> factor,
+                                 int64_t rows, int64_t width, int64_t ahead, T* target,
+                                 int64_t target_stride) {
+  T grad_buffer[kSourceBytes / sizeof(T)], source_buffer[kSourceBytes / sizeof(T)];
+  const int64_t ahead_bytes = ahead * sizeof(T);
+  Sums<Compute<T>, N> sums;
+  for (int64_t r = 0; r < rows; ++r) {
+    backward_row<T, N, kScale, kDot>(
+        row_of(grad, r, width, grad_buffer),
+        kDot ? row_of(source, r, width, source_buffer) : nullptr, factor, width,
+        ahead_bytes * grad.row_stride, ahead_bytes * source.row_stride,
+        kScale ? target + r * target_stride : nullptr, sums);
+  }
+  return sums.total();
 }
 
 template <class T, int N>
-LPFS_INLINE void scale_rows(const Rows& source, Compute<T> factor, int64_t rows, int64_t width,
-                            T* target, int64_t target_stride) {
-  T buffer[kRowBytes / sizeof(T)];
-  for (int64_t r = 0; r < rows; ++r) {
-    scale_row<T, N>(row_of(source, r, width, buffer), factor, width, target + r * target_stride);
+LPFS_INLINE double scale_and_dot(const Rows& grad, const Rows& source, Compute<T> factor,
+                                 int64_t rows, int64_t width, int64_t ahead, T* target,
+                                 int64_t target_stride) {
+  if (!target) {
+    return backward_rows<T, N, false, true>(grad, source, factor, rows, width, ahead, target,
+                                            target_stride);
   }
-}
-
-template <class T, int N, bool kScale>
-LPFS_INLINE double dot_rows(const Rows& grad, const Rows& source, Compute<T> factor, int64_t rows,
-                            int64_t width, T* target, int64_t target_stride) {
-  T grad_buffer[kRowBytes / sizeof(T)], source_buffer[kRowBytes / sizeof(T)];
-  Sums<Compute<T>, N> sums;
-  for (int64_t r = 0; r < rows; ++r) {
-    dot_row<T, N, kScale>(row_of(grad, r, width, grad_buffer),
-                          row_of(source, r, width, source_buffer), factor, width,
-                          target + r * target_stride, sums);
+  if (!source.data) {
+    return backward_rows<T, N, true, false>(grad, source, factor, rows, width, ahead, target,
+                                            target_stride);
   }
-  return sums.total();
+  return backward_rows<T, N, true, true>(grad, source, factor, rows, width, ahead, target,
+                                         target_stride);
 }
 
 #define LPFS_DEFINE_LOOPS(NAME, VECTOR_BYTES, ATTRIBUTES)                                         \
   template <class T>                                                                              \
   struct NAME {                                                                                   \
     static constexpr int N = VECTOR_BYTES / sizeof(Compute<T>);                                   \
-    ATTRIBUTES static void scale(Rows source, double factor, int64_t rows, int64_t width,         \
-                                 void* target, int64_t target_stride) {                           \
-      scale_rows<T, N>(source, factor, rows, width, static_cast<T*>(target), target_stride);      \
+    ATTRIBUTES static void concat_row(const Source* sources, int64_t count, int64_t row,          \
+                                      int64_t ahead, void* target) {                              \
+      lpfs::concat_row<T, N>(sources, count, row, ahead, static_cast<T*>(target));                \
     }                                                                                             \
     ATTRIBUTES static double scale_and_dot(Rows grad, Rows source, double factor, int64_t rows,   \
-                                           int64_t width, void* target, int64_t target_stride) {  \
-      return dot_rows<T, N, true>(grad, source, factor, rows, width, static_cast<T*>(target),     \
-                                  target_stride);                                                 \
-    }                                                                                             \
-    ATTRIBUTES static double dot(Rows grad, Rows source, int64_t rows, int64_t width) {           \
-      return dot_rows<T, N, false>(grad, source, 0, rows, width, nullptr, 0);                     \
+                                           int64_t width, int64_t ahead, void* target,            \
+                                           int64_t target_stride) {                               \
+      return lpfs::scale_and_dot<T, N>(grad, source, factor, rows, width, ahead,                  \
+                                       static_cast<T*>(target), target_stride);                   \
     }                                                                                             \
   };
 
@@ -233,10 +272,10 @@ LPFS_DEFINE_LOOPS(Avx512, 64, __attribute__((target("avx512f,avx512bw,avx512dq,a
 template <template <class> class Set>
 const Loops& loops_of(Dtype dtype) {
   static constexpr Loops kLoops[] = {
-      {Set<double>::scale, Set<double>::scale_and_dot, Set<double>::dot},
-      {Set<float>::scale, Set<float>::scale_and_dot, Set<float>::dot},
-      {Set<Half>::scale, Set<Half>::scale_and_dot, Set<Half>::dot},
-      {Set<BFloat16>::scale, Set<BFloat16>::scale_and_dot, Set<BFloat16>::dot},
+      {Set<double>::concat_row, Set<double>::scale_and_dot},
+      {Set<float>::concat_row, Set<float>::scale_and_dot},
+      {Set<Half>::concat_row, Set<Half>::scale_and_dot},
+      {Set<BFloat16>::concat_row, Set<BFloat16>::scale_and_dot},
   };
   return kLoops[static_cast<int>(dtype)];
 }

@@ -8,24 +8,33 @@ namespace lpfs {
 
 enum class Dtype { float64, float32, float16, bfloat16 };
 
-// The rows of one field. Strides count elements.
+// Rows of a matrix, or of some of its columns. Strides count elements.
 struct Rows {
   const void* data;
   int64_t row_stride, column_stride;
 };
 
-// No call passes more columns than this, so that lane sums stay short.
-constexpr int64_t kRowBytes = 2048;
+// What one field puts into a row of the output; `dead` columns are zero.
+struct Source {
+  Rows rows;
+  int64_t width;
+  double factor;
+  bool dead;
+};
 
+// No source is wider than this, so that lane sums stay short and buffers small.
+constexpr int64_t kSourceBytes = 2048;
+
+// `ahead` is how many rows further down to fetch into the cache: a processor follows a few streams
+// by itself, a list has one per field.
 struct Loops {
-  // target = factor · source
-  void (*scale)(Rows source, double factor, int64_t rows, int64_t width, void* target,
-                int64_t target_stride);
-  // target = factor · grad; returns Σ grad ⊙ source
+  // Writes one row: factor · source, the sources side by side.
+  void (*concat_row)(const Source* sources, int64_t count, int64_t row, int64_t ahead,
+                     void* target);
+  // Writes target = factor · grad unless `target` is null.
+  // Returns Σ grad ⊙ source, or 0 if `source.data` is null.
   double (*scale_and_dot)(Rows grad, Rows source, double factor, int64_t rows, int64_t width,
-                          void* target, int64_t target_stride);
-  // returns Σ grad ⊙ source
-  double (*dot)(Rows grad, Rows source, int64_t rows, int64_t width);
+                          int64_t ahead, void* target, int64_t target_stride);
 };
 
 const Loops& loops_for(Dtype dtype);
