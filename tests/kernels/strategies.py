@@ -1,0 +1,104 @@
+"""What the tests of every implementation of an operator draw their arguments from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from lpfs_kernels import reference
+
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+LAYOUTS = ("contiguous", "transposed", "sliced", "one row", "one column")
+
+
+@dataclass(frozen=True)
+class Call:
+    """The arguments of gated_concat, `kind` as its position in KINDS."""
+
+    embeddings: list[Tensor]
+    x: Tensor
+    epsilon: Tensor
+    widths: list[int]
+    scale: Tensor | None
+    ungated: Tensor | None
+    kind: int
+    alpha: float
+    tau: float
+
+    @property
+    def args(self) -> tuple[object, ...]:
+        return tuple(vars(self).values())
+
+    @property
+    def gate(self) -> dict[str, object]:
+        return {"kind": reference.KINDS[self.kind], "alpha": self.alpha, "tau": self.tau}
+
+    @property
+    def fields(self) -> list[Tensor]:
+        return reference.split_fields(self.embeddings, self.widths)
+
+    @property
+    def dead(self) -> Tensor:
+        dead = self.x == 0
+        return dead if self.ungated is None else dead & ~self.ungated
+
+    def double(self) -> Call:
+        """The same numbers in fp64, in which the reference is as good as exact."""
+        return replace(
+            self,
+            embeddings=[field.double() for field in self.embeddings],
+            x=self.x.double(),
+            epsilon=self.epsilon.double(),
+            scale=None if self.scale is None else self.scale.double(),
+        )
+
+
+def matrix(
+    rows: int, columns: int, dtype: torch.dtype, layout: str, generator: torch.Generator
+) -> Tensor:
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    match layout:
+        case "transposed":
+            return normal(columns, rows).t()
+        case "sliced":
+            return normal(rows + 1, 2 * columns + 3)[1:, 3::2]
+        case "one row":
+            return normal(1, columns).expand(rows, columns)
+        case "one column":
+            return normal(rows, 1).expand(rows, columns)
+    return normal(rows, columns)
+
+
+@st.composite
+def calls(
+    draw: st.DrawFn,
+    rows: st.SearchStrategy[int],
+    widths: st.SearchStrategy[list[int]],
+    layouts: tuple[str, ...] = LAYOUTS,
+) -> Call:
+    dtype = draw(st.sampled_from(DTYPES))
+    compute = torch.float64 if dtype == torch.float64 else torch.float32
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
+    batch, each = draw(rows), draw(widths)
+    packed = draw(st.booleans())
+    values = st.sampled_from([0.0, -0.0, 1.0, -1.0, 1e-3, -0.3, 2.5, -1e-30])
+    x = torch.tensor(draw(st.lists(values, min_size=len(each), max_size=len(each))), dtype=compute)
+    scale = torch.rand(len(each), generator=generator, dtype=compute) + 0.5
+    ungated = torch.rand(len(each), generator=generator) < 0.3
+    cut = [sum(each)] if packed else each
+    return Call(
+        [matrix(batch, w, dtype, draw(st.sampled_from(layouts)), generator) for w in cut],
+        x,
+        torch.tensor(draw(st.sampled_from([1e-4, 0.1, 1.0])), dtype=compute),
+        each if packed else [],
+        scale if draw(st.booleans()) else None,
+        ungated if draw(st.booleans()) else None,
+        draw(st.integers(0, len(reference.KINDS) - 1)),
+        draw(st.sampled_from([0.0, 1.0, 10.0])),
+        draw(st.sampled_from([2.0, 3.0])),
+    )
