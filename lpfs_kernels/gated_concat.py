@@ -12,13 +12,30 @@ With factor(xᵢ) = g(xᵢ; ε) · scaleᵢ, or scaleᵢ alone where a field is 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from functools import reduce
+from itertools import accumulate, chain
+from math import gcd
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from . import reference
-from .launch import check_device, check_dtype, check_shape, check_values, dtype_name, fault
+from .gates import gate, gate_derivative
+from .launch import (
+    check_device,
+    check_dtype,
+    check_shape,
+    check_values,
+    constant_table,
+    device_table,
+    dtype_name,
+    fault,
+    jit,
+    on_stream,
+    tl,
+    triton,
+)
 from .library import LIBRARY, apply, below_autograd, define, implement
 
 ARGUMENTS = """(
@@ -103,7 +120,385 @@ def _check_values(operator: str, x: Tensor, epsilon: Tensor) -> None:
     check_values(operator, "x", x, "not be NaN", x.isnan(), where=True)
 
 
-# Served by the reference: the CPU without the C++ library.
+@jit
+def _base(fields, field, N: tl.constexpr, SOURCE: tl.constexpr, VECTOR: tl.constexpr, DTYPE):
+    """Where a field begins. A tuple of pointers cannot be indexed at run time, only selected."""
+    if SOURCE == "tuple":
+        base = fields[0]
+        for i in tl.static_range(1, N):
+            base = tl.where(field == i, fields[i], base)
+    elif SOURCE == "table":
+        base = tl.load(fields + field).to(tl.pointer_type(DTYPE))
+    else:
+        base = fields
+    return tl.multiple_of(base, 16) if VECTOR > 1 else base
+
+
+@jit
+def _layout(
+    layout,
+    field,
+    columns,
+    N: tl.constexpr,
+    SOURCE: tl.constexpr,
+    WIDTH: tl.constexpr,
+    VECTOR: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """Of a field: its first column, its width, its strides; and the columns of all together."""
+    if WIDTH > 0:
+        first = field * WIDTH
+        total: tl.constexpr = N * WIDTH
+        return first, WIDTH, total if SOURCE == "packed" else WIDTH, 1, total
+    else:
+        first = tl.load(layout + field)
+        width = tl.load(layout + N + field)
+        row_stride = tl.load(layout + 2 * N + field)
+        column_stride = tl.load(layout + 3 * N + field)
+        if not WIDE:
+            first = first.to(tl.int32)
+            width = width.to(tl.int32)
+            row_stride = row_stride.to(tl.int32)
+            column_stride = column_stride.to(tl.int32)
+        if VECTOR > 0:
+            first = tl.multiple_of(first, VECTOR)
+            width = tl.multiple_of(width, VECTOR)
+            row_stride = tl.multiple_of(row_stride, VECTOR)
+            return first, width, row_stride, 1, _multiple(columns, VECTOR)
+        else:
+            return first, width, row_stride, column_stride, columns
+
+
+@jit
+def _multiple(argument, VECTOR: tl.constexpr):
+    """`tl.multiple_of` for an argument of a kernel, where that has no effect."""
+    return argument // VECTOR * VECTOR
+
+
+@jit
+def _tile(
+    block,
+    WIDE: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+    CHUNKS: tl.constexpr,
+):
+    """Rows and columns of a block of a field."""
+    row = (block // CHUNKS).to(tl.int64 if WIDE else tl.int32) * BLOCK_ROWS
+    row = (row + tl.arange(0, BLOCK_ROWS))[:, None]
+    column = ((block % CHUNKS) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS))[None, :]
+    return row, column
+
+
+@jit
+def _forward_kernel(
+    y,
+    fields,
+    layout,
+    x,
+    epsilon,
+    scale,
+    ungated,
+    alpha: tl.float64,
+    tau: tl.float64,
+    rows,
+    columns,
+    KIND: tl.constexpr,
+    N: tl.constexpr,
+    SOURCE: tl.constexpr,
+    WIDTH: tl.constexpr,
+    VECTOR: tl.constexpr,
+    WIDE: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+    CHUNKS: tl.constexpr,
+):
+    field = tl.program_id(0) % N
+    first, width, row_stride, column_stride, columns = _layout(
+        layout, field, columns, N, SOURCE, WIDTH, VECTOR, WIDE
+    )
+    block = tl.program_id(0) // N
+    row, column = _tile(block, WIDE, BLOCK_ROWS, BLOCK_COLUMNS, CHUNKS)
+
+    xi = tl.load(x + field)
+    alive = xi != 0
+    factor = gate(xi, tl.load(epsilon), alpha, tau, KIND)
+    if ungated is not None:
+        always = tl.load(ungated + field) != 0
+        alive = alive | always
+        factor = tl.where(always, 1.0, factor)
+    if scale is not None:
+        factor = factor * tl.load(scale + field)
+
+    base = _base(fields, field, N, SOURCE, VECTOR, y.dtype.element_ty)
+    if SOURCE == "packed":
+        base += first * column_stride
+    offset = row * row_stride + column * column_stride
+    read = (row < tl.where(alive, rows, 0)) & (column < width)
+    value = tl.load(base + offset, mask=read, other=0.0)
+    value = tl.where(alive, value.to(xi.dtype) * factor, 0.0)
+    inside = (row < rows) & (column < width)
+    tl.store(y + row * columns + (first + column), value.to(y.dtype.element_ty), mask=inside)
+
+
+@jit
+def _backward_kernel(
+    grad_fields,
+    grad_x,
+    grad,
+    fields,
+    layout,
+    x,
+    epsilon,
+    scale,
+    ungated,
+    partials,
+    counters,
+    alpha: tl.float64,
+    tau: tl.float64,
+    rows,
+    columns,
+    grad_row_stride,
+    grad_column_stride,
+    blocks,
+    KIND: tl.constexpr,
+    REVIVES: tl.constexpr,
+    N: tl.constexpr,
+    SOURCE: tl.constexpr,
+    WIDTH: tl.constexpr,
+    VECTOR: tl.constexpr,
+    WIDE: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    BLOCK_PARTIALS: tl.constexpr,
+):
+    field = tl.program_id(0) % N
+    first, width, row_stride, column_stride, columns = _layout(
+        layout, field, columns, N, SOURCE, WIDTH, VECTOR, WIDE
+    )
+    if VECTOR > 0:
+        grad_row_stride = _multiple(grad_row_stride, VECTOR)
+        grad_column_stride = 1
+    block = tl.program_id(0) // N
+    row, column = _tile(block, WIDE, BLOCK_ROWS, BLOCK_COLUMNS, CHUNKS)
+
+    xi = tl.load(x + field)
+    alive = xi != 0
+    factor = gate(xi, tl.load(epsilon), alpha, tau, KIND)
+    slope = gate_derivative(xi, tl.load(epsilon), alpha, tau, KIND)
+    learns = (xi != 0) | REVIVES
+    if ungated is not None:
+        always = tl.load(ungated + field) != 0
+        alive = alive | always
+        learns = learns & (always == 0)
+        factor = tl.where(always, 1.0, factor)
+    if scale is not None:
+        factor = factor * tl.load(scale + field)
+        slope = slope * tl.load(scale + field)
+
+    grad_offset = row * grad_row_stride + (first + column) * grad_column_stride
+    read = (row < tl.where(alive | learns, rows, 0)) & (column < width)
+    upstream = tl.load(grad + grad_offset, mask=read, other=0.0).to(xi.dtype)
+    DTYPE: tl.constexpr = grad.dtype.element_ty
+    out = _base(grad_fields, field, N, SOURCE, VECTOR, DTYPE)
+    if SOURCE == "packed":
+        out += row * columns + (first + column)
+    else:
+        out += row * width + column
+    inside = (row < rows) & (column < width)
+    tl.store(out, tl.where(alive, upstream * factor, 0.0).to(DTYPE), mask=inside)
+
+    base = _base(fields, field, N, SOURCE, VECTOR, DTYPE)
+    if SOURCE == "packed":
+        base += first * column_stride
+    offset = row * row_stride + column * column_stride
+    read = (row < tl.where(learns, rows, 0)) & (column < width)
+    value = tl.load(base + offset, mask=read, other=0.0).to(xi.dtype)
+    partial = tl.sum(tl.sum(upstream * value, 1), 0)
+    partial = tl.where(learns, partial, 0.0)
+
+    # Release: this block's partial sum comes before its arrival. Acquire: the last to arrive sees
+    # the others'. It finds them past the first-level cache, which is not kept coherent.
+    mine = partials + field.to(tl.int64) * blocks
+    tl.store(mine + block, partial)
+    arrived = tl.atomic_add(counters + field, 1, sem="acq_rel", scope="gpu")
+    if arrived == blocks - 1:
+        total = tl.zeros([BLOCK_PARTIALS], partial.dtype)
+        for start in range(0, blocks, BLOCK_PARTIALS):
+            i = start + tl.arange(0, BLOCK_PARTIALS)
+            total += tl.load(mine + i, mask=i < blocks, other=0.0, cache_modifier=".cg")
+        result = tl.where(learns, slope * tl.sum(total, 0), 0.0)
+        tl.store(grad_x + field, result)
+        tl.store(counters + field, 0)
+
+
+class Arrangement(NamedTuple):
+    """What the launcher works out from shapes, strides and alignment."""
+
+    rows: int
+    columns: int
+    widths: list[int]
+    layout: Tensor | None
+    blocks: int
+    warps: int
+    constants: dict[str, Any]
+
+
+POINTERS = 64
+"""Beyond this many embeddings the address table: a tuple costs compile time and host time each."""
+
+TILE = {"small": (2048, 1), "large": (8192, 4)}
+"""Bytes and warps of a tile. Both give a thread four 16-byte accesses in flight. A small batch is
+cut finer to reach more multiprocessors."""
+
+LARGE = 528 * 8192
+"""Bytes from which large tiles still fill 132 multiprocessors four times over."""
+
+
+def _arrange(
+    embeddings: Sequence[Tensor], widths: Sequence[int], grad: Tensor | None = None
+) -> Arrangement:
+    first = embeddings[0]
+    rows, itemsize, packed = first.shape[0], first.element_size(), bool(widths)
+    cut = list(widths) if packed else [field.shape[1] for field in embeddings]
+    columns, count = sum(cut), len(cut)
+    dense = all(field.is_contiguous() for field in embeddings)
+    tensors = [*embeddings, grad] if grad is not None else embeddings
+
+    vector = gcd(16 // itemsize, *cut)
+    wide = rows * columns >= 2**31
+    for tensor in tensors:
+        row_stride, column_stride = tensor.stride()
+        wide = wide or rows * row_stride + tensor.shape[1] * column_stride >= 2**31
+        vector = gcd(vector, row_stride) if tensor.data_ptr() % 16 == 0 else min(vector, 1)
+        vector = vector if column_stride == 1 else 0
+
+    widest, layout, width = max(cut), None, cut[0]
+    if not dense or width == 0 or any(other != width for other in cut):
+        width = 0
+        starts = [end - own for end, own in zip(accumulate(cut), cut, strict=True)]
+        strides = [field.stride() for field in embeddings] * (count if packed else 1)
+        rows_and_columns = zip(*strides, strict=True)
+        table = tuple(chain(starts, cut, *rows_and_columns))
+        layout = constant_table(table, first.device)
+
+    tile, warps = TILE["large" if rows * columns * itemsize >= LARGE else "small"]
+    elements = tile // itemsize
+    block_columns = min(triton.next_power_of_2(max(widest, 1)), elements)
+    block_rows = elements // block_columns
+    chunks = triton.cdiv(max(widest, 1), block_columns)
+    constants = {
+        "N": count,
+        "SOURCE": "packed" if packed else "tuple" if count <= POINTERS else "table",
+        "WIDTH": width,
+        "VECTOR": vector,
+        "WIDE": wide,
+        "BLOCK_ROWS": block_rows,
+        "BLOCK_COLUMNS": block_columns,
+        "CHUNKS": chunks,
+    }
+    blocks = triton.cdiv(rows, block_rows) * chunks
+    return Arrangement(rows, columns, cut, layout, blocks, warps, constants)
+
+
+def _pointers(tensors: Sequence[Tensor], source: str) -> Any:
+    if source == "packed":
+        return tensors[0]
+    if source == "tuple":
+        return tuple(tensors)
+    return device_table([tensor.data_ptr() for tensor in tensors], tensors[0].device)
+
+
+def launch_forward(
+    embeddings: Sequence[Tensor],
+    x: Tensor,
+    epsilon: Tensor,
+    widths: Sequence[int],
+    scale: Tensor | None,
+    ungated: Tensor | None,
+    kind: int,
+    alpha: float,
+    tau: float,
+) -> Tensor:
+    """One launch of the forward kernel; CPU tensors are taken under Triton's interpreter."""
+    _check(embeddings, x, epsilon, widths, scale, ungated, kind, alpha, tau)
+    plan = _arrange(embeddings, widths)
+    y = embeddings[0].new_empty(plan.rows, plan.columns)
+    if y.numel() == 0:
+        return y
+    with on_stream(x.device):
+        _forward_kernel[(plan.blocks * plan.constants["N"],)](
+            y,
+            _pointers(embeddings, plan.constants["SOURCE"]),
+            plan.layout,
+            x.contiguous(),
+            epsilon,
+            None if scale is None else scale.contiguous(),
+            None if ungated is None else ungated.contiguous(),
+            alpha,
+            tau,
+            plan.rows,
+            plan.columns,
+            KIND=reference.KINDS[kind],
+            **plan.constants,
+            num_warps=plan.warps,
+            enable_fp_fusion=False,
+        )
+    return y
+
+
+def launch_backward(
+    grad: Tensor,
+    embeddings: Sequence[Tensor],
+    x: Tensor,
+    epsilon: Tensor,
+    widths: Sequence[int],
+    scale: Tensor | None,
+    ungated: Tensor | None,
+    kind: int,
+    alpha: float,
+    tau: float,
+) -> list[Tensor]:
+    """One launch of the backward kernel; CPU tensors are taken under Triton's interpreter."""
+    _check(embeddings, x, epsilon, widths, scale, ungated, kind, alpha, tau, grad)
+    plan = _arrange(embeddings, widths, grad)
+    grad_embeddings = [field.new_empty(field.shape) for field in embeddings]
+    grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
+    fields, blocks = plan.constants["N"], max(plan.blocks, 1)
+    partials = x.new_empty(fields * blocks)
+    with on_stream(x.device, arrivals=fields) as counters:
+        _backward_kernel[(blocks * fields,)](
+            _pointers(grad_embeddings, plan.constants["SOURCE"]),
+            grad_x,
+            grad,
+            _pointers(embeddings, plan.constants["SOURCE"]),
+            plan.layout,
+            x.contiguous(),
+            epsilon,
+            None if scale is None else scale.contiguous(),
+            None if ungated is None else ungated.contiguous(),
+            partials,
+            counters,
+            alpha,
+            tau,
+            plan.rows,
+            plan.columns,
+            *grad.stride(),
+            blocks,
+            KIND=reference.KINDS[kind],
+            REVIVES=reference.revives(reference.KINDS[kind], alpha),
+            **plan.constants,
+            BLOCK_PARTIALS=256,
+            num_warps=plan.warps,
+            enable_fp_fusion=False,
+        )
+    return [*grad_embeddings, grad_x]
+
+
+if triton is not None:
+    implement("gated_concat", "CUDA", launch_forward)
+    implement("gated_concat_backward", "CUDA", launch_backward)
 
 
 def _reference_forward(
@@ -119,8 +514,17 @@ def _reference_forward(
 ) -> Tensor:
     _check(embeddings, x, epsilon, widths, scale, ungated, kind, alpha, tau)
     _check_values("gated_concat", x, epsilon)
-    gate = {"kind": reference.KINDS[kind], "alpha": alpha, "tau": tau}
-    return reference.gated_concat(embeddings, x, epsilon, widths, scale, ungated, **gate)
+    return reference.gated_concat(
+        embeddings,
+        x,
+        epsilon,
+        widths,
+        scale,
+        ungated,
+        kind=reference.KINDS[kind],
+        alpha=alpha,
+        tau=tau,
+    )
 
 
 def _reference_backward(
@@ -208,8 +612,9 @@ class _GatedConcat(torch.autograd.Function):
         *embeddings: Tensor,
     ) -> Tensor:
         operator = torch.ops.lpfs.gated_concat.default
-        gate = kind, alpha, tau
-        return below_autograd(operator, embeddings, x, epsilon, widths, scale, ungated, *gate)
+        rest = scale, ungated, kind, alpha, tau
+        y = below_autograd(operator, embeddings, x, epsilon, widths, *rest)
+        return cast(Tensor, y)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -230,7 +635,7 @@ class _GatedConcat(torch.autograd.Function):
 def _autograd_forward(
     embeddings: list[Tensor], x: Tensor, epsilon: Tensor, widths: list[int], *rest: Any
 ) -> Tensor:
-    return apply(_GatedConcat, x, epsilon, widths, *rest, *embeddings)
+    return cast(Tensor, apply(_GatedConcat, x, epsilon, widths, *rest, *embeddings))
 
 
 class _GatedConcatBackward(torch.autograd.Function):
@@ -257,6 +662,22 @@ implement("gated_concat", "Autograd", _autograd_forward)
 implement("gated_concat_backward", "Autograd", _autograd_backward)
 
 
+def _autocast_forward(embeddings: list[Tensor], *rest: Any) -> Tensor:
+    """Under autocast, embeddings of several types become the widest, as in `torch.cat`."""
+    dtypes = {field.dtype for field in embeddings}
+    if len(dtypes) > 1 and all(dtype.is_floating_point for dtype in dtypes):
+        widest = reduce(torch.promote_types, dtypes)
+        embeddings = [field.to(widest) for field in embeddings]
+    with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST):
+        return cast(Tensor, torch.ops.lpfs.gated_concat.default(embeddings, *rest))
+
+
+_AUTOCAST = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
+_AUTOCAST |= torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCUDA)
+implement("gated_concat", "AutocastCPU", _autocast_forward)
+implement("gated_concat", "AutocastCUDA", _autocast_forward)
+
+
 def gated_concat(
     embeddings: Sequence[Tensor],
     x: Tensor,
@@ -269,9 +690,60 @@ def gated_concat(
     alpha: float = 10.0,
     tau: float = 2.0,
 ) -> Tensor:
-    """Concatenate the fields, each multiplied by its gate: `[B, ΣD]`, in the embeddings' dtype."""
+    """Concatenate the fields, each multiplied by its gate: `y[:, fieldᵢ] = g(xᵢ; ε) · scaleᵢ · eᵢ`.
+
+    Args:
+        embeddings: one `[B, Dᵢ]` per field, widths and strides as they come; or, with `widths`, one
+            packed `[B, ΣD]`. float64, float32, float16 or bfloat16, all the same; under autocast
+            they are promoted like those of `torch.cat`.
+        x: `[N]`, one gate parameter per field; float32, or float64 for float64 embeddings. A field
+            is dead where it is exactly 0: it outputs +0 and is not read.
+        epsilon: ε > 0, of x's dtype and without dimensions; a schedule may change it in place.
+        widths: how to cut the packed tensor; empty for a list.
+        scale: `[N]`, of x's dtype; 1 where it is missing. No gradient.
+        ungated: `[N]`, bool; these fields' factor is `scaleᵢ` alone, whatever x holds.
+        kind: one of `KINDS`.
+        alpha: α ≥ 0 of `lpfs++`: how strongly a dead field can come back.
+        tau: τ > 0 of `lpfs++`.
+
+    Returns:
+        `[B, ΣD]` in the embeddings' dtype, computed in x's; differentiable once, with respect to
+        the embeddings and x.
+
+    Raises:
+        TypeError: a dtype is not as above.
+        ValueError: a shape, device or option is not as above; and, on the CPU only, ε is not
+            positive and finite or x holds a NaN: a value on a GPU is not looked at.
+
+    >>> fields = [torch.ones(2, 1), torch.ones(2, 2), torch.ones(2, 1)]
+    >>> x, epsilon = torch.tensor([1.0, 0.0, 3.0]), torch.tensor(1.0)
+    >>> gated_concat(fields, x, epsilon, kind="lpfs")
+    tensor([[0.5000, 0.0000, 0.0000, 0.9000],
+            [0.5000, 0.0000, 0.0000, 0.9000]])
+
+    The same from one packed tensor:
+
+    >>> gated_concat([torch.ones(2, 4)], x, epsilon, [1, 2, 1], kind="lpfs")
+    tensor([[0.5000, 0.0000, 0.0000, 0.9000],
+            [0.5000, 0.0000, 0.0000, 0.9000]])
+
+    Normalised to 1 at x = 1, and the last field without a gate:
+
+    >>> scale, ungated = torch.tensor([2.0, 2.0, 1.0]), torch.tensor([False, False, True])
+    >>> gated_concat(fields, x, epsilon, scale=scale, ungated=ungated, kind="lpfs")
+    tensor([[1., 0., 0., 1.],
+            [1., 0., 0., 1.]])
+    """
     if kind not in reference.KINDS:
         fault("gated_concat", "kind", f"be one of {reference.KINDS}", repr(kind))
-    return torch.ops.lpfs.gated_concat.default(
-        embeddings, x, epsilon, widths, scale, ungated, reference.KINDS.index(kind), alpha, tau
-    )
+    gate = reference.KINDS.index(kind), alpha, tau
+    operator = torch.ops.lpfs.gated_concat.default
+    try:
+        y = operator(embeddings, x, epsilon, widths, scale, ungated, *gate)
+    except RuntimeError:
+        # The C++ library finds faults too, but cannot raise another type.
+        _check(embeddings, x, epsilon, widths, scale, ungated, *gate)
+        if x.device.type == "cpu":
+            _check_values("gated_concat", x, epsilon)
+        raise
+    return cast(Tensor, y)

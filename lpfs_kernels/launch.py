@@ -1,12 +1,25 @@
-"""What the operators share before a launch: argument checks."""
+"""What launchers share: argument checks, counters, pointer tables, and Triton where it exists."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NoReturn
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # Triton exists on Linux only; elsewhere no kernel is ever launched.
+    triton = tl = None
+
+
+def jit(function: Callable[..., Any]) -> Any:
+    """`triton.jit`, or nothing where there is no Triton."""
+    return function if triton is None else triton.jit(function)
 
 
 def fault(
@@ -51,3 +64,64 @@ def check_values(
         position = int(wrong.flatten().nonzero()[0])
         value = f"{tensor.flatten()[position].item():g}"
         fault(operator, name, expected, f"{value} at position {position}" if where else value)
+
+
+@contextlib.contextmanager
+def on_stream(device: torch.device, arrivals: int = 0) -> Iterator[Tensor | None]:
+    """Make `device` current for a launch; yield `arrivals` counters that are zero, if any.
+
+    A kernel leaves its counters at zero, so those of a stream serve every launch on it. A captured
+    graph gets its own: it may be replayed on another stream than the one it was captured on. After
+    an error nobody knows where counters stand, and they are dropped.
+    """
+    with contextlib.nullcontext() if device.type == "cpu" else torch.cuda.device(device):
+        if not arrivals:
+            yield None
+        elif _capturing(device):
+            yield torch.zeros(arrivals, dtype=torch.int32, device=device)
+        else:
+            stream = _stream(device)
+            counters = _COUNTERS.get(stream)
+            if counters is None or counters.numel() < arrivals:
+                counters = torch.zeros(max(arrivals, 1024), dtype=torch.int32, device=device)
+                _COUNTERS[stream] = counters
+            try:
+                yield counters
+            except BaseException:
+                _COUNTERS.pop(stream, None)
+                raise
+
+
+_COUNTERS: dict[tuple[torch.device, int], Tensor] = {}
+
+
+def _stream(device: torch.device) -> tuple[torch.device, int]:
+    return device, 0 if device.type == "cpu" else torch.cuda.current_stream(device).cuda_stream
+
+
+def _capturing(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def device_table(values: Sequence[int], device: torch.device) -> Tensor:
+    """`values` as int64 on `device`, copied without waiting for it."""
+    host = torch.tensor(values, dtype=torch.int64, pin_memory=device.type == "cuda")
+    if _capturing(device):
+        _COPIED_BY_GRAPHS.append(host)
+    return host.to(device, non_blocking=True)
+
+
+_COPIED_BY_GRAPHS: list[Tensor] = []
+"""A captured copy reads its source again at each replay, and nobody says when the graph is gone."""
+
+
+def constant_table(values: tuple[int, ...], device: torch.device) -> Tensor:
+    """`values` as int64 on `device`; kept for the next launch on the same stream."""
+    if _capturing(device):
+        return device_table(values, device)
+    return _cached_table(values, *_stream(device))
+
+
+@lru_cache(maxsize=256)
+def _cached_table(values: tuple[int, ...], device: torch.device, stream: int) -> Tensor:
+    return device_table(values, device)

@@ -11,6 +11,7 @@ is smaller and a budget of L elements is given, and
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -18,8 +19,21 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from . import reference
-from .launch import check_device, check_dtype, check_shape, check_values, dtype_name, fault
-from .library import LIBRARY, define, implement
+from .gates import divide
+from .launch import (
+    check_device,
+    check_dtype,
+    check_shape,
+    check_values,
+    device_table,
+    dtype_name,
+    fault,
+    jit,
+    on_stream,
+    tl,
+    triton,
+)
+from .library import LIBRARY, below_autograd, define, implement
 
 define("""proximal_sgd_(
     Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momentum_buffers, Tensor lr, Tensor lam,
@@ -80,9 +94,213 @@ def _check_overlap(params: Sequence[Tensor], momentum_buffers: Sequence[Tensor])
         for i, tensor in enumerate(tensors)
         if tensor.numel()
     )
-    for (_, end, name), (start, _, other) in zip(spans, spans[1:], strict=False):
+    for (_, end, name), (start, _, other) in pairwise(spans):
         if start < end:
             raise ValueError(f"proximal_sgd_: {name} and {other} must not overlap in memory")
+
+
+def _check_values(lr: Tensor, lam: Tensor, budget: Tensor | None) -> None:
+    wrong = ~((lr >= 0) & lr.isfinite())
+    check_values("proximal_sgd_", "lr", lr, "be at least 0 and finite", wrong)
+    check_values("proximal_sgd_", "lam", lam, "be at least 0", ~(lam >= 0))
+    if budget is not None:
+        check_values("proximal_sgd_", "budget", budget, "be at least 0", budget < 0)
+
+
+@jit
+def _momentum_step(
+    param,
+    grad,
+    buffer,
+    stepped,
+    size,
+    lr,
+    momentum,
+    rate,
+    NESTEROV: tl.constexpr,
+    MAXIMIZE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    for start in range(0, size, BLOCK):
+        i = start + tl.arange(0, BLOCK)
+        inside = i < size
+        descent = tl.load(grad + i, mask=inside, other=0.0)
+        if MAXIMIZE:
+            descent = -descent
+        velocity = tl.load(buffer + i, mask=inside, other=0.0) * momentum + descent * rate
+        tl.store(buffer + i, velocity, mask=inside)
+        direction = descent + momentum * velocity if NESTEROV else velocity
+        v = tl.load(param + i, mask=inside, other=0.0) - lr * direction
+        tl.store(stepped + i, v, mask=inside)
+
+
+@jit
+def _shrink(param, stepped, size, threshold, BLOCK: tl.constexpr):
+    """Soft thresholding into `param`; how many elements it left alive."""
+    live = tl.zeros([BLOCK], tl.int64)
+    for start in range(0, size, BLOCK):
+        i = start + tl.arange(0, BLOCK)
+        v = tl.load(stepped + i, mask=i < size, other=0.0)
+        shrunk = tl.where(v < -threshold, v + threshold, 0.0)
+        shrunk = tl.where(v > threshold, v - threshold, shrunk)
+        tl.store(param + i, shrunk, mask=i < size)
+        live += (shrunk != 0).to(tl.int64)
+    return tl.sum(live, 0)
+
+
+@jit
+def _largest(stepped, total, rank, BLOCK: tl.constexpr):
+    """The (rank + 1)-th largest magnitude: the greatest m with more than `rank` magnitudes ≥ m.
+
+    Bit patterns of magnitudes are ordered like the magnitudes (NaN above all), so m is found bit by
+    bit, exactly, in as many counts as a magnitude has bits.
+    """
+    BITS: tl.constexpr = stepped.dtype.element_ty.primitive_bitwidth
+    INTEGER: tl.constexpr = tl.int32 if BITS == 32 else tl.int64
+    pattern = tl.full((), 0, INTEGER)
+    for bit in range(1, BITS):
+        candidate = pattern | (tl.full((), 1, INTEGER) << (BITS - 1 - bit))
+        count = tl.zeros([BLOCK], tl.int32)
+        for start in range(0, total, BLOCK):
+            i = start + tl.arange(0, BLOCK)
+            magnitude = tl.abs(tl.load(stepped + i, mask=i < total, other=0.0))
+            count += (magnitude.to(INTEGER, bitcast=True) >= candidate).to(tl.int32)
+        pattern = tl.where(tl.sum(count, 0) > rank, candidate, pattern)
+    return pattern.to(stepped.dtype.element_ty, bitcast=True)
+
+
+@jit
+def _kernel(
+    params,
+    grads,
+    momentum_buffers,
+    sizes,
+    stepped,
+    lr,
+    lam,
+    budget,
+    live,
+    used,
+    momentum: tl.float64,
+    rate: tl.float64,
+    total,
+    COUNT: tl.constexpr,
+    TABLE: tl.constexpr,
+    NESTEROV: tl.constexpr,
+    MAXIMIZE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One program. `stepped` holds the momentum step's results, one parameter after another."""
+    DTYPE: tl.constexpr = stepped.dtype.element_ty
+    POINTER: tl.constexpr = tl.pointer_type(DTYPE)
+    eta = tl.load(lr)
+    momentum = tl.full((), momentum, DTYPE)
+    rate = tl.full((), rate, DTYPE)
+
+    v = stepped
+    if TABLE:
+        for i in range(COUNT):
+            param = tl.load(params + i).to(POINTER)
+            grad = tl.load(grads + i).to(POINTER)
+            buffer = tl.load(momentum_buffers + i).to(POINTER)
+            size = tl.load(sizes + i).to(tl.int32)
+            _momentum_step(
+                param, grad, buffer, v, size, eta, momentum, rate, NESTEROV, MAXIMIZE, BLOCK
+            )
+            v += size
+    else:
+        for i in tl.static_range(COUNT):
+            param, grad, buffer = params[i], grads[i], momentum_buffers[i]
+            _momentum_step(
+                param, grad, buffer, v, sizes[i], eta, momentum, rate, NESTEROV, MAXIMIZE, BLOCK
+            )
+            v += sizes[i]
+
+    # From here on a thread reads what others have written.
+    tl.debug_barrier()
+    threshold = 2 * tl.load(lam) * eta
+    if budget is not None:
+        allowed = tl.load(budget)
+        limit = _largest(stepped, total, allowed, BLOCK)
+        # A NaN wins, as in Tensor.minimum.
+        binds = (threshold <= limit) | (threshold != threshold)
+        threshold = tl.where(binds, threshold, limit)
+        threshold = tl.where(allowed < total, threshold, 0.0)
+
+    alive = tl.full((), 0, tl.int64)
+    v = stepped
+    if TABLE:
+        for i in range(COUNT):
+            size = tl.load(sizes + i).to(tl.int32)
+            alive += _shrink(tl.load(params + i).to(POINTER), v, size, threshold, BLOCK)
+            v += size
+    else:
+        for i in tl.static_range(COUNT):
+            alive += _shrink(params[i], v, sizes[i], threshold, BLOCK)
+            v += sizes[i]
+    tl.store(live, alive)
+    tl.store(used, divide(threshold, 2 * eta))
+
+
+POINTERS = 16
+"""Beyond this many parameters an address table: the loops over a tuple are unrolled."""
+
+LARGEST_BLOCK = 8192
+"""Elements at once, 256 to a warp: eight in the registers of each thread at up to 32 warps. All
+later passes find their data in the first-level cache."""
+
+
+def launch(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    momentum_buffers: Sequence[Tensor],
+    lr: Tensor,
+    lam: Tensor,
+    budget: Tensor | None,
+    momentum: float,
+    dampening: float,
+    nesterov: bool,
+    maximize: bool,
+) -> tuple[Tensor, Tensor]:
+    """One launch for all parameters; CPU tensors are taken under Triton's interpreter."""
+    _check(params, grads, momentum_buffers, lr, lam, budget)
+    _check_overlap(params, momentum_buffers)
+    device, count = lr.device, len(params)
+    sizes = [param.numel() for param in params]
+    total = sum(sizes)
+    live, used = lr.new_empty((), dtype=torch.int64), torch.empty_like(lr)
+    block = min(max(triton.next_power_of_2(total), 32), LARGEST_BLOCK)
+    lists: list[Any] = [params, [grad.contiguous() for grad in grads], momentum_buffers]
+    with on_stream(device):
+        if count > POINTERS:
+            addresses = [tensor.data_ptr() for tensors in lists for tensor in tensors]
+            arguments: Any = device_table([*addresses, *sizes], device).view(4, count).unbind()
+        else:
+            arguments = [tuple(tensors) for tensors in (*lists, sizes)]
+        _kernel[(1,)](
+            *arguments,
+            lr.new_empty(total),
+            lr,
+            lam,
+            budget,
+            live,
+            used,
+            momentum,
+            1 - dampening,
+            total,
+            COUNT=count,
+            TABLE=count > POINTERS,
+            NESTEROV=nesterov,
+            MAXIMIZE=maximize,
+            BLOCK=block,
+            num_warps=max(block // 256, 1),
+            enable_fp_fusion=False,
+        )
+    return live, used
+
+
+if triton is not None:
+    implement("proximal_sgd_", "CUDA", launch)
 
 
 def _reference(
@@ -99,11 +317,7 @@ def _reference(
 ) -> tuple[Tensor, Tensor]:
     _check(params, grads, momentum_buffers, lr, lam, budget)
     _check_overlap(params, momentum_buffers)
-    wrong_lr = ~((lr >= 0) & lr.isfinite())
-    check_values("proximal_sgd_", "lr", lr, "be at least 0 and finite", wrong_lr)
-    check_values("proximal_sgd_", "lam", lam, "be at least 0", ~(lam >= 0))
-    if budget is not None:
-        check_values("proximal_sgd_", "budget", budget, "be at least 0", budget < 0)
+    _check_values(lr, lam, budget)
     return reference.proximal_sgd_(
         params,
         grads,
@@ -146,9 +360,9 @@ def _autograd(
     tensors = [*params, *grads, *momentum_buffers]
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         raise RuntimeError("proximal_sgd_ has no gradient: call it under torch.no_grad()")
-    with torch._C._AutoDispatchBelowAutograd():
-        result = torch.ops.lpfs.proximal_sgd_.default(params, grads, momentum_buffers, *rest)
-    return result
+    operator = torch.ops.lpfs.proximal_sgd_.default
+    live, used = below_autograd(operator, params, grads, momentum_buffers, *rest)
+    return live, used
 
 
 def _bump_versions(
@@ -156,7 +370,8 @@ def _bump_versions(
 ) -> tuple[Tensor, Tensor]:
     increment_version([*params, *momentum_buffers])
     with torch._C._AutoDispatchBelowADInplaceOrView():
-        return torch.ops.lpfs.proximal_sgd_.default(params, grads, momentum_buffers, *rest)
+        live, used = torch.ops.lpfs.proximal_sgd_.default(params, grads, momentum_buffers, *rest)
+    return live, used
 
 
 implement("proximal_sgd_", "Autograd", _autograd)
@@ -176,17 +391,61 @@ def proximal_sgd_(
     nesterov: bool = False,
     maximize: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """One momentum step on the data loss, then soft thresholding by 2λη, in place (eq. 11)."""
-    live, used = torch.ops.lpfs.proximal_sgd_.default(
-        params,
-        grads,
-        momentum_buffers,
-        lr,
-        lam,
-        budget,
-        momentum,
-        dampening,
-        nesterov,
-        maximize,
-    )
+    """One momentum step on the data loss, then soft thresholding by 2λη, in place (eq. 11).
+
+    The momentum step is `torch.optim.SGD`'s, `b ← μb + (1 − dampening)·∇` and `v = p − ηb`, then
+    `p ← sign(v)·max(|v| − t, 0)` with `t = 2λη`; with a budget of L elements t is the (L+1)-th
+    largest |v| of all parameters together where that is smaller, so that at most L stay alive
+    whenever 2λη does not bind.
+
+    Args:
+        params: float32 or float64, contiguous, all of one dtype; changed in place.
+        grads: one for each of `params`, of its shape and dtype; any strides.
+        momentum_buffers: likewise, contiguous; changed in place. Zeros before the first step.
+        lr: η ≥ 0, of the parameters' dtype and without dimensions, like `lam`; a schedule may
+            change all three in place.
+        lam: λ ≥ 0, or infinite for a threshold that the budget alone decides.
+        budget: L ≥ 0, int64 without dimensions.
+        momentum: μ.
+        dampening: of the gradient in the buffer.
+        nesterov: step along `∇ + μb` instead of b.
+        maximize: climb instead of descend.
+
+    Returns:
+        How many elements differ from zero (int64), and the λ that was used, t/2η: both without
+        dimensions and on the parameters' device.
+
+    Raises:
+        TypeError: a dtype is not as above.
+        ValueError: a count, shape, stride or device is not as above, or two tensors that change
+            share memory; and, on the CPU only, a negative value.
+        RuntimeError: gradients are enabled and an argument requires them.
+
+    >>> x, velocity = torch.tensor([3.0, -2.0, 1.0]), torch.zeros(3)
+    >>> lr, lam = torch.tensor(0.5), torch.tensor(1.5)
+    >>> proximal_sgd_([x], [torch.tensor([1.0, 0.0, 0.0])], [velocity], lr, lam)
+    (tensor(2), tensor(1.5000))
+    >>> x
+    tensor([ 1.0000, -0.5000,  0.0000])
+
+    At most one stays alive, whatever λ that takes:
+
+    >>> lam.fill_(float("inf"))
+    tensor(inf)
+    >>> proximal_sgd_([x], [torch.zeros(3)], [torch.zeros(3)], lr, lam, torch.tensor(1))
+    (tensor(1), tensor(0.5000))
+    >>> x
+    tensor([0.5000, 0.0000, 0.0000])
+    """
+    options = momentum, dampening, nesterov, maximize
+    operator = torch.ops.lpfs.proximal_sgd_.default
+    try:
+        live, used = operator(params, grads, momentum_buffers, lr, lam, budget, *options)
+    except RuntimeError:
+        # The C++ library finds faults too, but cannot raise another type.
+        _check(params, grads, momentum_buffers, lr, lam, budget)
+        _check_overlap(params, momentum_buffers)
+        if lr.device.type == "cpu":
+            _check_values(lr, lam, budget)
+        raise
     return live, used
