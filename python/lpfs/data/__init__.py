@@ -1,0 +1,35 @@
+"""Click logs: generate them, read them, encode them, and serve them in batches.
+
+>>> from lpfs.data import ClickLog, InOrder, Recipe, load
+>>> data = load(ClickLog(Recipe(rows=2_000)), label="click", split=InOrder(test=0.2))
+>>> len(data.fields), len(data.train), len(data.validation), len(data.test)
+(27, 1440, 160, 400)
+"""
+
+from lpfs.data.build import Field, Progress
+from lpfs.data.encode import CategoryEncoder, Encoder, NumberEncoder
+from lpfs.data.error import DataError
+from lpfs.data.generate import ClickLog, FieldTruth, Recipe
+from lpfs.data.load import Data, load
+from lpfs.data.part import Batch, Part
+from lpfs.data.split import ByColumn, ByFraction, InOrder, Split
+
+__all__ = [
+    "Batch",
+    "ByColumn",
+    "ByFraction",
+    "CategoryEncoder",
+    "ClickLog",
+    "Data",
+    "DataError",
+    "Encoder",
+    "Field",
+    "FieldTruth",
+    "InOrder",
+    "NumberEncoder",
+    "Part",
+    "Progress",
+    "Recipe",
+    "Split",
+    "load",
+]

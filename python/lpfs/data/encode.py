@@ -1,0 +1,168 @@
+"""From raw values to what a network reads, and back into JSON.
+
+A category becomes an integer code: 0 unknown, 1 missing, 2 and up the values seen in training, the
+most frequent first. A number becomes a float32 of mean 0 and variance 1 on the training rows, NaN
+where it is missing (null, NaN or infinite).
+
+>>> encoder = fit_categories("colour", {"red": 3, "blue": 9, "mauve": 1}, min_count=2)
+>>> encoder.encode(pa.array(["blue", "red", "mauve", "puce", "", None])).tolist()
+[2, 3, 0, 0, 1, 1]
+>>> CategoryEncoder.model_validate_json(encoder.model_dump_json()) == encoder
+True
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from statistics import NormalDist
+from typing import Annotated, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = [
+    "FIRST",
+    "MISSING",
+    "UNKNOWN",
+    "CategoryEncoder",
+    "Encoder",
+    "NumberEncoder",
+    "Transform",
+    "fit_categories",
+    "fit_numbers",
+    "words",
+]
+
+UNKNOWN, MISSING, FIRST = 0, 1, 2
+Transform = Literal["log", "quantile"]
+
+
+def words(column: pa.Array) -> tuple[NDArray[np.int64], list[str | None]]:
+    """A column of any type as indices `[rows]` into a list of different strings.
+
+    Null and NaN become None. Raises UnicodeDecodeError or pyarrow.ArrowInvalid for strings that are
+    not UTF-8.
+
+    >>> words(pa.array([7, None, 7]))
+    (array([0, 1, 0]), ['7', None])
+    """
+    if not pa.types.is_dictionary(column.type):
+        column = column.dictionary_encode()
+    values = column.dictionary
+    if pa.types.is_floating(values.type):
+        values = pc.if_else(pc.is_nan(values), None, values)
+        # 3.0 is the same value as 3: a missing value elsewhere made the integers floats.
+        values = pc.replace_substring_regex(values.cast(pa.string()), r"\.0$", "")
+    elif not pa.types.is_string(values.type):
+        values = values.cast(pa.string())
+    indices = column.indices.fill_null(len(values)).to_numpy(zero_copy_only=False)
+    return indices.astype(np.int64, copy=False), [*values.to_pylist(), None]
+
+
+class CategoryEncoder(BaseModel):
+    """The vocabulary of a field; `values[i]` has code i + 2."""
+
+    model_config = ConfigDict(frozen=True)
+    kind: Literal["category"] = "category"
+    name: str
+    values: list[str]
+
+    @property
+    def cardinality(self) -> int:
+        """How many codes there are, unknown and missing among them."""
+        return FIRST + len(self.values)
+
+    @cached_property
+    def _codes(self) -> dict[str | None, int]:
+        codes: dict[str | None, int] = {w: i for i, w in enumerate(self.values, FIRST)}
+        return codes | {None: MISSING, "": MISSING}
+
+    def encode(self, column: pa.Array) -> NDArray[np.int32]:
+        """Codes `[rows]` int32 of a column of strings, a dictionary or anything that prints."""
+        indices, distinct = words(column)
+        codes = self._codes
+        return np.array([codes.get(w, UNKNOWN) for w in distinct], dtype=np.int32)[indices]
+
+
+class NumberEncoder(BaseModel):
+    """The transform of a numeric field, fitted on its training rows.
+
+    `log` standardises sign(v)·log(1 + |v|). `quantile` replaces v by the normal score of its rank:
+    linear between `knots`, constant outside.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    kind: Literal["number"] = "number"
+    name: str
+    transform: Transform
+    mean: float = 0.0
+    scale: float = 1.0
+    knots: list[float] = []
+    scores: list[float] = []
+
+    @property
+    def cardinality(self) -> int:
+        """0: a number has no codes."""
+        return 0
+
+    def encode(self, column: pa.Array) -> NDArray[np.float32]:
+        """Values `[rows]` float32, NaN where missing, of a column of numbers or numerals.
+
+        Raises pyarrow.ArrowInvalid for strings that are no numerals.
+        """
+        return self.apply(
+            pc.cast(column, pa.float64()).to_numpy(zero_copy_only=False),
+        )
+
+    def apply(self, values: NDArray[np.float64]) -> NDArray[np.float32]:
+        """The same for float64 values of any shape."""
+        values = np.where(np.isfinite(values), values, np.nan)
+        if self.transform == "log":
+            result = (_log(values) - self.mean) / self.scale
+        else:
+            result = np.interp(values, self.knots, self.scores)
+        return result.astype(np.float32)
+
+
+Encoder = Annotated[CategoryEncoder | NumberEncoder, Field(discriminator="kind")]
+
+
+def fit_categories(name: str, counts: Mapping[str, int], min_count: int) -> CategoryEncoder:
+    """The values that occur at least `min_count` times, by falling count, then by value."""
+    kept = [word for word, count in counts.items() if count >= min_count]
+    return CategoryEncoder(name=name, values=sorted(kept, key=lambda w: (-counts[w], w)))
+
+
+def fit_numbers(name: str, values: NDArray[np.float64], transform: Transform) -> NumberEncoder:
+    """A transform for values `[rows]`, NaN where missing, at least one of them not.
+
+    >>> encoder = fit_numbers("spend", np.array([0.0, 0.0, 0.0, 10.0, 1000.0]), "quantile")
+    >>> encoder.apply(np.array([0.0, 10.0, np.nan, 1e9]))
+    array([-0.52440053,  0.52440053,         nan,  1.2815516 ], dtype=float32)
+    """
+    values = np.sort(values[np.isfinite(values)])
+    if transform == "log":
+        logs = _log(values)
+        scale = float(logs.std())
+        return NumberEncoder(
+            name=name, transform=transform, mean=float(logs.mean()), scale=scale or 1.0
+        )
+    places = np.unique(np.linspace(0, len(values) - 1, 1001).round().astype(np.int64))
+    knots = np.unique(values[places])
+    # The middle rank of equal values, so that a heap at zero does not stretch over the scale.
+    ranks = (np.searchsorted(values, knots, "left") + np.searchsorted(values, knots, "right")) / 2
+    normal = NormalDist()
+    return NumberEncoder(
+        name=name,
+        transform=transform,
+        knots=knots.tolist(),
+        scores=[normal.inv_cdf(r) for r in ranks / len(values)],
+    )
+
+
+def _log(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(np.sign(values) * np.log1p(np.abs(values)))

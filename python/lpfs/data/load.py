@@ -1,0 +1,148 @@
+"""From a file to batches: the one function that most people need."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lpfs.data import cache as cached
+from lpfs.data.build import PARTS, Field, Meta, Progress, Settings, build
+from lpfs.data.encode import Encoder, Transform
+from lpfs.data.error import DataError
+from lpfs.data.part import Part
+from lpfs.data.read import Format, Input, open_source
+from lpfs.data.split import ByFraction, Split
+
+__all__ = ["Data", "load"]
+
+# Rises when the same settings would give other arrays.
+_VERSION = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """A log, encoded and split. Fields are in the order of the file's columns."""
+
+    fields: tuple[Field, ...]
+    encoders: tuple[Encoder, ...]
+    """One for each field, pydantic models."""
+    train: Part
+    validation: Part
+    test: Part
+    key: str
+    """Stands for the content and the settings: the same key, the same arrays."""
+
+    @property
+    def categories(self) -> tuple[Field, ...]:
+        """The fields of the columns of `codes`."""
+        return tuple(f for f in self.fields if f.kind == "category")
+
+    @property
+    def numbers(self) -> tuple[Field, ...]:
+        """The fields of the columns of `numbers`."""
+        return tuple(f for f in self.fields if f.kind == "number")
+
+
+def load(
+    source: Input,
+    *,
+    label: str = "label",
+    split: Split | None = None,
+    validation: float = 0.1,
+    categories: Sequence[str] = (),
+    numbers: Sequence[str] = (),
+    ignore: Sequence[str] = (),
+    min_count: int = 2,
+    transform: Transform = "log",
+    format: Format | None = None,
+    cache: str | Path | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> Data:
+    """Read a click log, encode it, split it, and map the result into memory.
+
+    Args:
+        source: a Parquet, CSV or TSV file, plain or packed; a directory, a pattern or a list of
+            such files with the same columns; a `pyarrow.Table` or a `ClickLog`.
+        label: the column with 0 and 1; Criteo's files, which have no header, call it `label`.
+        split: `ByColumn`, `ByFraction` (the default, 0.2) or `InOrder`.
+        validation: the share of the training rows, the last ones, that become the validation part
+            if the split has none of its own.
+        categories: columns that are categories whatever they look like.
+        numbers: the same for numbers.
+        ignore: columns not to read.
+        min_count: values that fewer training rows have share the code for unknown values. It is 2,
+            so that this code is trained, on values that are as rare as unknown ones.
+        transform: of numbers, see `NumberEncoder`.
+        format: where the file's name does not tell.
+        cache: a directory that keeps the encoded log for the next time; without it, a temporary
+            one that goes with the result.
+        progress: called after every chunk.
+
+    Raises:
+        DataError: with one line on what is wrong with the data or the options. Nothing is left.
+
+    >>> import pyarrow as pa
+    >>> table = pa.table({"label": [0, 1] * 50, "colour": ["red", "blue"] * 50})
+    >>> data = load(table)
+    >>> [(f.name, f.kind, f.cardinality) for f in data.fields]
+    [('colour', 'category', 4)]
+    >>> next(data.test.batches(3)).codes.shape
+    torch.Size([3, 1])
+    """
+    if not 0 <= validation < 1:
+        raise DataError("validation", f"expected a fraction from 0 to below 1, got {validation}")
+    sources = open_source(source, format)
+    settings = Settings(
+        label=label,
+        split=split or ByFraction(),
+        categories=tuple(categories),
+        numbers=tuple(numbers),
+        ignore=tuple(ignore),
+        min_count=min_count,
+        transform=transform,
+        validation=validation,
+    )
+    name = cached.key(
+        {
+            "version": _VERSION,
+            "settings": asdict(settings) | {"split": repr(settings.split)},
+            "content": [file.identity() for file in sources],
+        }
+    )
+    root = Path(cache or tempfile.mkdtemp(prefix="lpfs-"))
+
+    def fill(path: Path) -> None:
+        build(path, sources, settings, progress or (lambda _: None))
+
+    path = None
+    try:
+        path = cached.directory(root, name, fill)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DataError(str(root), "the disk is full") from error
+        raise DataError(str(root), "cannot be written", str(error)) from error
+    finally:
+        if cache is None and path is None:
+            shutil.rmtree(root, ignore_errors=True)
+    meta = Meta.model_validate_json((path / "meta.json").read_text())
+    train, validation_part, test = (
+        Part(*(_array(path / f"{part}.{kind}.npy") for kind in ("codes", "numbers", "labels")))
+        for part in PARTS
+    )
+    data = Data(tuple(meta.fields), tuple(meta.encoders), train, validation_part, test, key=name)
+    if cache is None:
+        weakref.finalize(data, shutil.rmtree, root, ignore_errors=True)
+    return data
+
+
+def _array(path: Path) -> Any:
+    # Nothing cannot be mapped.
+    return np.load(path, mmap_mode="r") if path.stat().st_size > 128 else np.load(path)

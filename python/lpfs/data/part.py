@@ -1,0 +1,95 @@
+"""Rows on disk, batch by batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+__all__ = ["Batch", "Part"]
+
+# Rows that stay together when rows are shuffled: pages of the file are read whole.
+RUN = 256
+# Runs that are mixed at a time.
+RUNS = 256
+
+
+class Batch(NamedTuple):
+    """Some rows; columns in the order of the fields of that kind."""
+
+    codes: Tensor
+    """`[rows, categories]` int32."""
+    numbers: Tensor
+    """`[rows, numbers]` float32, NaN where missing."""
+    labels: Tensor
+    """`[rows]` float32, 0 or 1."""
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """The training, validation or test rows, in file order, as memory-mapped arrays."""
+
+    codes: NDArray[np.int32]
+    """`[rows, categories]`."""
+    numbers: NDArray[np.float32]
+    """`[rows, numbers]`, NaN where missing."""
+    labels: NDArray[np.uint8]
+    """`[rows]`, 0 or 1."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batches(
+        self, batch_size: int, *, start: int = 0, seed: int | None = None
+    ) -> Iterator[Batch]:
+        """Every row once, from the `start`-th on; the last batch may be shorter.
+
+        With a seed, rows come in an order that depends on nothing else: runs of 256 rows in random
+        order, and the rows of every 256 runs mixed. It needs no more memory than one batch and the
+        order of the runs. Raises ValueError for a batch size below 1 or a start outside [0, rows].
+
+        >>> part = Part(np.zeros((5, 1), "i4"), np.zeros((5, 0), "f4"), np.arange(5, dtype="u1"))
+        >>> [batch.labels.tolist() for batch in part.batches(2, start=1)]
+        [[1.0, 2.0], [3.0, 4.0]]
+        >>> sorted(x for batch in part.batches(2, seed=0) for x in batch.labels.tolist())
+        [0.0, 1.0, 2.0, 3.0, 4.0]
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if not 0 <= start <= len(self):
+            raise ValueError(f"start must be between 0 and {len(self)} rows, got {start}")
+        if seed is None:
+            for first in range(start, len(self), batch_size):
+                yield self._batch(slice(first, first + batch_size))
+            return
+        pending = np.empty(0, dtype=np.int64)
+        for rows in self._shuffled(seed):
+            if start >= len(rows):
+                start -= len(rows)
+                continue
+            pending, start = np.concatenate([pending, rows[start:]]), 0
+            while len(pending) >= batch_size:
+                yield self._batch(pending[:batch_size])
+                pending = pending[batch_size:]
+        if len(pending):
+            yield self._batch(pending)
+
+    def _shuffled(self, seed: int) -> Iterator[NDArray[np.int64]]:
+        rng = np.random.default_rng(seed)
+        runs = rng.permutation(-(-len(self) // RUN))
+        for first in range(0, len(runs), RUNS):
+            rows = (runs[first : first + RUNS, None] * RUN + np.arange(RUN)).ravel()
+            yield rng.permutation(rows[rows < len(self)])
+
+    def _batch(self, rows: Any) -> Batch:
+        # A copy: a tensor on a read-only map would be a trap for in-place operators.
+        return Batch(
+            torch.from_numpy(np.array(self.codes[rows])),
+            torch.from_numpy(np.array(self.numbers[rows])),
+            torch.from_numpy(self.labels[rows].astype(np.float32)),
+        )

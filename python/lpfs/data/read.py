@@ -1,0 +1,414 @@
+"""Files as a stream of record batches: Parquet, CSV with a header, Criteo's TSV, plain or packed.
+
+Whatever the format, a chunk has categories as strings (or a dictionary, integers, booleans) and
+numbers as float64. Memory is bounded by a few chunks. Whatever is wrong with a file is a
+`DataError` that names it.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeAlias
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet
+
+from lpfs.data.columns import MISSING_WORDS, Kind
+from lpfs.data.error import DataError
+from lpfs.data.generate import ClickLog
+
+__all__ = ["CRITEO", "Chunk", "Format", "Input", "Source", "open_source"]
+
+Format = Literal["parquet", "csv", "tsv", "criteo"]
+Input: TypeAlias = str | Path | Sequence[str | Path] | pa.Table | ClickLog
+CRITEO = ("label", *(f"I{i}" for i in range(1, 14)), *(f"C{i}" for i in range(1, 27)))
+"""The columns of Criteo's files, which have no header; I are numbers, C categories."""
+
+TEXT_BYTES = 8 << 20
+ROWS = 1 << 16
+_PACKED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Rows of a file, as they are read."""
+
+    file: str
+    first: int
+    """Number of its first row in that file, from 0."""
+    rows: pa.RecordBatch
+    bytes: int
+    """How much of the file is read so far."""
+
+
+class Source(Protocol):
+    """One file or table."""
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+
+    @property
+    def columns(self) -> dict[str, pa.DataType]:
+        """Name → type in the file; strings in text files."""
+
+    @property
+    def kinds(self) -> dict[str, Kind]:
+        """What the format itself decides."""
+
+    @property
+    def text(self) -> bool:
+        """Whether the file has no types of its own."""
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+
+    def identity(self) -> object:
+        """What changes when the content does; JSON can hold it."""
+
+    def chunks(self, wanted: Mapping[str, Kind]) -> Iterator[Chunk]:
+        """All rows of the wanted columns, `number` as float64."""
+
+
+def open_source(source: Input, format: Format | None = None) -> list[Source]:
+    """The files a source stands for, in order, all with the same columns.
+
+    A directory stands for the files in it, a pattern for what it matches, both in natural order
+    (`day_2` before `day_10`). Raises DataError where there is nothing to read.
+    """
+    if isinstance(source, pa.Table | ClickLog):
+        return [_Memory(source)]
+    paths = [source] if isinstance(source, str | Path) else list(source)
+    files = [_open(file, format) for path in paths for file in _expand(Path(path))]
+    if not files:
+        raise DataError("source", "expected at least one file, got none")
+    for file in files[1:]:
+        if list(file.columns) != list(files[0].columns):
+            difference = set(file.columns) ^ set(files[0].columns)
+            raise DataError(
+                file.name,
+                f"expected the same columns in the same order as in {files[0].name}"
+                + (f", different: {_some(sorted(difference))}" if difference else ""),
+            )
+    return files
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:3])) + (", …" if len(names) > 3 else "")
+
+
+def _expand(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        found: Iterable[Path] = (
+            p for p in path.iterdir() if p.is_file() and p.name[0] not in "._" and _suffix(p)
+        )
+    elif re.search(r"[*?\[]", str(path)):
+        root = Path(path.anchor)
+        found = (p for p in root.glob(str(path.relative_to(root))) if p.is_file())
+    elif path.exists():
+        raise DataError(str(path), "expected a file or a directory")
+    else:
+        raise DataError(str(path), "no such file")
+    files = sorted(
+        found,
+        key=lambda p: [
+            (int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", str(p))
+        ],
+    )
+    if not files:
+        raise DataError(str(path), "no data file in it (.parquet, .csv, .tsv, .txt, day_0, …)")
+    return files
+
+
+def _suffix(path: Path) -> str:
+    """`parquet`, `csv` or `tsv` from the name, or nothing."""
+    name = path.name.lower()
+    for packed in _PACKED:
+        name = name.removesuffix(packed)
+    if re.fullmatch(r"day_\d+", name):
+        return "tsv"
+    known = {".parquet": "parquet", ".pq": "parquet", ".csv": "csv", ".tsv": "tsv", ".txt": "tsv"}
+    return known.get(Path(name).suffix, "")
+
+
+def _open(path: Path, format: Format | None) -> Source:
+    known = format or _suffix(path)
+    if not known:
+        raise DataError(str(path), "unknown format, expected .parquet, .csv, .tsv or .txt")
+    if path.stat().st_size == 0:
+        raise DataError(str(path), "the file is empty")
+    if known == "parquet":
+        return _Parquet(path)
+    if known == "csv":
+        return _Text(path, ",")
+    if known == "tsv":
+        with _readable(str(path)), pa.input_stream(str(path)) as stream:
+            first = stream.read(1 << 16).split(b"\n")[0].split(b"\t")
+        if len(first) == 1 or first[0] not in (b"0", b"1"):
+            return _Text(path, "\t")
+    return _Text(path, "\t", criteo=True)
+
+
+@contextmanager
+def _readable(name: str) -> Iterator[None]:
+    try:
+        yield
+    except DataError:
+        raise
+    except UnicodeDecodeError as error:
+        raise DataError(name, "expected UTF-8 text in the column names") from error
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(name, "cannot be read", str(error).split("\n")[0]) from error
+
+
+def _unique(name: str, columns: Sequence[str]) -> None:
+    for column in columns:
+        if columns.count(column) > 1:
+            raise DataError(name, f"column {column!r}", "the name appears twice")
+
+
+def _file_identity(path: Path) -> object:
+    """Size, time of modification, and a hash of 64 blocks: reading all would cost minutes."""
+    size, digest = path.stat().st_size, hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        for i in range(64):
+            file.seek(i * size // 64)
+            digest.update(file.read(1 << 14))
+    return [size, path.stat().st_mtime_ns, digest.hexdigest()]
+
+
+class _Text:
+    """CSV or TSV, with a header or with Criteo's columns."""
+
+    text = True
+
+    def __init__(self, path: Path, delimiter: str, criteo: bool = False) -> None:
+        self.path, self.name, self.size = path, str(path), path.stat().st_size
+        self.delimiter, self.criteo = delimiter, criteo
+        self.kinds: dict[str, Kind] = {}
+        self._skip = 0
+        if criteo:
+            self._names = list(CRITEO)
+            self.kinds = {n: "number" if n[0] == "I" else "category" for n in CRITEO[1:]}
+        else:
+            self._names = self._header()
+        self.columns = dict.fromkeys(self._names, pa.string())
+
+    def _header(self) -> list[str]:
+        with _readable(self.name), pa.input_stream(self.name) as stream:
+            lines = stream.read(1 << 20).removeprefix(b"\xef\xbb\xbf").splitlines()
+        blank = next((i for i, line in enumerate(lines) if line), len(lines))
+        self._skip = blank + 1
+        try:
+            line = b"".join(lines[blank : blank + 1]).decode()
+        except UnicodeDecodeError as error:
+            raise DataError(self.name, f"line {self._skip}", "expected UTF-8 text") from error
+        names = next(csv.reader([line], delimiter=self.delimiter), [])
+        if not names:
+            raise DataError(self.name, "expected a header, the file is empty")
+        _unique(self.name, names)
+        return names
+
+    def identity(self) -> object:
+        return [_file_identity(self.path), self.delimiter, self.criteo]
+
+    def chunks(self, wanted: Mapping[str, Kind]) -> Iterator[Chunk]:
+        types = {n: pa.float64() if k == "number" else pa.string() for n, k in wanted.items()}
+        first = 0
+        try:
+            with (
+                pa.OSFile(self.name, "rb") as file,
+                pa.input_stream(file, compression=_PACKED.get(self.path.suffix)) as stream,
+            ):
+                reader = pa.csv.open_csv(
+                    stream,
+                    pa.csv.ReadOptions(
+                        block_size=TEXT_BYTES, column_names=self._names, skip_rows=self._skip
+                    ),
+                    pa.csv.ParseOptions(
+                        delimiter=self.delimiter,
+                        quote_char=False if self.criteo else '"',
+                        newlines_in_values=not self.criteo,
+                    ),
+                    pa.csv.ConvertOptions(
+                        column_types=types,
+                        include_columns=list(wanted),
+                        null_values=MISSING_WORDS,
+                        strings_can_be_null=False,
+                    ),
+                )
+                for rows in reader:
+                    yield Chunk(self.name, first, rows, file.tell())
+                    first += rows.num_rows
+        except (pa.ArrowException, OSError) as error:
+            if "Empty CSV" not in str(error):
+                raise self._explain(error, wanted) from error
+
+    def _explain(self, error: Exception, wanted: Mapping[str, Kind]) -> DataError:
+        """Read again line by line, slowly, for the number of the line that is wrong."""
+        message = str(error).split("\n")[0]
+        if "straddl" in message:
+            return DataError(self.name, f"a line is longer than {TEXT_BYTES >> 20} MiB")
+        if isinstance(error, OSError):
+            return DataError(self.name, "cannot be read", message)
+        numbers = [i for i, n in enumerate(self._names) if wanted.get(n) == "number"]
+        stream = io.TextIOWrapper(
+            pa.PythonFile(pa.input_stream(self.name)), "utf-8", "surrogateescape", newline=""
+        )
+        reader = csv.reader(
+            stream,
+            delimiter=self.delimiter,
+            quoting=csv.QUOTE_NONE if self.criteo else csv.QUOTE_MINIMAL,
+        )
+        try:
+            for row in reader:
+                where = f"line {reader.line_num}"
+                if len(row) not in (0, len(self._names)):
+                    return DataError(
+                        self.name, where, f"expected {len(self._names)} values, got {len(row)}"
+                    )
+                if any("\udc80" <= c <= "\udcff" for value in row for c in value):
+                    return DataError(self.name, where, "expected UTF-8 text")
+                if not row or reader.line_num <= self._skip:
+                    continue
+                for i in numbers:
+                    if not _numeral(row[i]):
+                        return _no_number(self.name, where, self._names[i], row[i])
+        except csv.Error:
+            pass
+        return DataError(self.name, "cannot be read", message)
+
+
+class _Parquet:
+    """A Parquet file."""
+
+    text = False
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.name, self.size = path, str(path), path.stat().st_size
+        self.kinds: dict[str, Kind] = {}
+        with _readable(self.name):
+            schema = pa.parquet.read_schema(path)
+            _unique(self.name, schema.names)
+        self.columns = dict(zip(schema.names, schema.types, strict=True))
+
+    def identity(self) -> object:
+        return _file_identity(self.path)
+
+    def chunks(self, wanted: Mapping[str, Kind]) -> Iterator[Chunk]:
+        first = 0
+        strings = [
+            n for n, kind in wanted.items() if kind == "category" and _is_string(self.columns[n])
+        ]
+        try:
+            with pa.parquet.ParquetFile(self.path, read_dictionary=strings) as file:
+                total = max(file.metadata.num_rows, 1)
+                for rows in file.iter_batches(ROWS, columns=list(wanted)):
+                    typed = _typed(self.name, first, rows, wanted)
+                    first += rows.num_rows
+                    yield Chunk(self.name, first - rows.num_rows, typed, self.size * first // total)
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(self.name, "cannot be read", str(error).split("\n")[0]) from error
+
+
+class _Memory:
+    """A table, or a generated log."""
+
+    text = False
+
+    def __init__(self, data: pa.Table | ClickLog) -> None:
+        self.data, self.name = data, "table" if isinstance(data, pa.Table) else "generated log"
+        self.kinds: dict[str, Kind] = {}
+        _unique(self.name, data.schema.names)
+        self.columns = dict(zip(data.schema.names, data.schema.types, strict=True))
+        self.size = data.nbytes if isinstance(data, pa.Table) else 0
+
+    def identity(self) -> object:
+        if isinstance(self.data, ClickLog):
+            return repr(self.data.recipe)
+        sink = _Digest()
+        with pa.ipc.new_stream(pa.PythonFile(sink, "w"), self.data.schema) as stream:
+            stream.write_table(self.data)
+        return sink.digest.hexdigest()
+
+    def chunks(self, wanted: Mapping[str, Kind]) -> Iterator[Chunk]:
+        first = 0
+        batches = (
+            self.data.to_batches(ROWS)
+            if isinstance(self.data, pa.Table)
+            else self.data.batches(ROWS)
+        )
+        for rows in batches:
+            yield Chunk(self.name, first, _typed(self.name, first, rows, wanted), 0)
+            first += rows.num_rows
+
+
+class _Digest(io.RawIOBase):
+    """A file that only remembers the hash of what was written."""
+
+    def __init__(self) -> None:
+        self.digest = hashlib.blake2b(digest_size=16)
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self.digest.update(data)
+        return len(data)
+
+
+def _is_string(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _typed(
+    name: str, first: int, rows: pa.RecordBatch, wanted: Mapping[str, Kind]
+) -> pa.RecordBatch:
+    """The wanted columns of a typed file, numbers as float64."""
+    columns = []
+    for column, kind in wanted.items():
+        values = rows[column]
+        if kind == "number" and not pa.types.is_float64(values.type):
+            if pa.types.is_dictionary(values.type):
+                values = values.dictionary_decode()
+            if _is_string(values.type):
+                known = pc.invert(pc.is_in(values, pa.array(MISSING_WORDS, values.type)))
+                values = pc.if_else(known, values, None)
+            try:
+                values = values.cast(pa.float64(), safe=False)
+            except pa.ArrowException as error:
+                for i, value in enumerate(values.to_pylist()):
+                    if not _numeral(str(value)):
+                        raise _no_number(name, f"row {first + i + 1}", column, value) from error
+                raise DataError(name, f"column {column!r}", "expected numbers") from error
+        columns.append(values)
+    return pa.RecordBatch.from_arrays(columns, names=list(wanted))
+
+
+def _numeral(word: str) -> bool:
+    try:
+        pa.scalar(word.strip()).cast(pa.float64())
+    except pa.ArrowInvalid:
+        return word in MISSING_WORDS
+    return True
+
+
+def _no_number(file: str, where: str, column: str, value: object) -> DataError:
+    return DataError(
+        file,
+        where,
+        f"column {column!r}",
+        f"expected a number, got {str(value)[:40]!r} (name the column a category if it is one)",
+    )
