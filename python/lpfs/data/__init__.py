@@ -7,7 +7,7 @@
 """
 
 from lpfs.data.build import Field, Progress
-from lpfs.data.encode import CategoryEncoder, Encoder, NumberEncoder
+from lpfs.data.encode import BinEncoder, CategoryEncoder, Encoder, NumberEncoder
 from lpfs.data.error import DataError
 from lpfs.data.generate import ClickLog, FieldTruth, Recipe
 from lpfs.data.load import Data, load
@@ -16,6 +16,7 @@ from lpfs.data.split import ByColumn, ByFraction, InOrder, Split
 
 __all__ = [
     "Batch",
+    "BinEncoder",
     "ByColumn",
     "ByFraction",
     "CategoryEncoder",

@@ -23,9 +23,11 @@ from lpfs.data.columns import SAMPLE_ROWS, Kind, decide
 from lpfs.data.encode import (
     FIRST,
     MISSING,
+    BinEncoder,
+    CategoryEncoder,
     Encoder,
-    NumberEncoder,
     Transform,
+    fit_bins,
     fit_categories,
     fit_numbers,
     words,
@@ -83,7 +85,8 @@ class Field(BaseModel):
     kind: Kind
     why: str
     cardinality: int
-    """Codes of a category, unknown and missing among them; 0 for a number."""
+    """Codes of a category or of a number's bins, unknown and missing among them; 0 for a number
+    that stays one."""
     distinct: int
     """Different values in the training rows; for a number in at most about 2²⁰ of them."""
     missing: int
@@ -393,7 +396,11 @@ def _fit(raw: _Raw, name: str, settings: Settings) -> tuple[Meta, list[NDArray[n
             distinct, empty = len(np.unique(finite)), int(missing[j])
             odd = int(raw.not_finite[j])
             if distinct:
-                encoder = fit_numbers(column.name, finite, settings.transform)
+                encoder = (
+                    fit_bins(column.name, finite)
+                    if settings.transform == "bins"
+                    else fit_numbers(column.name, finite, settings.transform)
+                )
         if not distinct:
             raise DataError(
                 name, f"column {column.name!r}", "no value in any training row (ignore it)"
@@ -423,14 +430,16 @@ def _write(
 ) -> None:
     """The arrays of each part as `.npy`, written from first to last byte: a full disk is an error
     here, where a memory map would be killed."""
-    transforms = [e for e in meta.encoders if isinstance(e, NumberEncoder)]
-    size = raw.rows * (4 * len(tables) + 8 * len(transforms))
+    kinds = [e.kind for e in meta.encoders]
+    width_of = {"numbers": kinds.count("number")}
+    width_of["codes"] = len(kinds) - width_of["numbers"]
+    size = raw.rows * (4 * width_of["codes"] + 8 * width_of["numbers"])
     with ExitStack() as stack:
         files: dict[tuple[str, str], BinaryIO] = {}
         for part in PARTS:
             for kind, type_, width in (
-                ("codes", np.int32, len(tables)),
-                ("numbers", np.float32, len(transforms)),
+                ("codes", np.int32, width_of["codes"]),
+                ("numbers", np.float32, width_of["numbers"]),
                 ("labels", np.uint8, None),
             ):
                 file = stack.enter_context((out / f"{part}.{kind}.npy").open("wb"))
@@ -444,14 +453,21 @@ def _write(
                     },
                 )
                 files[part, kind] = file
-        for first, (codes, values, labels, parts) in raw.pieces(
+        for first, (words, values, labels, parts) in raw.pieces(
             "codes", "numbers", "labels", "parts"
         ):
-            for j, table in enumerate(tables):
-                codes[:, j] = table[codes[:, j]]
-            numbers = np.empty(values.shape, dtype=np.float32)
-            for j, encoder in enumerate(transforms):
-                numbers[:, j] = encoder.apply(values[:, j])
+            of_words = (table[words[:, j]] for j, table in enumerate(tables))
+            of_numbers = iter(values.T)
+            codes = np.empty((len(labels), width_of["codes"]), dtype=np.int32)
+            numbers = np.empty((len(labels), width_of["numbers"]), dtype=np.float32)
+            coded, scaled = iter(codes.T), iter(numbers.T)
+            for encoder in meta.encoders:
+                if isinstance(encoder, CategoryEncoder):
+                    next(coded)[:] = next(of_words)
+                elif isinstance(encoder, BinEncoder):
+                    next(coded)[:] = encoder.apply(next(of_numbers))
+                else:
+                    next(scaled)[:] = encoder.apply(next(of_numbers))
             for i, part in enumerate(PARTS):
                 rows = parts == i
                 files[part, "codes"].write(codes[rows].data)

@@ -24,7 +24,7 @@ from lpfs.data.split import ByFraction, Split
 __all__ = ["Data", "load"]
 
 # Rises when the same settings would give other arrays.
-_VERSION = 1
+_VERSION = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,14 +41,14 @@ class Data:
     """Stands for the content and the settings: the same key, the same arrays."""
 
     @property
-    def categories(self) -> tuple[Field, ...]:
-        """The fields of the columns of `codes`."""
-        return tuple(f for f in self.fields if f.kind == "category")
+    def coded(self) -> tuple[Field, ...]:
+        """The fields of the columns of `codes`: categories, and numbers in bins."""
+        return tuple(f for f in self.fields if f.cardinality)
 
     @property
-    def numbers(self) -> tuple[Field, ...]:
+    def scaled(self) -> tuple[Field, ...]:
         """The fields of the columns of `numbers`."""
-        return tuple(f for f in self.fields if f.kind == "number")
+        return tuple(f for f in self.fields if not f.cardinality)
 
 
 def load(
@@ -61,7 +61,7 @@ def load(
     numbers: Sequence[str] = (),
     ignore: Sequence[str] = (),
     min_count: int = 2,
-    transform: Transform = "log",
+    transform: Transform = "bins",
     format: Format | None = None,
     cache: str | Path | None = None,
     progress: Callable[[Progress], None] | None = None,
@@ -80,7 +80,8 @@ def load(
         ignore: columns not to read.
         min_count: values that fewer training rows have share the code for unknown values. It is 2,
             so that this code is trained, on values that are as rare as unknown ones.
-        transform: of numbers, see `NumberEncoder`.
+        transform: of numbers: `bins` (see `fit_bins`; a network learns most from them), `log` or
+            `quantile` (see `NumberEncoder`).
         format: where the file's name does not tell.
         cache: a directory that keeps the encoded log for the next time; without it, a temporary
             one that goes with the result.

@@ -44,6 +44,10 @@ class Part:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __getitem__(self, rows: slice) -> Part:
+        """Some of the rows, as another view of the same arrays."""
+        return Part(self.codes[rows], self.numbers[rows], self.labels[rows])
+
     def batches(
         self, batch_size: int, *, start: int = 0, seed: int | None = None
     ) -> Iterator[Batch]:
