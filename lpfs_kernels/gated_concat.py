@@ -334,7 +334,12 @@ def _backward_kernel(
 
 
 class Arrangement(NamedTuple):
-    """What the launcher works out from shapes, strides and alignment."""
+    """What the launcher works out from shapes, strides and alignment.
+
+    Among the constants, WIDTH is that of every field of a contiguous list or tensor, or 0; VECTOR
+    the elements, up to 16 bytes of them, in which all may be accessed, or 0 where columns are not
+    adjacent; WIDE asks for 64-bit offsets.
+    """
 
     rows: int
     columns: int
@@ -366,13 +371,13 @@ def _arrange(
     dense = all(field.is_contiguous() for field in embeddings)
     tensors = [*embeddings, grad] if grad is not None else embeddings
 
-    vector = gcd(16 // itemsize, *cut)
-    wide = rows * columns >= 2**31
+    vector, wide = gcd(16 // itemsize, *cut), rows * columns >= 2**31
     for tensor in tensors:
         row_stride, column_stride = tensor.stride()
         wide = wide or rows * row_stride + tensor.shape[1] * column_stride >= 2**31
-        vector = gcd(vector, row_stride) if tensor.data_ptr() % 16 == 0 else min(vector, 1)
-        vector = vector if column_stride == 1 else 0
+        vector = gcd(vector, row_stride if tensor.data_ptr() % 16 == 0 else 1)
+    if any(tensor.stride(1) != 1 for tensor in tensors):
+        vector = 0
 
     widest, layout, width = max(cut), None, cut[0]
     if not dense or width == 0 or any(other != width for other in cut):

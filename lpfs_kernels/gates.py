@@ -69,27 +69,29 @@ def slope_at_zero(epsilon, alpha, tau):
 def arctan(x):
     """arctan x within 2 units in the last place of fp32 and fp64.
 
-    With t = |x|, (|x| − 1)/(|x| + 1) or −1/|x| after reduction to |t| ≤ tan(π/8),
-    arctan|x| = {0, π/4, π/2} + t + t³·P(t²). P is the Chebyshev fit of degree 11, within 2e-19.
+    With t = |x|, (|x| − 1)/(|x| + 1) or −1/|x|, changing at 1/2 and 2 so that |t| ≤ 1/2 and |x| − 1
+    is exact, arctan|x| = {0, π/4, π/2} + t + t³·P(t²). P is the Chebyshev fit of degree 13.
     """
     magnitude = tl.abs(x)
-    large = magnitude > 2.414213562373095
-    middle = (magnitude > 0.4142135623730951) & (magnitude <= 2.414213562373095)
+    large = magnitude > 2.0
+    middle = (magnitude > 0.5) & (magnitude <= 2.0)
     over = tl.where(large, -1.0, tl.where(middle, magnitude - 1, magnitude)).to(x.dtype)
     under = tl.where(large, magnitude, tl.where(middle, magnitude + 1, 1.0)).to(x.dtype)
     t = divide(over, under)
     s = t * t
-    p = s * 0.0162857430365147195 - 0.034570549512274303237
-    p = p * s + 0.045515927357856200069
-    p = p * s - 0.052304541643613894032
-    p = p * s + 0.058789289834033448533
-    p = p * s - 0.066664248844831298239
-    p = p * s + 0.076922963749622614377
-    p = p * s - 0.090909087534984599302
-    p = p * s + 0.11111111105155397996
-    p = p * s - 0.14285714285659827108
-    p = p * s + 0.19999999999999804524
-    p = p * s - 0.33333333333333217133
+    p = s * 0.0076562953621769764974 - 0.021682234961125823571
+    p = p * s + 0.033986343440473413313
+    p = p * s - 0.04183338615988472087
+    p = p * s + 0.047299538343325618839
+    p = p * s - 0.052587189042770277741
+    p = p * s + 0.058819133285179959272
+    p = p * s - 0.066666360878248678006
+    p = p * s + 0.076923062405622835246
+    p = p * s - 0.090909090460735788208
+    p = p * s + 0.11111111110278944061
+    p = p * s - 0.1428571428570620386
+    p = p * s + 0.19999999999999969009
+    p = p * s - 0.33333333333333333314
     # π/4 in two words; π/2 is twice that, exactly.
     if x.dtype == tl.float64:
         high = tl.full((), 0.7853981633974483, tl.float64)
@@ -105,10 +107,11 @@ def arctan(x):
 @jit
 def expm1_of_negative(z):
     """exp(z) − 1 for z ≤ 0: the Taylor series where the difference would cancel."""
-    p = z * 0.0 + 1.0
+    near = tl.where(z > -0.5, z, 0.0)
+    p = near * 0.0 + 1.0
     for n in tl.static_range(16, 1, -1):
-        p = divide(p * z, tl.full((), n, z.dtype)) + 1.0
-    return tl.where(z > -0.5, p * z, tl.exp(z) - 1)
+        p = divide(p * near, tl.full((), n, z.dtype)) + 1.0
+    return tl.where(z > -0.5, p * near, tl.exp(z) - 1)
 
 
 @jit

@@ -1,0 +1,236 @@
+"""The Triton kernels of lpfs::gated_concat against the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from importlib import import_module
+from unittest.mock import patch
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from lpfs_kernels import launch, reference
+
+from ..strategies import DTYPES, LAYOUTS, Call, calls, matrix
+from ..test_cpu_gated_concat import a_call, a_gradient, assert_plus_zero, grad_x_tolerance
+from .conftest import Traffic, program_order
+
+operator = import_module("lpfs_kernels.gated_concat")
+
+PROPERTY = settings(derandomize=True, deadline=None, max_examples=80)
+ROWS = st.sampled_from([0, 1, 2, 3, 9])
+WIDTHS = st.lists(st.sampled_from([0, 1, 2, 4, 5, 8]), min_size=1, max_size=4) | st.builds(
+    lambda width, count: [width] * count, st.sampled_from([1, 4, 16]), st.integers(1, 3)
+)
+
+
+@contextmanager
+def small(*, table: bool = False) -> Iterator[None]:
+    """Tiles of 64 bytes, so that a small call has blocks and chunks; a table for any list."""
+    with ExitStack() as stack:
+        for name, value in (("TILE", {"small": (64, 1)}), ("POINTERS", 0 if table else 64)):
+            stack.enter_context(patch.object(operator, name, value))
+        yield
+
+
+def assert_close(got: Tensor, exact: Tensor, compute: torch.dtype) -> None:
+    """`got` is `exact`, a product with a gate, up to the roundings on the way.
+
+    The factor has at most 24 roundings of half a unit (20 of the gate, then scale and product; no
+    sum in it cancels); one more comes at the store, a whole one where the interpreter truncates.
+    """
+    stored = torch.finfo(got.dtype)
+    last = stored.eps if got.dtype == torch.bfloat16 else stored.eps / 2
+    relative = 24 * torch.finfo(compute).eps / 2 + last
+    tolerance = 1.01 * relative * exact.abs() + stored.smallest_normal * stored.eps
+    off = (got.double() - exact).abs()
+    assert torch.equal(got.isnan(), exact.isnan())
+    assert bool(((off <= tolerance) | (got == exact) | exact.isnan()).all())
+
+
+def assert_forward(call: Call) -> Tensor:
+    got, double = operator.launch_forward(*call.args), call.double()
+    exact = reference.gated_concat(*double.args[:6], **double.gate)
+    assert (got.dtype, got.shape) == (call.embeddings[0].dtype, exact.shape)
+    assert got.is_contiguous()
+    assert_close(got, exact, call.x.dtype)
+    for field, dead in zip(got.split([f.shape[1] for f in call.fields], 1), call.dead, strict=True):
+        if dead:
+            assert_plus_zero(field)
+    return got
+
+
+def assert_backward(grad: Tensor, call: Call) -> list[Tensor]:
+    *grads, grad_x = operator.launch_backward(grad, *call.args)
+    double = call.double()
+    exact, exact_x = reference.gated_concat_backward(grad.double(), *double.args[:6], **double.gate)
+    for got, want, embedding in zip(grads, exact, call.embeddings, strict=True):
+        assert (got.dtype, got.shape) == (embedding.dtype, embedding.shape)
+        assert got.is_contiguous()
+        assert_close(got, want, call.x.dtype)
+    widths = [field.shape[1] for field in call.fields]
+    for field, dead in zip(torch.cat(grads, 1).split(widths, 1), call.dead, strict=True):
+        if dead:
+            assert_plus_zero(field)
+
+    assert (grad_x.dtype, grad_x.shape) == (call.x.dtype, call.x.shape)
+    assert torch.equal(grad_x.isnan(), exact_x.isnan())
+    off, tolerance = (grad_x.double() - exact_x).abs(), grad_x_tolerance(grad, call)
+    assert bool(((off <= tolerance) | (grad_x == exact_x) | exact_x.isnan()).all())
+    unread = call.dead & (not reference.revives(reference.KINDS[call.kind], call.alpha))
+    if call.ungated is not None:
+        unread = unread | call.ungated
+    assert_plus_zero(grad_x[unread])
+    return [*grads, grad_x]
+
+
+@PROPERTY
+@given(calls(ROWS, WIDTHS), st.booleans())
+def test_forward(call: Call, table: bool) -> None:
+    with small(table=table):
+        assert_forward(call)
+
+
+@PROPERTY
+@given(calls(ROWS, WIDTHS), st.booleans(), st.sampled_from(LAYOUTS), st.integers(0, 2**32))
+def test_backward(call: Call, table: bool, layout: str, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    shape = (call.embeddings[0].shape[0], sum(field.shape[1] for field in call.fields))
+    grad = matrix(*shape, call.embeddings[0].dtype, layout, generator)
+    with small(table=table), program_order(seed):
+        assert_backward(grad, call)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rows", "widths"), [(70, [16] * 3), (5, [1] * 70), (3, [3000, 1])])
+def test_the_real_tiles(rows: int, widths: list[int], dtype: torch.dtype, packed: bool) -> None:
+    call = a_call(rows, widths, dtype, packed)
+    assert_forward(call)
+    assert_backward(a_gradient(call), call)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("widths", [[16] * 3, [4, 8, 4], [3, 1, 5]])
+@pytest.mark.parametrize("alpha", [0.0, 10.0])
+def test_every_byte_once(
+    widths: list[int], packed: bool, alpha: float, traffic: Traffic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of three fields the second is dead: α decides whether backward reads it."""
+    call = replace(a_call(9, widths, packed=packed), alpha=alpha)
+    grad = a_gradient(call)
+    monkeypatch.setattr(operator, "TILE", {"small": (64, 1)})
+    y = operator.launch_forward(*call.args)
+    assert traffic.launches == 1
+    assert set(Traffic.of(y, traffic.writes)) == {1}
+    for i, field in enumerate(call.fields):
+        assert set(Traffic.of(field, traffic.reads)) == {0 if i == 1 else 1}
+
+    traffic.reads.clear()
+    traffic.writes.clear()
+    *grads, _ = operator.launch_backward(grad, *call.args)
+    assert traffic.launches == 2
+    for field in grads:
+        assert set(Traffic.of(field, traffic.writes)) == {1}
+    for i, (field, upstream) in enumerate(zip(call.fields, grad.split(widths, 1), strict=True)):
+        expected = {0 if i == 1 and alpha == 0 else 1}
+        assert set(Traffic.of(field, traffic.reads)) == expected
+        assert set(Traffic.of(upstream, traffic.reads)) == expected
+
+
+@pytest.mark.parametrize("kind", range(len(reference.KINDS)))
+def test_dead_fields_are_not_read(kind: int) -> None:
+    call = replace(a_call(9, [4, 5, 4]), kind=kind, alpha=0.0)
+    grad = a_gradient(call)
+    call.fields[1].fill_(float("nan"))
+    grad[:, 4:9] = float("nan")
+    assert not assert_forward(call).isnan().any()
+    assert not any(result.isnan().any() for result in assert_backward(grad, call))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_living_fields_pass_on_what_they_hold(value: float) -> None:
+    call = a_call(9, [4, 5, 4])
+    grad = a_gradient(call)
+    call.embeddings[0][3, 2] = value
+    grad[5, 10] = value
+    assert not assert_forward(call)[3, 2].isfinite()
+    *grads, grad_x = assert_backward(grad, call)
+    assert not grads[2][5, 1].isfinite()
+    assert grad_x.isfinite().tolist() == [False, True, False]
+
+
+def test_the_same_bits_in_any_order_of_programs() -> None:
+    call = a_call(40, [4, 3, 5])
+    grad = a_gradient(call)
+    results = []
+    with small():
+        for seed in range(4):
+            with program_order(seed):
+                results.append(operator.launch_backward(grad, *call.args))
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_counters_return_to_zero_and_survive_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    call = a_call(9, [4, 3, 5])
+    grad = a_gradient(call)
+    with small():
+        operator.launch_backward(grad, *call.args)
+        (counters,) = launch._COUNTERS.values()
+        assert not counters.any()
+
+        kernel = operator._backward_kernel
+
+        class Interrupted:
+            def __getitem__(self, grid: tuple[int, ...]) -> object:
+                def run(*args: object, **kwargs: object) -> None:
+                    kernel[(grid[0] // 2,)](*args, **kwargs)
+                    raise KeyboardInterrupt
+
+                return run
+
+        monkeypatch.setattr(operator, "_backward_kernel", Interrupted())
+        with pytest.raises(KeyboardInterrupt):
+            operator.launch_backward(grad, *call.args)
+        monkeypatch.undo()
+        assert counters.any()
+        assert_backward(grad, call)
+
+
+def test_offsets_beyond_32_bits() -> None:
+    """Two rows 2³¹ elements apart: a 32-bit offset would wrap to another address."""
+    torch.use_deterministic_algorithms(False)  # do not write the gigabytes between the rows
+    far = torch.empty(2**31 + 64, dtype=torch.float16).as_strided((2, 4), (2**31, 1))
+    torch.use_deterministic_algorithms(True)
+    far.copy_(torch.arange(8).view(2, 4))
+    call = replace(a_call(2, [4, 3], torch.float16), x=torch.tensor([1.0, 0.5]))
+    call.embeddings[0] = far
+    assert_forward(call)
+    assert_backward(a_gradient(call), call)
+
+
+def test_gradcheck_through_the_kernels() -> None:
+    call = a_call(3, [2, 1, 3], torch.float64)
+
+    class Kernels(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, *fields: Tensor) -> Tensor:
+            ctx.save_for_backward(x, *fields)
+            return operator.launch_forward(list(fields), x, *call.args[2:])
+
+        @staticmethod
+        def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, ...]:
+            x, *fields = ctx.saved_tensors
+            *grads, grad_x = operator.launch_backward(grad, fields, x, *call.args[2:])
+            return grad_x, *grads
+
+    x = torch.tensor([0.7, -0.4, 0.9], dtype=torch.float64, requires_grad=True)
+    with small():
+        fields = [field.requires_grad_() for field in call.embeddings]
+        torch.autograd.gradcheck(Kernels.apply, (x, *fields))
