@@ -13,6 +13,7 @@ from lpfs.data.generate import ClickLog, FieldTruth, Recipe
 from lpfs.data.load import Data, load
 from lpfs.data.part import Batch, Part
 from lpfs.data.split import ByColumn, ByFraction, InOrder, Split
+from lpfs.data.stream import stream
 
 __all__ = [
     "Batch",
@@ -33,4 +34,5 @@ __all__ = [
     "Recipe",
     "Split",
     "load",
+    "stream",
 ]

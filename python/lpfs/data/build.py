@@ -50,7 +50,7 @@ __all__ = ["PARTS", "Column", "Field", "Meta", "Progress", "Settings", "build"]
 PARTS = ("train", "validation", "test")
 _FIT_ROWS = 1 << 20
 _PIECE = 1 << 22
-_LABELS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
+LABELS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
 
 
 @dataclass(frozen=True)
@@ -231,12 +231,10 @@ def _sample(sources: Sequence[Source], look: Sequence[str], settings: Settings) 
 
 def _named_parts(chunk: Chunk, split: ByColumn) -> NDArray[np.uint8]:
     known = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
-    return _mapped(chunk, split.column, known, "train, validation or test")
+    return mapped(chunk, split.column, known, "train, validation or test")
 
 
-def _mapped(
-    chunk: Chunk, column: str, known: Mapping[str, int], expected: str
-) -> NDArray[np.uint8]:
+def mapped(chunk: Chunk, column: str, known: Mapping[str, int], expected: str) -> NDArray[np.uint8]:
     """A column that may only have certain words, as their numbers, uint8."""
     indices, distinct = _words(chunk, column)
     codes = np.array([known.get((w or "").strip().lower(), 255) for w in distinct], dtype=np.uint8)
@@ -288,7 +286,7 @@ class _Raw:
 
     def add(self, chunk: Chunk) -> None:
         size = chunk.rows.num_rows
-        labels = _mapped(chunk, self.settings.label, _LABELS, "0 or 1")
+        labels = mapped(chunk, self.settings.label, LABELS, "0 or 1")
         codes = np.empty((size, len(self.categories)), dtype=np.int32)
         for j, name in enumerate(self.categories):
             indices, distinct = _words(chunk, name)

@@ -1,0 +1,66 @@
+"""Raw rows through encoders that were fitted before: what scoring needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+
+from lpfs.data.build import LABELS, Progress, mapped
+from lpfs.data.columns import Kind
+from lpfs.data.encode import CategoryEncoder, Encoder, NumberEncoder
+from lpfs.data.error import DataError
+from lpfs.data.part import Batch
+from lpfs.data.read import Format, Input, open_source
+
+__all__ = ["stream"]
+
+
+def stream(
+    source: Input,
+    encoders: Sequence[Encoder],
+    *,
+    label: str | None = None,
+    format: Format | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> Iterator[Batch]:
+    """All rows of a source in order, a chunk of the file at a time, in bounded memory.
+
+    Only the encoders' columns are read, and the label's if it is given; without, labels are NaN.
+    Raises DataError like `load`, and for a missing column.
+
+    >>> import pyarrow as pa
+    >>> colours = CategoryEncoder(name="colour", values=["blue", "red"])
+    >>> rows = pa.table({"colour": ["red", "puce", None], "price": [1, 2, 3]})
+    >>> [batch.codes.tolist() for batch in stream(rows, [colours])]
+    [[[3], [0], [1]]]
+    """
+    sources = open_source(source, format)
+    wanted: dict[str, Kind] = {} if label is None else {label: "category"}
+    for encoder in encoders:
+        wanted[encoder.name] = "category" if isinstance(encoder, CategoryEncoder) else "number"
+    for name in wanted:
+        if name not in sources[0].columns:
+            raise DataError(sources[0].name, f"expected a column {name!r}, there is none")
+    total, before, rows = sum(file.size for file in sources), 0, 0
+    for file in sources:
+        for chunk in file.chunks(wanted):
+            size = chunk.rows.num_rows
+            columns: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
+            for encoder in encoders:
+                values = torch.from_numpy(encoder.encode(chunk.rows[encoder.name]))
+                columns[isinstance(encoder, NumberEncoder)].append(values)
+            codes, numbers = (
+                torch.stack(part, 1) if part else torch.empty(size, 0, dtype=type_)
+                for part, type_ in zip(columns, (torch.int32, torch.float32), strict=True)
+            )
+            labels = torch.full((size,), torch.nan)
+            if label is not None:
+                clicks = mapped(chunk, label, LABELS, "0 or 1")
+                labels = torch.from_numpy(clicks.astype(np.float32))
+            yield Batch(codes, numbers, labels)
+            rows += size
+            if progress:
+                progress(Progress("read", rows, before + chunk.bytes, total))
+        before += file.size

@@ -1,0 +1,229 @@
+"""The gates of section 3 as one module between embeddings and network."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lpfs_kernels import KINDS, gated_concat, reference
+
+EPSILON_START = 0.1
+"""ε before the first step (section 4.9), as it stands in LPFS's formula."""
+
+
+class FeatureGate(nn.Module):
+    """Multiply every field by its gate and concatenate: a list of `[B, Dᵢ]`, or one packed
+    `[B, ΣD]`, becomes `[B, ΣD]`.
+
+    A field's factor is `g(x; ε) / c / rms`: the gate, over its value at the start `c = g(1; ε₀)`,
+    so that inserting gates into a trained model changes nothing, over the RMS rescale (1 until
+    `update_rescale` is called). One learnable `x` per gate; a field whose x is exactly zero is
+    dead.
+
+    Args:
+        fields: name → width of every field, in the order in which `forward` receives them.
+        kind: one of `lpfs_kernels.KINDS`.
+        alpha: weight of the arctangent of LPFS++, which lets dead fields come back (eq. 8). ≥ 0.
+        tau: the root of ε beside it. > 0; the paper's is 2.
+        epsilon: ε at the start. Default: 0.1, or √0.1 for the three kinds that use √ε.
+        always_keep: fields without a gate; their factor is 1.
+        groups: fields that share one gate, and live or die together.
+        rescale: fields that `update_rescale` divides by the root mean square of the gates.
+
+    Raises:
+        ValueError: for an unknown kind or field, a field in two groups, a group that holds an
+            always-kept field, or a number out of range.
+
+    >>> gate = FeatureGate({"age": 2, "city": 3}, kind="lpfs++")
+    >>> gate
+    FeatureGate(2 fields, 2 gates, 2 alive, kind='lpfs++', alpha=10.0, tau=2.0, epsilon=0.1)
+    >>> embeddings = [torch.ones(1, 2), torch.ones(1, 3)]
+    >>> torch.allclose(gate(embeddings), torch.ones(1, 5))
+    True
+    >>> _ = gate.x.data.copy_(torch.tensor([1.0, 0.0]))
+    >>> gate(embeddings)[0, 2:].tolist(), gate.kept()
+    ([0.0, 0.0, 0.0], ['age'])
+    """
+
+    epsilon: Tensor
+    start: Tensor
+    rms: Tensor
+    scale: Tensor
+    rescaled: Tensor
+    ungated: Tensor | None
+    gate_of_field: Tensor | None
+
+    def __init__(
+        self,
+        fields: Mapping[str, int],
+        kind: str = "lpfs++",
+        *,
+        alpha: float = 10.0,
+        tau: float = 2.0,
+        epsilon: float | None = None,
+        always_keep: Iterable[str] = (),
+        groups: Iterable[Sequence[str]] = (),
+        rescale: Iterable[str] = (),
+    ) -> None:
+        super().__init__()
+        if kind not in KINDS:
+            raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
+        if not alpha >= 0:
+            raise ValueError(f"alpha must not be negative, got {alpha}")
+        if not tau > 0:
+            raise ValueError(f"tau must be positive, got {tau}")
+        self.kind, self.alpha, self.tau = kind, float(alpha), float(tau)
+        self.fields = dict(fields)
+        self.always_keep = tuple(always_keep)
+        rescale = set(rescale)
+        self._require_known("always_keep", self.always_keep)
+        self._require_known("rescale", rescale)
+        self.members = self._group(groups)
+
+        names = list(self.fields)
+        self.widths = tuple(self.fields.values())
+        self.x = nn.Parameter(torch.ones(len(self.members)))
+        self.register_buffer("epsilon", torch.tensor(0.0))
+        self.set_epsilon(epsilon if epsilon is not None else epsilon_for_kind(kind, EPSILON_START))
+        self.register_buffer("start", self.gate_values().detach()[:1].reshape(-1).mean())
+        self.register_buffer("rms", torch.tensor(1.0))
+
+        owner = {name: i for i, group in enumerate(self.members) for name in group}
+        one_gate_per_field = list(owner) == names
+        self.register_buffer(
+            "gate_of_field",
+            None if one_gate_per_field else torch.tensor([owner.get(n, 0) for n in names]),
+            persistent=False,
+        )
+        self.register_buffer(
+            "ungated",
+            torch.tensor([n in self.always_keep for n in names]) if self.always_keep else None,
+            persistent=False,
+        )
+        self.register_buffer(
+            "rescaled", torch.tensor([n in rescale for n in names]), persistent=False
+        )
+        self.register_buffer("scale", torch.ones(len(names)), persistent=False)
+        self._refresh_scale()
+        self.register_load_state_dict_post_hook(  # type: ignore[no-untyped-call]
+            _refresh_scale_after_loading
+        )
+
+    def forward(self, embeddings: Sequence[Tensor] | Tensor) -> Tensor:
+        """`[B, ΣD]` from a list of `[B, Dᵢ]` or one packed `[B, ΣD]`, in the embeddings' dtype."""
+        packed = isinstance(embeddings, Tensor)
+        return gated_concat(
+            [embeddings] if isinstance(embeddings, Tensor) else embeddings,
+            self.x_of_fields(),
+            self.epsilon,
+            self.widths if packed else (),
+            self.scale,
+            self.ungated,
+            kind=self.kind,
+            alpha=self.alpha,
+            tau=self.tau,
+        )
+
+    def x_of_fields(self) -> Tensor:
+        """x of every field, `[N]`; an always-kept field's entry means nothing."""
+        return self.x if self.gate_of_field is None else self.x[self.gate_of_field]
+
+    def gate_values(self, x: Tensor | None = None, epsilon: Tensor | None = None) -> Tensor:
+        """g(x; ε) without normalisation, element-wise; of the present x and ε by default."""
+        return reference.gate(
+            self.x if x is None else x,
+            self.epsilon if epsilon is None else epsilon,
+            self.kind,
+            self.alpha,
+            self.tau,
+        )
+
+    @torch.no_grad()
+    def factors(self) -> Tensor:
+        """What every field is multiplied by at present, `[N]`; exactly 0 where it is dead."""
+        values = self.gate_values(self.x_of_fields())
+        if self.ungated is not None:
+            values = torch.where(self.ungated, 1.0, values)
+        return values * self.scale
+
+    def gates(self) -> dict[str, float]:
+        """Field → factor, as pruning folds it into the model."""
+        return dict(zip(self.fields, self.factors().tolist(), strict=True))
+
+    def kept(self) -> list[str]:
+        """The living fields, always-kept ones included, in the order of `fields`."""
+        alive = {
+            name
+            for group, x in zip(self.members, self.x.tolist(), strict=True)
+            if x != 0
+            for name in group
+        }
+        return [name for name in self.fields if name in alive or name in self.always_keep]
+
+    @torch.no_grad()
+    def set_epsilon(self, epsilon: float) -> None:
+        """Move ε in place, as schedules do. Raises ValueError unless it is positive and finite."""
+        if not 0 < epsilon < math.inf:
+            raise ValueError(f"epsilon must be positive and finite, got {epsilon}")
+        self.epsilon.fill_(epsilon)
+
+    @torch.no_grad()
+    def update_rescale(self) -> None:
+        """Set the RMS rescale from the living gates (section 4.9); no gradient flows through it.
+
+        Divided by c alone, an LPFS++ gate at x = 1 falls to a third of its start as ε decays
+        (α = 10); the rescale keeps living fields near the magnitude the network was trained with.
+        """
+        x = self.x_of_fields()
+        living = self.rescaled & (x != 0)
+        squares = (self.gate_values(x) / self.start).square()
+        mean = torch.where(living, squares, 0.0).sum() / living.sum()
+        self.rms.copy_(torch.where(mean > 0, mean.sqrt(), self.rms))
+        self._refresh_scale()
+
+    @torch.no_grad()
+    def _refresh_scale(self) -> None:
+        scale = torch.where(self.rescaled, 1 / (self.start * self.rms), 1 / self.start)
+        if self.ungated is not None:
+            scale = torch.where(self.ungated, 1.0, scale)
+        self.scale.copy_(scale)
+
+    def _group(self, groups: Iterable[Sequence[str]]) -> list[tuple[str, ...]]:
+        """The fields behind every gate, gates in the order of their first field."""
+        shared = [tuple(group) for group in groups]
+        for group in shared:
+            self._require_known("groups", group)
+            if kept := set(group) & set(self.always_keep):
+                raise ValueError(f"groups: {min(kept)!r} is in always_keep and has no gate")
+        twice = [n for n, k in Counter(n for group in shared for n in group).items() if k > 1]
+        if twice:
+            raise ValueError(f"groups: {twice[0]!r} stands twice")
+        group_of = {name: group for group in shared for name in group}
+        gated = (name for name in self.fields if name not in self.always_keep)
+        return list(dict.fromkeys(group_of.get(name, (name,)) for name in gated))
+
+    def _require_known(self, argument: str, names: Iterable[str]) -> None:
+        for name in names:
+            if name not in self.fields:
+                raise ValueError(f"{argument}: there is no field {name!r}")
+
+    def extra_repr(self) -> str:
+        """One line: sizes, living fields and what shapes the gate."""
+        return (
+            f"{len(self.fields)} fields, {len(self.members)} gates, {len(self.kept())} alive, "
+            f"kind={self.kind!r}, alpha={self.alpha}, tau={self.tau}, "
+            f"epsilon={self.epsilon.item():.3g}"
+        )
+
+
+def _refresh_scale_after_loading(gate: FeatureGate, _: object) -> None:
+    gate._refresh_scale()
+
+
+def epsilon_for_kind(kind: str, epsilon: float) -> float:
+    """ε itself for LPFS and LPFS++; √ε for the kinds of section 2.1 that use it in its place."""
+    return epsilon if kind in ("lpfs", "lpfs++") else math.sqrt(epsilon)

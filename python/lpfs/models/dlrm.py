@@ -1,0 +1,163 @@
+"""The paper's DLRM without crosses (section 4.2): embeddings, gates, top MLP."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lpfs.data import Field
+from lpfs.gate import FeatureGate
+from lpfs.prune import Place
+
+DENSE = "numbers"
+"""The name of the one feature that all numeric columns become with `numbers="mlp"`."""
+
+
+class DLRM(nn.Module):
+    """Embeddings of one width, concatenated, then an MLP to one logit.
+
+    All fields with codes (categories, and numbers in bins) share one `[Σ cardinality, dim]` weight
+    with a range of rows each, so a batch is one lookup and one sparse gradient. A number v that is
+    not in bins is embedded as `v·a`, a missing one as `m`, with a learnt `a` and `m` per field; or
+    all such columns go through a dense MLP to one feature, as in the paper's experiments on Criteo.
+
+    Args:
+        fields: the categorical and numeric fields, in the order of the batches' columns.
+        dim: the width of every embedding.
+        top: the hidden sizes of the MLP.
+        numbers: `fields` (each its own field) or `mlp` (one feature).
+
+    Raises:
+        ValueError: without fields.
+    """
+
+    _offsets: Tensor
+
+    def __init__(
+        self,
+        fields: Sequence[Field],
+        *,
+        dim: int = 16,
+        top: Sequence[int] = (256, 128),
+        numbers: Literal["fields", "mlp"] = "fields",
+    ) -> None:
+        super().__init__()
+        self.categories = {f.name: f.cardinality for f in fields if f.cardinality}
+        self.numbers = [f.name for f in fields if not f.cardinality]
+        if not fields:
+            raise ValueError("a model needs at least one field")
+        self.dim = dim
+        self.gate: FeatureGate | None = None
+        self.table: nn.Embedding | None = None
+        self.number_table: nn.Parameter | None = None
+        self.dense: nn.Sequential | None = None
+        if self.categories:
+            self.table = nn.Embedding(sum(self.categories.values()), dim, sparse=True)
+            nn.init.normal_(self.table.weight, std=0.01)
+        if self.numbers and numbers == "fields":
+            self.number_table = nn.Parameter(torch.empty(2 * len(self.numbers), dim))
+            nn.init.uniform_(self.number_table, -(0.5**0.5), 0.5**0.5)
+        elif self.numbers:
+            width = 2 * len(self.numbers)
+            self.dense = nn.Sequential(
+                nn.Linear(width, 64), nn.ReLU(), nn.Linear(64, dim), nn.ReLU()
+            )
+        self._category_columns: list[int] | None = None
+        self._number_columns: list[int] | None = None
+        self.register_buffer("_offsets", self._row_offsets(), persistent=False)
+
+        sizes = [len(self.features) * dim, *top]
+        layers: list[nn.Module] = []
+        for inputs, outputs in itertools.pairwise(sizes):
+            layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+        self.top = nn.Sequential(*layers, nn.Linear(sizes[-1], 1))
+
+    @property
+    def features(self) -> dict[str, int]:
+        """Name → width of what the first layer reads, in its order."""
+        names = [*self.categories]
+        if self.number_table is not None:
+            names += self.numbers
+        elif self.dense is not None:
+            names.append(DENSE)
+        return dict.fromkeys(names, self.dim)
+
+    @property
+    def first_layer(self) -> nn.Linear:
+        """The layer whose columns read the features."""
+        layer = self.top[0]
+        assert isinstance(layer, nn.Linear)
+        return layer
+
+    def insert_gate(self, **options: Any) -> DLRM:
+        """Put a `FeatureGate` with these options before the first layer; returns the model."""
+        self.gate = FeatureGate(self.features, **options).to(self.first_layer.weight.device)
+        return self
+
+    def forward(self, codes: Tensor, numbers: Tensor) -> Tensor:
+        """Logits `[B]` of codes `[B, categories]` (integers) and numbers `[B, numbers]` (fp32, NaN
+        where missing), a column for every field the model was built with, removed ones included."""
+        blocks = []
+        if self.table is not None:
+            if self._category_columns is not None:
+                codes = codes[:, self._category_columns]
+            blocks.append(self.table(codes + self._offsets).flatten(1))
+        if self._number_columns is not None:
+            numbers = numbers[:, self._number_columns]
+        if self.number_table is not None:
+            missing = numbers.isnan()
+            value = numbers.masked_fill(missing, 0.0)
+            table = self.number_table.view(-1, 2, self.dim)
+            embedded = value[..., None] * table[:, 0] + missing[..., None] * table[:, 1]
+            blocks.append(embedded.flatten(1))
+        elif self.dense is not None:
+            missing = numbers.isnan()
+            blocks.append(self.dense(torch.cat([numbers.masked_fill(missing, 0.0), missing], 1)))
+        packed = blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=1)
+        if self.gate is not None:
+            packed = self.gate(packed)
+        logits: Tensor = self.top(packed).squeeze(1)
+        return logits
+
+    def places(self) -> dict[str, Place]:
+        """See `lpfs.prune.Prunable`."""
+        places, row = {}, 0
+        for i, name in enumerate(self.features):
+            columns = slice(i * self.dim, (i + 1) * self.dim)
+            if name in self.categories:
+                assert self.table is not None
+                rows = slice(row, row + self.categories[name])
+                row = rows.stop
+                places[name] = Place(columns, self.table.weight, rows)
+            elif self.number_table is not None:
+                first = 2 * self.numbers.index(name)
+                places[name] = Place(columns, self.number_table, slice(first, first + 2))
+            else:
+                places[name] = Place(columns)
+        return places
+
+    def drop_gate(self, kept: Sequence[str]) -> None:
+        """See `lpfs.prune.Prunable`."""
+        self.gate = None
+        self._category_columns = [i for i, n in enumerate(self.categories) if n in kept]
+        self.categories = {n: size for n, size in self.categories.items() if n in kept}
+        if not self.categories:
+            self.table = None
+        elif self.table is not None:
+            self.table.num_embeddings = self.table.weight.shape[0]
+        if self.number_table is not None:
+            self._number_columns = [i for i, n in enumerate(self.numbers) if n in kept]
+            self.numbers = [n for n in self.numbers if n in kept]
+        if not self.numbers:
+            self.number_table = None
+        if DENSE not in kept:
+            self.dense = None
+        self._offsets = self._row_offsets().to(self._offsets.device)
+
+    def _row_offsets(self) -> Tensor:
+        sizes = torch.tensor([0, *self.categories.values()])
+        return sizes.cumsum(0)[:-1]

@@ -1,0 +1,162 @@
+"""What moves during selection: ε, λ, learning rate, number of living fields, rescale."""
+
+from __future__ import annotations
+
+import math
+
+from lpfs.gate import FeatureGate, epsilon_for_kind
+from lpfs.optim import ProximalSGD
+from lpfs.schedule import Schedule, preset
+from lpfs.trajectory import Trajectory
+
+
+class Plan:
+    """Moves a gate's ε and its optimiser's settings; call `step()` after every `optimizer.step()`.
+
+    Each setting is changed in place, in the tensors that the gate and the optimiser read, and holds
+    for the next step. The settings of the first step are in force once the plan exists.
+    """
+
+    RESCALES = 1000
+    """How often the RMS rescale is refreshed over a run. The paper's every 100 of 250,000 steps is
+    2,500 times; in a run of 1,000 steps, refreshing every 100 shakes the network with each refresh
+    (on the demo's log it cost up to 3 of 10 fields)."""
+    RESCALE_UNTIL = 0.8
+    """Share of the steps after which the RMS rescale stays as it is."""
+
+    def __init__(
+        self,
+        gate: FeatureGate,
+        optimizer: ProximalSGD,
+        steps: int,
+        epsilon: Schedule,
+        lr: Schedule | None,
+    ) -> None:
+        if steps < 1:
+            raise ValueError(f"steps must be at least 1, got {steps}")
+        self.gate, self.optimizer, self.steps = gate, optimizer, steps
+        self._epsilon, self._lr = epsilon, lr
+        self.taken = 0
+        self.trajectory = Trajectory(gate, keep_every=max(1, steps // 1000))
+        self._apply()
+
+    def step(self) -> None:
+        """Record what the gates did and set what the next step uses."""
+        group = self.optimizer.param_groups[0]
+        self.trajectory.record(group["lr"], group.get("used_lam", group["lam"]))
+        self.taken += 1
+        self._apply()
+
+    def _apply(self) -> None:
+        step = min(self.taken, self.steps - 1)
+        self.gate.set_epsilon(epsilon_for_kind(self.gate.kind, self._epsilon(step)))
+        group = self.optimizer.param_groups[0]
+        if self._lr is not None:
+            group["lr"].fill_(self._lr(step))
+        refresh_every = max(1, self.steps // self.RESCALES)
+        if self.taken <= self.RESCALE_UNTIL * self.steps and self.taken % refresh_every == 0:
+            self.gate.update_rescale()
+        self._apply_penalty(step)
+
+    def _apply_penalty(self, step: int) -> None:
+        raise NotImplementedError
+
+
+class Budget(Plan):
+    """Bring the number of living fields to exactly `keep` by exact zeros of the proximal step.
+
+    λ is the dual variable of the wish: each step thresholds just high enough that the allowed
+    number of gates survives. That number falls from all to `keep` along a cubic ramp over `ramp`
+    (shares of the steps), fast while the fields are worthless, slow when the choice is hard. Until
+    the last quarter no gate is brought from 1 to 0 in less than `fastest_death` of the run, since
+    an abrupt death shakes every other gate; then the limit is lifted, so that `keep` is reached.
+
+    Args:
+        gate: the gates. Always-kept fields count towards `keep`; a group counts once.
+        optimizer: a `ProximalSGD` over `gate.x` alone.
+        keep: how many fields live in the end.
+        steps: how many times `step()` will be called.
+        epsilon: ε's schedule, in LPFS's formula. Default: 0.1 to 1e-4 over 80 % of the steps.
+        lr: the gates' learning-rate schedule. Default: the optimiser's rate stays as it is.
+
+    Raises:
+        ValueError: if `keep` or `steps` is out of range.
+
+    >>> import torch
+    >>> gate = FeatureGate({"a": 1, "b": 1, "c": 1})
+    >>> optimizer = ProximalSGD(gate.parameters(), lr=1e-3, momentum=0.99)
+    >>> plan = Budget(gate, optimizer, keep=1, steps=50)
+    >>> for _ in range(50):
+    ...     gate.x.grad = torch.tensor([-1.0, 0.0, 1.0])
+    ...     optimizer.step()
+    ...     plan.step()
+    >>> gate.kept(), [name for name, step in plan.trajectory.path()]
+    (['a'], ['c', 'b'])
+    """
+
+    def __init__(
+        self,
+        gate: FeatureGate,
+        optimizer: ProximalSGD,
+        keep: int,
+        steps: int,
+        *,
+        epsilon: Schedule | None = None,
+        lr: Schedule | None = None,
+        ramp: tuple[float, float] = (0.1, 0.7),
+        fastest_death: float = 0.05,
+    ) -> None:
+        exempt, gates = len(gate.always_keep), len(gate.members)
+        if not max(exempt, 1) <= keep <= exempt + gates:
+            raise ValueError(
+                f"keep must be between {max(exempt, 1)} and {exempt + gates}, got {keep}"
+            )
+        self.keep, self._target = keep, keep - exempt
+        self._ramp, self._fastest_death = ramp, fastest_death
+        epsilon = epsilon or preset("scaled", gate.kind, steps).epsilon
+        super().__init__(gate, optimizer, steps, epsilon, lr)
+
+    def allowed(self, step: int) -> int:
+        """How many gates may be alive after a step, counted from 0."""
+        begin, end = self._ramp
+        share = step / max(1, self.steps - 1)
+        progress = min(1.0, max(0.0, (share - begin) / (end - begin)))
+        surplus = len(self.gate.members) - self._target
+        return self._target + math.ceil(surplus * (1 - progress) ** 3)
+
+    def _apply_penalty(self, step: int) -> None:
+        group = self.optimizer.param_groups[0]
+        self.optimizer.set_budget(self.allowed(step))
+        if step < 0.75 * (self.steps - 1):
+            largest_threshold = 1 / (self._fastest_death * self.steps)
+            group["lam"].copy_(largest_threshold / (2 * group["lr"]))
+        else:
+            group["lam"].fill_(math.inf)
+
+
+class Penalty(Plan):
+    """The paper's way: a fixed λ, and whatever number of fields that leaves.
+
+    Args:
+        gate, optimizer: the gates and a `ProximalSGD` over `gate.x` alone.
+        lam: λ of eq. 10. ≥ 0.
+        steps: how many times `step()` will be called.
+        name: the preset whose ε and gate learning rate to use; see `lpfs.schedule.preset`.
+    """
+
+    def __init__(
+        self,
+        gate: FeatureGate,
+        optimizer: ProximalSGD,
+        lam: float,
+        steps: int,
+        name: str = "scaled",
+    ) -> None:
+        if not 0 <= lam < math.inf:
+            raise ValueError(f"lam must be in [0, inf), got {lam}")
+        self._lam = lam
+        schedules = preset(name, gate.kind, steps)
+        super().__init__(gate, optimizer, steps, schedules.epsilon, schedules.gate_lr)
+
+    def _apply_penalty(self, step: int) -> None:
+        self.optimizer.param_groups[0]["lam"].fill_(self._lam)

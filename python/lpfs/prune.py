@@ -1,0 +1,234 @@
+"""Physical removal of dead fields: the gates go, the predictions stay (sections 1 and 3.3)."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar, overload
+
+import torch
+from torch import Tensor, nn
+
+from lpfs.gate import FeatureGate
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one field stands in a model: which columns of the first layer read it, and its table.
+
+    `table` is the weight whose `rows` become the field's embedding by a lookup or another linear
+    map; None where an activation lies between weight and gate, or where there is no weight.
+    """
+
+    columns: slice
+    table: Tensor | None = None
+    rows: slice = field(default_factory=lambda: slice(None))
+
+
+class Prunable(Protocol):
+    """What a model shows to be pruned; its other methods do not matter."""
+
+    gate: FeatureGate | None
+
+    @property
+    def first_layer(self) -> nn.Linear:
+        """The layer whose columns read the fields, in the gate's order or another."""
+
+    def places(self) -> Mapping[str, Place]:
+        """The place of every field of the gate."""
+
+    def drop_gate(self, kept: Sequence[str]) -> None:
+        """Go on without gate and with the kept fields only.
+
+        Called on the pruned copy, whose tables and first layer are already sliced and scaled: what
+        remains is to set `gate` to None and to update what was derived from the list of fields.
+        """
+
+
+Model = TypeVar("Model", bound=Prunable)
+
+GRADIENT_POWER: dict[type[torch.optim.Optimizer], dict[str, int]] = {
+    torch.optim.SGD: {"momentum_buffer": 1},
+    torch.optim.Adagrad: {"sum": 2},
+    torch.optim.Adam: {"exp_avg": 1, "exp_avg_sq": 2, "max_exp_avg_sq": 2},
+    torch.optim.AdamW: {"exp_avg": 1, "exp_avg_sq": 2, "max_exp_avg_sq": 2},
+    torch.optim.SparseAdam: {"exp_avg": 1, "exp_avg_sq": 2},
+    torch.optim.RMSprop: {"square_avg": 2, "grad_avg": 1, "momentum_buffer": 0},
+}
+"""The power of the gradient in each piece of optimiser state that has the parameter's shape.
+
+Scaling a weight by s scales its gradient by 1/s, so such a piece is divided by s to this power.
+"""
+
+
+@overload
+def prune(
+    model: Model, optimizer: torch.optim.Optimizer
+) -> tuple[Model, torch.optim.Optimizer]: ...
+
+
+@overload
+def prune(model: Model, optimizer: None = None) -> tuple[Model, None]: ...
+
+
+def prune(
+    model: Model, optimizer: torch.optim.Optimizer | None = None
+) -> tuple[Model, torch.optim.Optimizer | None]:
+    """A smaller copy of the model, without gate, that predicts the same, and its optimiser.
+
+    Dead fields lose their tables and their columns of the first layer. Each living field's factor
+    (gate with its sign, over its start, over the rescale) is folded into its table, or into its
+    columns of the first layer where there is no table to fold into or another field shares it. The
+    optimiser's state is sliced and scaled alike, so training goes on where it was. Neither the
+    model nor the optimiser that came in is changed, and nothing dead is copied on the way.
+
+    Args:
+        model: an `nn.Module` that follows `Prunable`.
+        optimizer: its optimiser (SGD, Adagrad, Adam, AdamW, SparseAdam or RMSprop), or None. Gate
+            parameters in it are left out of the copy; schedulers must be made anew.
+
+    Raises:
+        ValueError: if the model has no gate, or no field is alive.
+        TypeError: if the optimiser holds state that this function cannot scale.
+
+    >>> from lpfs.data import Field
+    >>> from lpfs.models import DLRM
+    >>> fields = [Field("city", "category", 3), Field("age", "number")]
+    >>> model = DLRM(fields, dim=2, top=(4,)).insert_gate()
+    >>> _ = model.gate.x.data.copy_(torch.tensor([-0.5, 0.0]))
+    >>> smaller, optimizer = prune(model, torch.optim.Adagrad(model.parameters()))
+    >>> batch = torch.tensor([[0], [2]]), torch.randn(2, 1)
+    >>> torch.allclose(model(*batch), smaller(*batch), atol=1e-6)
+    True
+    >>> smaller.first_layer.in_features, [tuple(p.shape) for p in smaller.parameters()]
+    (2, [(3, 2), (4, 2), (4,), (1, 4), (1,)])
+    """
+    gate = model.gate
+    if gate is None:
+        raise ValueError("the model has no gate to prune by")
+    kept = gate.kept()
+    if not kept:
+        raise ValueError("every field is dead: nothing would remain of the model")
+
+    slices = _plan(model, gate, kept)
+    memo: dict[int, Any] = {}
+    for parameter, part in slices.items():
+        value = part.take(parameter.detach(), power=-1)
+        memo[id(parameter)] = nn.Parameter(value, requires_grad=parameter.requires_grad)
+    if optimizer is not None:
+        _slice_state(optimizer, slices, memo)
+
+    smaller, optimizer = copy.deepcopy((model, optimizer), memo)
+    smaller.drop_gate(kept)
+    smaller.first_layer.in_features = smaller.first_layer.weight.shape[1]
+    if optimizer is not None:
+        _forget(optimizer, smaller, [memo[id(p)] for p in slices], memo[id(gate)])
+    return smaller, optimizer
+
+
+@dataclass
+class _Slice:
+    """Which rows (dim 0) or columns (dim 1) of a parameter remain, and their factors."""
+
+    dim: int
+    remains: Tensor
+    factor: Tensor
+
+    @classmethod
+    def of(cls, parameter: Tensor, dim: int) -> _Slice:
+        size = parameter.shape[dim]
+        remains = torch.ones(size, dtype=torch.bool, device=parameter.device)
+        return cls(dim, remains, torch.ones(size, dtype=parameter.dtype, device=parameter.device))
+
+    def take(self, values: Tensor, power: int) -> Tensor:
+        """The remaining part, divided by factor^power."""
+        index = self.remains.nonzero().flatten()
+        factor = self.factor[index].pow(-power)
+        shape = [-1 if d == self.dim else 1 for d in range(values.ndim)]
+        return values.index_select(self.dim, index) * factor.view(shape)
+
+
+def _plan(model: Prunable, gate: FeatureGate, kept: Sequence[str]) -> dict[Tensor, _Slice]:
+    places, factors = model.places(), gate.gates()
+    if missing := set(gate.fields) - set(places):
+        raise ValueError(f"the model names no place for the field {min(missing)!r}")
+    weight = model.first_layer.weight
+    columns = _Slice.of(weight, dim=1)
+    slices: dict[Tensor, _Slice] = {weight: columns}
+    users: dict[Tensor, Counter[int]] = {}
+    living: dict[Tensor, Tensor] = {}
+    for name, place in places.items():
+        if place.table is not None and name in gate.fields:
+            table = slices.setdefault(place.table, _Slice.of(place.table, dim=0))
+            count = users.setdefault(place.table, Counter())
+            count.update(_indices(place.rows, len(table.factor)))
+            alive = living.setdefault(place.table, torch.zeros_like(table.remains))
+            alive[place.rows] |= name in kept
+    for parameter, count in users.items():
+        claimed = torch.tensor(sorted(count), dtype=torch.long, device=parameter.device)
+        slices[parameter].remains[claimed] = living[parameter][claimed]
+
+    for name in gate.fields:
+        place = places[name]
+        if name not in kept:
+            columns.remains[place.columns] = False
+        elif place.table is not None and _alone(place, users[place.table]):
+            slices[place.table].factor[place.rows] = factors[name]
+        else:
+            columns.factor[place.columns] = factors[name]
+    return slices
+
+
+def _alone(place: Place, users: Counter[int]) -> bool:
+    assert place.table is not None
+    return all(users[row] == 1 for row in _indices(place.rows, place.table.shape[0]))
+
+
+def _indices(part: slice, size: int) -> range:
+    return range(*part.indices(size))
+
+
+def _slice_state(
+    optimizer: torch.optim.Optimizer,
+    slices: Mapping[Tensor, _Slice],
+    memo: dict[int, Any],
+) -> None:
+    """Put the sliced and scaled state where the deep copy will look for a copy of the old."""
+    for parameter, part in slices.items():
+        for name, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                memo[id(value)] = part.take(value, _gradient_power(optimizer, name))
+            elif isinstance(value, Tensor) and value.numel() > 1:
+                raise TypeError(
+                    f"{type(optimizer).__name__}: the state {name!r} has shape "
+                    f"{tuple(value.shape)}, its parameter {tuple(parameter.shape)}"
+                )
+
+
+def _gradient_power(optimizer: torch.optim.Optimizer, name: str) -> int:
+    for kind in type(optimizer).__mro__:
+        if name in GRADIENT_POWER.get(kind, {}):
+            return GRADIENT_POWER[kind][name]
+    raise TypeError(
+        f"{type(optimizer).__name__}: how the state {name!r} scales with the gradient is not "
+        "known; add it to lpfs.prune.GRADIENT_POWER"
+    )
+
+
+def _forget(
+    optimizer: torch.optim.Optimizer,
+    model: Prunable,
+    sliced: Sequence[nn.Parameter],
+    gate: FeatureGate,
+) -> None:
+    """Take what the pruned model no longer has out of the optimiser."""
+    assert isinstance(model, nn.Module)
+    present = {id(p) for p in model.parameters()}
+    gone = {id(p) for p in (*sliced, *gate.parameters()) if id(p) not in present}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if id(parameter) in gone:
+                optimizer.state.pop(parameter, None)
+        group["params"] = [p for p in group["params"] if id(p) not in gone]

@@ -1,0 +1,124 @@
+"""Steps, evaluation and early stopping: what pre-training, selection and hot start share."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from sklearn.metrics import log_loss, roc_auc_score
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lpfs.data import Batch, Part
+
+
+class DivergedError(RuntimeError):
+    """The loss was not a number at a step; the message names both."""
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Area under the ROC curve and mean log loss (natural logarithm) over a part of the data."""
+
+    auc: float
+    log_loss: float
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands: `step` of at most `steps` of a stage."""
+
+    stage: str
+    step: int
+    steps: int
+    rows: int
+    """Rows seen in this stage."""
+    loss: float
+    alive: int | None = None
+    """Living fields, while there are gates."""
+
+
+ProgressCallback = Callable[[Progress], None]
+
+
+def forward_loss(model: nn.Module, batch: Batch) -> Tensor:
+    """Mean binary cross-entropy of a batch, on the model's device."""
+    codes, numbers, labels = _to_device_of(model, batch)
+    return F.binary_cross_entropy_with_logits(model(codes, numbers), labels)
+
+
+def _to_device_of(model: nn.Module, batch: Batch) -> tuple[Tensor, ...]:
+    device = next(model.parameters()).device
+    return tuple(tensor.to(device, non_blocking=True) for tensor in batch)
+
+
+def train_step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, stage: str, step: int
+) -> float:
+    """One step on one batch; the loss before it. Raises DivergedError, with nothing changed, if
+    the loss is not finite."""
+    loss = forward_loss(model, batch)
+    value = loss.item()
+    if not math.isfinite(value):
+        raise DivergedError(f"the loss became {value} at step {step} of {stage}")
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return value
+
+
+@torch.no_grad()
+def predict(model: nn.Module, part: Part, batch_size: int = 8192) -> Tensor:
+    """Logits of every row of a part, on the CPU."""
+    model.eval()
+    logits = []
+    for batch in part.batches(batch_size):
+        codes, numbers, _ = _to_device_of(model, batch)
+        logits.append(model(codes, numbers).cpu())
+    model.train()
+    return torch.cat(logits) if logits else torch.empty(0)
+
+
+def score(logits: Tensor, labels: np.ndarray) -> Metrics:
+    """AUC and log loss of logits against labels of 0 and 1, both of which must occur."""
+    probabilities = logits.double().sigmoid().numpy()
+    return Metrics(
+        float(roc_auc_score(labels, probabilities)), float(log_loss(labels, probabilities))
+    )
+
+
+def evaluate(model: nn.Module, part: Part) -> Metrics:
+    """AUC and log loss of a model on a part."""
+    return score(predict(model, part), np.asarray(part.labels))
+
+
+class EarlyStopping:
+    """Keeps the parameters with the lowest validation loss, those at the start included.
+
+    Embeddings overfit from the second pass on, so *no further step* must be among the choices.
+    """
+
+    def __init__(self, model: nn.Module, validation: Part, patience: int) -> None:
+        self.model, self.validation, self.patience = model, validation, patience
+        self.best = math.inf
+        self.best_step = 0
+        self._strikes = 0
+        self.check(step=0)
+
+    def check(self, step: int) -> bool:
+        """Evaluate now; whether training should stop."""
+        loss = evaluate(self.model, self.validation).log_loss
+        if loss < self.best:
+            self.best, self.best_step, self._strikes = loss, step, 0
+            self._state = copy.deepcopy(self.model.state_dict())
+        else:
+            self._strikes += 1
+        return self._strikes >= self.patience
+
+    def restore(self) -> None:
+        """Put the best parameters back into the model."""
+        self.model.load_state_dict(self._state)

@@ -1,0 +1,115 @@
+"""What the gates did, step by step: who died when, how, and who came back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lpfs.gate import FeatureGate
+
+CUT_ABOVE = 0.1
+"""A death is a cut, not a decay, if the gate stood above this share of its start just before."""
+
+
+@dataclass(frozen=True)
+class Death:
+    """The fields of one gate died at `step` (counted from 1)."""
+
+    fields: tuple[str, ...]
+    step: int
+    gate_before: float
+    """|g| just before that step, as a share of its value at the start."""
+
+    @property
+    def is_cut(self) -> bool:
+        return self.gate_before > CUT_ABOVE
+
+
+class Trajectory:
+    """Records x and the moving hyper-parameters after every step, and keeps every `keep_every`-th.
+
+    Values are copied on the device and looked at in batches, so recording does not wait for a GPU.
+    """
+
+    _LOOK_EVERY = 100
+
+    def __init__(self, gate: FeatureGate, keep_every: int = 1) -> None:
+        self.gate = gate
+        self.keep_every = keep_every
+        self.revivals = 0
+        self._deaths: list[Death] = []
+        self._rows: list[Tensor] = []
+        self._seen = 0
+        self._x = gate.x.detach().cpu().clone()
+        self._epsilon = gate.epsilon.detach().cpu().clone()
+        self._pending: list[Tensor] = []
+
+    @torch.no_grad()
+    def record(self, lr: Tensor, lam: Tensor) -> None:
+        """Note the state after a step that ran with the gate's present ε and these λ and η."""
+        gate = self.gate
+        settings = torch.stack([gate.epsilon, lam.to(gate.x.dtype), lr.to(gate.x.dtype), gate.rms])
+        self._pending.append(torch.cat([settings, gate.x.detach()]))
+        if len(self._pending) == self._LOOK_EVERY:
+            self._look()
+
+    @property
+    def deaths(self) -> list[Death]:
+        """Every death so far, in order; a field that came back may stand in it several times."""
+        self._look()
+        return list(self._deaths)
+
+    @property
+    def cuts(self) -> list[Death]:
+        """The deaths that were cuts and not decays."""
+        return [death for death in self.deaths if death.is_cut]
+
+    def path(self) -> list[tuple[str, int]]:
+        """The dead fields in the order in which they died for the last time, with that step."""
+        last = {name: death.step for death in self.deaths for name in death.fields}
+        kept = set(self.gate.kept())
+        dead = [(name, step) for name, step in last.items() if name not in kept]
+        return sorted(dead, key=lambda item: item[1])
+
+    def table(self) -> dict[str, list[float]]:
+        """Columns `step`, `epsilon`, `lam`, `lr`, `alive` (gates), and `gate:NAME` per field."""
+        self._look()
+        names = list(self.gate.fields)
+        columns: dict[str, list[float]] = {"step": [], "epsilon": [], "lam": [], "lr": []}
+        columns |= {"alive": []} | {f"gate:{name}": [] for name in names}
+        for row in self._rows:
+            step, epsilon, lam, lr, rms = row[:5].tolist()
+            x = row[5:].to(torch.float32)
+            factors = self._factors(x, torch.tensor(epsilon), rms)
+            values = [int(step), epsilon, lam, lr, int(x.count_nonzero()), *factors.tolist()]
+            for column, value in zip(columns.values(), values, strict=True):
+                column.append(value)
+        return columns
+
+    def _look(self) -> None:
+        if not self._pending:
+            return
+        rows = torch.stack(self._pending).cpu()
+        self._pending.clear()
+        for row in rows:
+            self._seen += 1
+            epsilon, x = row[0], row[4:]
+            before = self.gate.gate_values(self._x, self._epsilon).abs() / self.gate.start.cpu()
+            for i in ((self._x != 0) & (x == 0)).nonzero().flatten().tolist():
+                self._deaths.append(Death(self.gate.members[i], self._seen, before[i].item()))
+            self.revivals += int(((self._x == 0) & (x != 0)).sum())
+            self._x, self._epsilon = x, epsilon
+            if self._seen % self.keep_every == 0:
+                self._rows.append(torch.cat([torch.tensor([float(self._seen)]), row]))
+
+    def _factors(self, x: Tensor, epsilon: Tensor, rms: float) -> Tensor:
+        gate = self.gate
+        if gate.gate_of_field is not None:
+            x = x[gate.gate_of_field.cpu()]
+        factors = gate.gate_values(x, epsilon) / gate.start.cpu()
+        factors = torch.where(gate.rescaled.cpu(), factors / rms, factors)
+        if gate.ungated is not None:
+            factors = torch.where(gate.ungated.cpu(), 1.0, factors)
+        return factors
