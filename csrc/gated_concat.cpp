@@ -15,12 +15,18 @@
 namespace lpfs {
 namespace {
 
+// Found by measurement. Forward goes down the rows of a group of neighbouring columns and assembles
+// one row at a time; backward takes a tile of rows for one source after the other, which has to stay
+// in the cache meanwhile.
+constexpr int64_t kForwardGroupBytes = 1 << 14, kForwardAhead = 16;
+constexpr int64_t kBackwardGroupBytes = kSourceBytes, kTileBytes = 1 << 16;
+constexpr int64_t kBufferBytes = std::max(kForwardGroupBytes, kTileBytes);
+// What a thread takes at a time, and what one partial sum of backward covers.
 constexpr int64_t kBlockRows = 256;
-constexpr int64_t kBufferBytes = 1 << 15;
 // Below this a thread costs more than it saves.
 constexpr int64_t kGrainBytes = 1 << 18;
 // A smaller output may still be in the cache when it is read next.
-constexpr int64_t kStreamedBytes = 1 << 24;
+constexpr int64_t kStreamedBytes = 1 << 23;
 
 using Tensors = std::vector<Tensor>;
 using MaybeTensor = std::optional<Tensor>;
@@ -34,16 +40,9 @@ struct Field {
   bool learns;  // its gate has a gradient that depends on the data
 };
 
-// Neighbouring sources whose rows are at most kSourceBytes wide together.
-struct Group {
-  int64_t first, end, column, width;
-};
-
 struct Call {
-  Dtype dtype;
-  ScalarType scalar_type, gate_type;
-  int64_t item_bytes;
-  int64_t batch, columns;
+  ScalarType type, gate_type;
+  int64_t item_bytes, batch, columns;
   std::vector<Field> fields;
 };
 
@@ -109,21 +108,19 @@ Call check(const Checks& checks, const Tensor* grad, const Tensors& embeddings, 
   }
 
   Call call;
-  call.scalar_type = embeddings[0].scalar_type();
-  if (call.scalar_type != ScalarType::Double && call.scalar_type != ScalarType::Float &&
-      call.scalar_type != ScalarType::Half && call.scalar_type != ScalarType::BFloat16) {
+  call.type = embeddings[0].scalar_type();
+  if (call.type != ScalarType::Double && call.type != ScalarType::Float &&
+      call.type != ScalarType::Half && call.type != ScalarType::BFloat16) {
     checks.fault({"embeddings", 0}, "be float64, float32, float16 or bfloat16",
-                 name_of(call.scalar_type));
+                 name_of(call.type));
   }
-  call.dtype = dtype_of(call.scalar_type);
   call.item_bytes = embeddings[0].element_size();
-  call.gate_type =
-      call.scalar_type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  call.gate_type = call.type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
   call.columns = 0;
   call.fields.reserve(std::max(widths.size(), embeddings.size()));
   for (size_t i = 0; i < embeddings.size(); ++i) {
     const Name name{"embeddings", static_cast<int64_t>(i)};
-    checks.dtype(name, embeddings[i], call.scalar_type, " like embeddings[0]");
+    checks.dtype(name, embeddings[i], call.type, " like embeddings[0]");
     const auto sizes = embeddings[i].sizes();
     if (sizes.size() != 2) checks.fault(name, "have 2 dimensions", "shape " + list(sizes));
     if (i == 0) call.batch = sizes[0];
@@ -152,7 +149,7 @@ Call check(const Checks& checks, const Tensor* grad, const Tensors& embeddings, 
   }
 
   const Shape per_field{static_cast<int64_t>(call.fields.size())};
-  checks.dtype({"x"}, x, call.gate_type, " for ", name_of(call.scalar_type), " embeddings");
+  checks.dtype({"x"}, x, call.gate_type, " for ", name_of(call.type), " embeddings");
   checks.shape({"x"}, x, per_field, ", one element per field");
   checks.dtype({"epsilon"}, epsilon, call.gate_type, " like x");
   checks.shape({"epsilon"}, epsilon, Shape{});
@@ -165,7 +162,7 @@ Call check(const Checks& checks, const Tensor* grad, const Tensors& embeddings, 
     checks.shape({"ungated"}, *ungated, per_field, " like x");
   }
   if (grad) {
-    checks.dtype({"grad"}, *grad, call.scalar_type, " like embeddings[0]");
+    checks.dtype({"grad"}, *grad, call.type, " like embeddings[0]");
     checks.shape({"grad"}, *grad, Shape{call.batch, call.columns}, " like the output");
   }
   const auto evaluate =
@@ -174,20 +171,23 @@ Call check(const Checks& checks, const Tensor* grad, const Tensors& embeddings, 
   return call;
 }
 
-// The fields' columns, cut so that no source is wider than kSourceBytes.
+// Neighbouring sources, from column `column` of the output.
+struct Group {
+  int64_t first, end, column, width;
+};
+
+// The columns of all fields, cut so that no source is wider than kSourceBytes.
 struct Layout {
   std::vector<Source> sources;
-  std::vector<int64_t> field_of;
-  std::vector<int64_t> column_of;  // in the field
+  std::vector<int64_t> field_of, column_in_field;
   std::vector<Group> groups;
 };
 
-Layout lay_out(const Call& call) {
+Layout lay_out(const Call& call, int64_t group_bytes) {
   const int64_t widest = kSourceBytes / call.item_bytes;
   Layout layout;
+  for (auto* list : {&layout.field_of, &layout.column_in_field}) list->reserve(call.fields.size());
   layout.sources.reserve(call.fields.size());
-  layout.field_of.reserve(call.fields.size());
-  layout.column_of.reserve(call.fields.size());
   int64_t column = 0;
   for (size_t i = 0; i < call.fields.size(); ++i) {
     const Field& field = call.fields[i];
@@ -197,8 +197,9 @@ Layout lay_out(const Call& call) {
       layout.sources.push_back(
           {advance(field.rows, call.item_bytes, 0, j), width, field.factor, field.dead});
       layout.field_of.push_back(i);
-      layout.column_of.push_back(j);
-      if (layout.groups.empty() || layout.groups.back().width + width > widest) {
+      layout.column_in_field.push_back(j);
+      if (layout.groups.empty() ||
+          (layout.groups.back().width + width) * call.item_bytes > group_bytes) {
         layout.groups.push_back({index, index, column, 0});
       }
       layout.groups.back().end = index + 1;
@@ -240,37 +241,47 @@ Tensor gated_concat(const Tensors& embeddings, const Tensor& x, const Tensor& ep
                     int64_t kind, double alpha, double tau) {
   const Call call = check({"gated_concat"}, nullptr, embeddings, x, epsilon, widths, scale,
                           ungated, kind, alpha, tau);
-  Tensor output = torch::stable::empty(Shape{call.batch, call.columns}, call.scalar_type);
+  Tensor output = empty(Shape{call.batch, call.columns}, call.type);
   auto* const data = static_cast<char*>(output.mutable_data_ptr());
-  const Layout layout = lay_out(call);
-  const Loops& loops = loops_for(call.dtype);
+  const Layout layout = lay_out(call, kForwardGroupBytes);
+  const Loops& loops = loops_for(dtype_of(call.type));
   const bool streamed = is_streamed(call);
-  const int64_t ahead = 16;
-  for_each_block(call, layout,
-                 [&](int64_t, int64_t first, int64_t end, const Group& group, char* buffer) {
-                   for (int64_t row = first; row < end; ++row) {
-                     char* const target =
-                         data + (row * call.columns + group.column) * call.item_bytes;
-                     loops.concat_row(&layout.sources[group.first], group.end - group.first, row,
-                                      ahead, streamed ? buffer : target);
-                     if (streamed) stream(target, buffer, group.width * call.item_bytes);
-                   }
-                 });
+  for_each_block(call, layout, [&](int64_t, int64_t first, int64_t end, const Group& group,
+                                   char* buffer) {
+    for (int64_t row = first; row < end; ++row) {
+      char* const target = data + (row * call.columns + group.column) * call.item_bytes;
+      loops.concat_row(&layout.sources[group.first], group.end - group.first, row, kForwardAhead,
+                       streamed ? buffer : target);
+      if (streamed) stream(target, buffer, group.width * call.item_bytes);
+    }
+  });
   return output;
 }
 
-void zero(char* target, int64_t stride_bytes, int64_t rows, int64_t width_bytes) {
-  for (int64_t r = 0; r < rows; ++r) std::memset(target + r * stride_bytes, 0, width_bytes);
+// Rows of bytes.
+struct Target {
+  char* data;
+  int64_t stride;
+
+  char* row(int64_t r) const { return data + r * stride; }
+};
+
+void zero(Target target, int64_t rows, int64_t bytes) {
+  for (int64_t r = 0; r < rows; ++r) std::memset(target.row(r), 0, bytes);
 }
 
-void stream_rows(char* target, int64_t stride_bytes, const char* buffer, int64_t rows,
-                 int64_t width_bytes) {
-  if (stride_bytes == width_bytes) {
-    stream(target, buffer, rows * width_bytes);
-    return;
-  }
-  for (int64_t r = 0; r < rows; ++r) {
-    stream(target + r * stride_bytes, buffer + r * width_bytes, width_bytes);
+// From a buffer that holds the rows without gaps.
+void stream_rows(Target target, const char* buffer, int64_t rows, int64_t bytes) {
+  if (target.stride == bytes) return stream(target.data, buffer, rows * bytes);
+  for (int64_t r = 0; r < rows; ++r) stream(target.row(r), buffer + r * bytes, bytes);
+}
+
+template <class T>
+void fill_grad_x(const Call& call, const std::vector<double>& sums, Tensor& grad_x) {
+  auto* data = static_cast<T*>(grad_x.mutable_data_ptr());
+  for (size_t i = 0; i < call.fields.size(); ++i) {
+    const Field& field = call.fields[i];
+    data[i] = field.learns ? static_cast<T>(field.slope * sums[i]) : 0;
   }
 }
 
@@ -280,88 +291,75 @@ Tensors gated_concat_backward(const Tensor& grad, const Tensors& embeddings, con
                               double alpha, double tau) {
   const Call call = check({"gated_concat_backward"}, &grad, embeddings, x, epsilon, widths, scale,
                           ungated, kind, alpha, tau);
+  const Layout layout = lay_out(call, kBackwardGroupBytes);
+  const int64_t item = call.item_bytes, count = layout.sources.size();
+  const bool packed = !widths.empty();
   Tensors gradients;
   gradients.reserve(embeddings.size() + 1);
   for (const Tensor& embedding : embeddings) {
-    gradients.push_back(torch::stable::empty(embedding.sizes(), call.scalar_type));
+    gradients.push_back(empty(embedding.sizes(), call.type));
   }
-  const Layout layout = lay_out(call);
-  const int64_t item = call.item_bytes, count = layout.sources.size();
 
-  // Where each source's gradient goes, and the columns of grad that it comes from.
-  struct Target {
-    char* data;
-    int64_t stride_bytes;
-    Rows grad;
-  };
+  // Of each source: the columns of grad, and where its gradient goes.
+  std::vector<Rows> upstreams;
   std::vector<Target> targets;
+  upstreams.reserve(count);
   targets.reserve(count);
-  Rows upstream = rows_of(grad);
   int64_t column = 0;
-  const bool packed = !widths.empty();
   for (int64_t i = 0; i < count; ++i) {
     const int64_t field = layout.field_of[i];
     auto* data = static_cast<char*>(gradients[packed ? 0 : field].mutable_data_ptr());
-    targets.push_back({data + (packed ? column : layout.column_of[i]) * item,
-                       (packed ? call.columns : call.fields[field].width) * item, upstream});
-    upstream = advance(upstream, item, 0, layout.sources[i].width);
+    upstreams.push_back(advance(rows_of(grad), item, 0, column));
+    targets.push_back({data + (packed ? column : layout.column_in_field[i]) * item,
+                       (packed ? call.columns : call.fields[field].width) * item});
     column += layout.sources[i].width;
   }
 
-  // The rows of a tile are read from grad for one source after the other and must stay in the cache.
-  // Blocks and tiles depend on the shapes alone, so the sums do not depend on the threads.
-  const int64_t tile_rows =
-      std::clamp<int64_t>(kBufferBytes / std::max<int64_t>(1, call.columns * item), 8, kBlockRows);
-  const std::unique_ptr<double[]> partial(new double[blocks_of(call) * count]());
-  const Loops& loops = loops_for(call.dtype);
+  // Tiles and blocks depend on the shapes alone, so the sums do not depend on the threads.
+  const int64_t row_bytes = std::clamp<int64_t>(call.columns * item, 1, kBackwardGroupBytes);
+  const int64_t tile_rows = std::min(kTileBytes / row_bytes, kBlockRows);
+  const int64_t blocks = blocks_of(call);
+  const std::unique_ptr<double[]> partial(new double[blocks * count]());
+  const Loops& loops = loops_for(dtype_of(call.type));
   const bool streamed = is_streamed(call);
-  for_each_block(
-      call, layout, [&](int64_t block, int64_t first, int64_t end, const Group& group, char* buffer) {
-        for (int64_t row = first; row < end; row += tile_rows) {
-          const int64_t rows = std::min(tile_rows, end - row);
-          char* next = buffer;
-          for (int64_t i = group.first; i < group.end; ++i) {
-            const Source& source = layout.sources[i];
-            const Target& to = targets[i];
-            const bool learns = call.fields[layout.field_of[i]].learns;
-            char* const target = to.data + row * to.stride_bytes;
-            char* const written = streamed ? (packed ? next : buffer) : target;
-            const int64_t written_stride =
-                streamed ? (packed ? group.width : source.width) : to.stride_bytes / item;
-            if (source.dead) zero(written, written_stride * item, rows, source.width * item);
-            if (learns || !source.dead) {
-              partial[block * count + i] += loops.scale_and_dot(
-                  advance(to.grad, item, row, 0),
-                  learns ? advance(source.rows, item, row, 0) : Rows{nullptr, 0, 0},
-                  source.factor, rows, source.width, tile_rows, source.dead ? nullptr : written,
-                  written_stride);
-            }
-            if (streamed && !packed) {
-              stream_rows(target, to.stride_bytes, buffer, rows, source.width * item);
-            }
-            next += source.width * item;
-          }
-          if (streamed && packed) {
-            const Target& to = targets[group.first];
-            stream_rows(to.data + row * to.stride_bytes, to.stride_bytes, buffer, rows,
-                        group.width * item);
-          }
+  for_each_block(call, layout, [&](int64_t block, int64_t first, int64_t end, const Group& group,
+                                   char* buffer) {
+    for (int64_t row = first; row < end; row += tile_rows) {
+      const int64_t rows = std::min(tile_rows, end - row);
+      char* next = buffer;
+      for (int64_t i = group.first; i < group.end; ++i) {
+        const Source& source = layout.sources[i];
+        const int64_t bytes = source.width * item;
+        const bool learns = call.fields[layout.field_of[i]].learns;
+        const Target target{targets[i].row(row), targets[i].stride};
+        const Target written = !streamed ? target
+                               : packed  ? Target{next, group.width * item}
+                                         : Target{buffer, bytes};
+        if (source.dead) zero(written, rows, bytes);
+        if (learns || !source.dead) {
+          partial[block * count + i] += loops.scale_and_dot(
+              advance(upstreams[i], item, row, 0),
+              learns ? advance(source.rows, item, row, 0) : Rows{}, source.factor, rows,
+              source.width, tile_rows, source.dead ? nullptr : written.data,
+              written.stride / item);
         }
-      });
+        if (streamed && !packed) stream_rows(target, buffer, rows, bytes);
+        next += bytes;
+      }
+      if (streamed && packed) {
+        const Target& target = targets[group.first];
+        stream_rows({target.row(row), target.stride}, buffer, rows, group.width * item);
+      }
+    }
+  });
 
   std::vector<double> sums(call.fields.size());
-  for (int64_t block = 0; block < blocks_of(call); ++block) {
+  for (int64_t block = 0; block < blocks; ++block) {
     for (int64_t i = 0; i < count; ++i) sums[layout.field_of[i]] += partial[block * count + i];
   }
-  Tensor grad_x = torch::stable::empty(x.sizes(), call.gate_type);
-  for (size_t i = 0; i < call.fields.size(); ++i) {
-    const double value = call.fields[i].learns ? call.fields[i].slope * sums[i] : 0;
-    if (call.gate_type == ScalarType::Double) {
-      static_cast<double*>(grad_x.mutable_data_ptr())[i] = value;
-    } else {
-      static_cast<float*>(grad_x.mutable_data_ptr())[i] = static_cast<float>(value);
-    }
-  }
+  Tensor grad_x = empty(x.sizes(), call.gate_type);
+  (call.gate_type == ScalarType::Double ? fill_grad_x<double> : fill_grad_x<float>)(call, sums,
+                                                                                  grad_x);
   gradients.push_back(grad_x);
   return gradients;
 }

@@ -59,8 +59,19 @@ LPFS_INLINE void load(const BFloat16* source, Vector<float, N>& value) {
   reinterpret(bits, value);
 }
 
+// From this width on the vectors are those of AVX2 and AVX-512, and every such processor converts.
+constexpr int kConvertsHalf = 8;
+
 template <int N>
 LPFS_INLINE void load(const Half* source, Vector<float, N>& value) {
+#if defined(__x86_64__)
+  if constexpr (N >= kConvertsHalf) {
+    Vector<uint16_t, N> bits;
+    std::memcpy(&bits, source, sizeof bits);
+    asm("vcvtph2ps %1, %0" : "=v"(value) : "v"(bits));
+    return;
+  }
+#endif
   Vector<uint32_t, N> half;
   load_bits<N>(source, half);
   const Vector<uint32_t, N> magnitude = half & 0x7fff;
@@ -103,6 +114,14 @@ LPFS_INLINE void store(BFloat16* target, const Vector<float, N>& value) {
 
 template <int N>
 LPFS_INLINE void store(Half* target, const Vector<float, N>& value) {
+#if defined(__x86_64__)
+  if constexpr (N >= kConvertsHalf) {
+    Vector<uint16_t, N> rounded;
+    asm("vcvtps2ph $0, %1, %0" : "=v"(rounded) : "v"(value));
+    std::memcpy(target, &rounded, sizeof rounded);
+    return;
+  }
+#endif
   Vector<uint32_t, N> bits;
   reinterpret(value, bits);
   const Vector<uint32_t, N> sign = (bits >> 16) & 0x8000;
@@ -265,8 +284,8 @@ LPFS_INLINE double scale_and_dot(const Rows& grad, const Rows& source, Compute<T
 
 LPFS_DEFINE_LOOPS(Baseline, 16, )
 #if defined(__x86_64__)
-LPFS_DEFINE_LOOPS(Avx2, 32, __attribute__((target("avx2,fma"))))
-LPFS_DEFINE_LOOPS(Avx512, 64, __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma"))))
+LPFS_DEFINE_LOOPS(Avx2, 32, __attribute__((target("avx2,fma,f16c"))))
+LPFS_DEFINE_LOOPS(Avx512, 64, __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma,f16c"))))
 #endif
 
 template <template <class> class Set>
@@ -288,7 +307,8 @@ const Loops& loops_for(Dtype dtype) {
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
     return loops_of<Avx512>(dtype);
   }
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+      __builtin_cpu_supports("f16c")) {
     return loops_of<Avx2>(dtype);
   }
 #endif

@@ -142,9 +142,9 @@ std::tuple<Tensor, Tensor> step(const Tensors& params, const Tensors& grads,
     }
   }
 
-  Tensor live_tensor = torch::stable::empty(Shape{}, ScalarType::Long);
+  Tensor live_tensor = empty(Shape{}, ScalarType::Long);
   *data<int64_t>(live_tensor) = live;
-  Tensor lam_used = torch::stable::empty(Shape{}, lam_tensor.scalar_type());
+  Tensor lam_used = empty(Shape{}, lam_tensor.scalar_type());
   *data<T>(lam_used) = threshold / (2 * lr);
   return {live_tensor, lam_used};
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -26,12 +27,16 @@ WIDTHS = st.lists(st.sampled_from([0, 1, 2, 3, 4, 8, 15, 16, 17, 40]), min_size=
 
 @pytest.fixture(autouse=True, scope="module")
 def _poison() -> Iterator[None]:
-    """New buffers hold NaN, so that an element that is never written shows."""
-    torch.use_deterministic_algorithms(True)
-    assert torch.utils.deterministic.fill_uninitialized_memory
-    assert torch.empty(1).isnan()
+    """New buffers hold huge numbers, so that an element that is never written shows."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        yield
+        return
+    m_perturb, filler = -6, 0x7F
+    mallopt(m_perturb, filler ^ 0xFF)
+    assert (torch.empty(100).view(torch.uint8) == filler).all()
     yield
-    torch.use_deterministic_algorithms(False)
+    mallopt(m_perturb, 0)
 
 
 def forward(call: Call) -> Tensor:
@@ -180,7 +185,7 @@ def a_gradient(call: Call) -> Tensor:
         (5, [0, 0]),
         (3, [1] * 5000),
         (9, [5000, 1, 3000]),
-        (40_000, [16, 1, 40, 0, 7, 64, 13]),  # larger than the cache, rows that start anywhere
+        (32_000, [16, 1, 40, 0, 7, 64, 13]),  # past the cache, rows that start anywhere
     ],
 )
 def test_sizes(rows: int, widths: list[int], dtype: torch.dtype, packed: bool) -> None:
