@@ -33,7 +33,7 @@ from lpfs.data.encode import (
     words,
 )
 from lpfs.data.error import DataError
-from lpfs.data.read import Chunk, Source
+from lpfs.data.read import Chunk, Source, convertible
 from lpfs.data.split import (
     TEST,
     TRAIN,
@@ -252,15 +252,8 @@ def mapped(chunk: Chunk, column: str, known: Mapping[str, int], expected: str) -
 
 
 def _words(chunk: Chunk, column: str) -> tuple[NDArray[np.int64], list[str | None]]:
-    try:
+    with convertible(chunk, column):
         return words(chunk.rows[column])
-    except UnicodeDecodeError as error:
-        raise DataError(chunk.file, f"column {column!r}", "expected UTF-8 text") from error
-    except pa.ArrowException as error:
-        type_ = chunk.rows[column].type
-        raise DataError(
-            chunk.file, f"column {column!r}", f"cannot be a category, its type is {type_}"
-        ) from error
 
 
 class _Raw:

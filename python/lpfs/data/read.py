@@ -26,7 +26,7 @@ from lpfs.data.columns import MISSING_WORDS, Kind
 from lpfs.data.error import DataError
 from lpfs.data.generate import ClickLog
 
-__all__ = ["CRITEO", "Chunk", "Format", "Input", "Source", "open_source"]
+__all__ = ["CRITEO", "Chunk", "Format", "Input", "Source", "convertible", "open_source"]
 
 Format = Literal["parquet", "csv", "tsv", "criteo"]
 Input: TypeAlias = str | Path | Sequence[str | Path] | pa.Table | ClickLog
@@ -171,6 +171,20 @@ def _readable(name: str) -> Iterator[None]:
         raise DataError(name, "expected UTF-8 text in the column names") from error
     except (pa.ArrowException, OSError) as error:
         raise DataError(name, "cannot be read", str(error).split("\n")[0]) from error
+
+
+@contextmanager
+def convertible(chunk: Chunk, column: str) -> Iterator[None]:
+    """Around the conversion of a column: what cannot be converted is a DataError."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise DataError(chunk.file, f"column {column!r}", "expected UTF-8 text") from error
+    except pa.ArrowException as error:
+        type_ = chunk.rows[column].type
+        raise DataError(
+            chunk.file, f"column {column!r}", f"cannot be a category, its type is {type_}"
+        ) from error
 
 
 def _unique(name: str, columns: Sequence[str]) -> None:

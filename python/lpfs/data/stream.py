@@ -12,7 +12,7 @@ from lpfs.data.columns import Kind
 from lpfs.data.encode import CategoryEncoder, Encoder, NumberEncoder
 from lpfs.data.error import DataError
 from lpfs.data.part import Batch
-from lpfs.data.read import Format, Input, open_source
+from lpfs.data.read import Format, Input, convertible, open_source
 
 __all__ = ["stream"]
 
@@ -49,7 +49,8 @@ def stream(
             size = chunk.rows.num_rows
             columns: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
             for encoder in encoders:
-                values = torch.from_numpy(encoder.encode(chunk.rows[encoder.name]))
+                with convertible(chunk, encoder.name):
+                    values = torch.from_numpy(encoder.encode(chunk.rows[encoder.name]))
                 columns[isinstance(encoder, NumberEncoder)].append(values)
             codes, numbers = (
                 torch.stack(part, 1) if part else torch.empty(size, 0, dtype=type_)

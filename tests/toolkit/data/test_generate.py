@@ -9,9 +9,10 @@ import pyarrow.parquet
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lpfs.data.generate import BLOCK, ClickLog, Recipe
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
+
+from lpfs.data.generate import BLOCK, ClickLog, Recipe
 
 
 def codes(column: pa.ChunkedArray) -> NDArray[np.int64]:
