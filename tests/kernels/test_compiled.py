@@ -1,0 +1,206 @@
+"""Every kernel in every configuration, compiled for GPUs that need not be there.
+
+The launchers run as they are; the kernel they would start is recorded and compiled with the
+arguments' types, alignments and constants, as a launch on a device would.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Callable, Iterator
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lpfs_kernels import reference
+
+triton = pytest.importorskip("triton", reason="there is no Triton here")
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
+
+gated_concat = import_module("lpfs_kernels.gated_concat")
+proximal_sgd = import_module("lpfs_kernels.proximal_sgd")
+
+NVIDIA = [GPUTarget("cuda", capability, 32) for capability in (80, 90, 100)]
+AMD = GPUTarget("hip", "gfx942", 64)
+TYPES = {
+    torch.float64: "*fp64",
+    torch.float32: "*fp32",
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.int64: "*i64",
+    torch.int32: "*i32",
+    torch.bool: "*i1",
+}
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    return
+
+
+def specialise(kernel: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ASTSource:
+    """What Triton's launcher would compile: 16-byte alignment and ones are part of a type."""
+    values = dict(zip(kernel.arg_names, args, strict=False)) | kwargs
+    constants: dict[tuple[int, ...], Any] = {}
+    attributes: dict[tuple[int, ...], Any] = {}
+
+    def type_of(path: tuple[int, ...], value: Any, parameter: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(type_of((*path, i), v, parameter) for i, v in enumerate(value))
+        if parameter.is_constexpr or value is None or (type(value) is int and value == 1):
+            constants[path] = value
+            return "constexpr"
+        if isinstance(value, float):
+            return parameter.annotation_type
+        address = value.data_ptr() if isinstance(value, torch.Tensor) else value
+        if address % 16 == 0:
+            attributes[path] = [["tt.divisibility", 16]]
+        if isinstance(value, torch.Tensor):
+            return TYPES[value.dtype]
+        return "i32" if value < 2**31 else "i64"
+
+    signature = {p.name: type_of((i,), values[p.name], p) for i, p in enumerate(kernel.params)}
+    return ASTSource(kernel, signature, constants, attributes)
+
+
+def compiled(
+    module: Any, name: str, launch: Callable[[], object], target: GPUTarget
+) -> dict[str, Any]:
+    kernel, launches = getattr(module, name), []
+
+    class Recorder:
+        def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+            return lambda *args, **kwargs: launches.append((args, kwargs))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, name, Recorder())
+        launch()
+    ((args, kwargs),) = launches
+    options = {name: kwargs.pop(name) for name in ("num_warps", "enable_fp_fusion")}
+    assert options["enable_fp_fusion"] is False
+    source = specialise(kernel, args, kwargs)
+    return dict(triton.compile(source, target=target, options=options).asm)
+
+
+def assert_no_spills(asm: dict[str, Any], target: GPUTarget, tmp_path: Path) -> None:
+    if target.backend == "hip":
+        # Scalar registers go to lanes of vector registers, not to memory.
+        assert re.findall(r"\.vgpr_spill_count: +(\d+)", asm["amdgcn"]) == ["0"]
+        return
+    file = tmp_path / "kernel.cubin"
+    file.write_bytes(asm["cubin"])
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    command = [tool, "--dump-resource-usage", file]
+    usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert re.findall(r" (?:STACK|LOCAL):(\d+)", usage) == ["0", "0"]
+
+
+def arguments(
+    rows: int, widths: list[int], dtype: torch.dtype, packed: bool, kind: str
+) -> tuple[torch.Tensor, tuple[Any, ...]]:
+    """Memory that is never touched."""
+    compute = torch.float64 if dtype == torch.float64 else torch.float32
+    cut = [sum(widths)] if packed else widths
+    x = torch.empty(len(widths), dtype=compute)
+    rest = x, x.bool(), reference.KINDS.index(kind), 10.0, 2.0
+    fields = [torch.empty(rows, width, dtype=dtype) for width in cut]
+    call = fields, x, torch.empty((), dtype=compute), widths if packed else [], *rest
+    return torch.empty(rows, sum(widths), dtype=dtype), call
+
+
+SHAPES = {
+    "small": (512, [16] * 27, False),
+    "large": (65_536, [16] * 27, False),
+    "table": (512, [16] * 100, False),
+    "packed": (512, [16] * 27, True),
+    "unequal": (512, [8, 16, 32, 8], False),
+    "unequal packed": (512, [8, 16, 32, 8], True),
+}
+
+
+@pytest.mark.parametrize("target", [*NVIDIA, AMD], ids=lambda target: str(target.arch))
+@pytest.mark.parametrize("shape", SHAPES)
+def test_wide_accesses(shape: str, target: GPUTarget, tmp_path: Path) -> None:
+    """All loads and stores of embedding size move 16 bytes; fp32 kernels know no fp64."""
+    for dtype in (torch.float32, torch.bfloat16) if target.arch == 90 else (torch.float32,):
+        grad, call = arguments(*SHAPES[shape][:2], dtype, SHAPES[shape][2], "lpfs++")
+        for name, launch in (
+            ("_forward_kernel", partial(gated_concat.launch_forward, *call)),
+            ("_backward_kernel", partial(gated_concat.launch_backward, grad, *call)),
+        ):
+            asm = compiled(gated_concat, name, launch, target)
+            assert_no_spills(asm, target, tmp_path)
+            # A thread has four 16-byte accesses of each tensor, a wider wavefront half as many.
+            each = 4 if target.backend == "cuda" else 2
+            tiles_read = 1 if name == "_forward_kernel" else 2
+            if target.backend == "hip":
+                text = asm["amdgcn"]
+                loads = re.findall(r"(?:global|buffer)_load_dwordx4", text)
+                stores = re.findall(r"(?:global|buffer)_store_dwordx4", text)
+                assert not re.search(r"v_(?:add|mul|fma)_f64", text)
+            else:
+                text = asm["ptx"]
+                loads = re.findall(r"ld\.global\S*\.v4\.b32", text)
+                stores = re.findall(r"st\.global\S*\.v4\.b32", text)
+                assert not re.search(r"\b(?:add|sub|mul|fma|div|sqrt)\S*\.f64", text)
+                assert not re.search(r"(?:ld|st)\.global\S*\.b16", text)
+            assert len(loads) >= each * tiles_read
+            assert len(stores) == each
+
+
+@pytest.mark.parametrize("kind", reference.KINDS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
+def test_kinds_and_odd_widths(kind: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    for widths, packed in (([5, 7, 1], False), ([10] * 3, True)):
+        grad, call = arguments(300, widths, dtype, packed, kind)
+        for name, launch in (
+            ("_forward_kernel", partial(gated_concat.launch_forward, *call)),
+            ("_backward_kernel", partial(gated_concat.launch_backward, grad, *call)),
+        ):
+            asm = compiled(gated_concat, name, launch, NVIDIA[1])
+            assert_no_spills(asm, NVIDIA[1], tmp_path)
+            arithmetic = re.search(r"\b(?:add|sub|mul|fma|div|sqrt)\S*\.f64", asm["ptx"])
+            assert bool(arithmetic) == (dtype == torch.float64)
+
+
+@pytest.mark.parametrize("target", NVIDIA, ids=lambda target: str(target.arch))
+def test_order_around_the_counter(target: GPUTarget) -> None:
+    """Partial sum, then arrival with acquire-release order, then sums from beyond the L1 cache."""
+    grad, call = arguments(512, [16] * 27, torch.float32, False, "lpfs++")
+    launch = partial(gated_concat.launch_backward, grad, *call)
+    ptx = compiled(gated_concat, "_backward_kernel", launch, target)["ptx"]
+    (counter,) = re.finditer(r"atom\.global\.gpu\.acq_rel\.add", ptx)
+    assert len(re.findall(r"\batom\.|\bred\.", ptx)) == 1
+    assert re.search(r"st\.global\.b32", ptx[: counter.start()])
+    assert not re.search(r"ld\.global\.cg", ptx[: counter.start()])
+    after = ptx[counter.end() :]
+    assert re.search(r"ld\.global\.cg", after)
+    assert all("ld.global.cg" in load for load in re.findall(r"ld\.global\S*", after))
+
+
+def test_offsets_of_64_bits_only_where_they_are_needed() -> None:
+    for rows, wide in ((2**20, False), (2**27, True)):
+        field = torch.empty(1, dtype=torch.float16).expand(rows, 16)  # strides 0: no memory
+        plan = gated_concat._arrange([field] * 2, [])
+        assert plan.constants["WIDE"] == wide
+    field = torch.empty(4, dtype=torch.float16).as_strided((1, 4), (2**31, 1))
+    assert gated_concat._arrange([field] * 2, []).constants["WIDE"]
+
+
+@pytest.mark.parametrize("target", [*NVIDIA, AMD], ids=lambda target: str(target.arch))
+@pytest.mark.parametrize("sizes", [[27], [20_000], [3, 40], [2] * 20])
+def test_proximal_sgd(sizes: list[int], target: GPUTarget, tmp_path: Path) -> None:
+    lists = [[torch.empty(size) for size in sizes] for _ in range(3)]
+    scalars = torch.empty(()), torch.empty(()), torch.empty((), dtype=torch.int64)
+    launch = partial(proximal_sgd.launch, *lists, *scalars, 0.9, 0.1, True, False)
+    asm = compiled(proximal_sgd, "_kernel", launch, target)
+    assert_no_spills(asm, target, tmp_path)
+    if target.backend == "cuda":
+        assert not re.search(r"\b(?:add|sub|mul|fma|div|sqrt)\S*\.f64", asm["ptx"])
