@@ -246,7 +246,7 @@ def mapped(chunk: Chunk, column: str, known: Mapping[str, int], expected: str) -
             chunk.file,
             f"row {chunk.first + row + 1}",
             f"column {column!r}",
-            f"expected {expected}, got {'nothing' if word is None else repr(word[:40])}",
+            f"expected {expected}, got {repr(word[:40]) if word else 'nothing'}",
         )
     return result
 
@@ -344,6 +344,7 @@ def _fit(raw: _Raw, name: str, settings: Settings) -> tuple[Meta, list[NDArray[n
     for part, counts in zip(PARTS, classes, strict=True):
         if not counts.sum() and (part != "validation" or settings.validation):
             raise DataError(name, f"no {part} rows, {raw.rows} rows in all")
+    for part, counts in zip(("", *PARTS), (classes.sum(0), *classes), strict=True):
         if counts.sum() and not counts.all():
             raise DataError(
                 name,
