@@ -1,20 +1,23 @@
 """The C++ extension, nothing else; pyproject.toml has the rest."""
 
-import sys
+import shutil
 
 from setuptools import setup
-from torch.utils.cpp_extension import BuildExtension, CppExtension
+from torch.utils.cpp_extension import BuildExtension, CppExtension, get_cxx_compiler
 
 
 class Build(BuildExtension):
     """Without a compiler the package installs all the same: its operators run in plain PyTorch."""
 
     def build_extensions(self) -> None:
+        compiler = get_cxx_compiler()
         try:
+            if shutil.which(compiler.split()[0]) is None:
+                raise RuntimeError(f"there is no compiler {compiler}")
             super().build_extensions()
         except Exception as error:
             reason = str(error).partition("\n")[0]
-            print(f"lpfs: no C++ library, operators on the CPU will be slower: {reason}")
+            print(f"lpfs: built without its C++ library, slower on the CPU: {reason}")
 
 
 extension = CppExtension(
@@ -29,16 +32,16 @@ extension = CppExtension(
     extra_compile_args=[
         "-O3",
         "-fvisibility=hidden",
-        # LibTorch's stable ABI of 2.10: one binary for every later torch and every Python.
+        # LibTorch's stable ABI of 2.10: one binary for every later torch. It uses no Python at all.
         "-DTORCH_TARGET_VERSION=0x020a000000000000",
         "-DTORCH_STABLE_ONLY",
-        "-DPy_LIMITED_API=0x030A0000",
-        # parallel_for has threads only in code built with OpenMP; Apple's compiler lacks it.
-        *([] if sys.platform == "darwin" else ["-fopenmp"]),
     ],
-    extra_link_args=[] if sys.platform == "darwin" else ["-fopenmp"],
     py_limited_api=True,
 )
 extension.optional = True
 
-setup(ext_modules=[extension], cmdclass={"build_ext": Build})
+setup(
+    ext_modules=[extension],
+    cmdclass={"build_ext": Build},
+    options={"bdist_wheel": {"py_limited_api": "cp310"}},
+)

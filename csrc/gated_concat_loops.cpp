@@ -10,6 +10,12 @@
 
 #define LPFS_INLINE inline __attribute__((always_inline))
 
+// Vectors of 8 and more are those of AVX2 and AVX-512, and such processors convert fp16. Clang looks
+// at the registers of an asm statement before it knows the instruction set of the caller.
+#if defined(__x86_64__) && !defined(__clang__)
+#define LPFS_F16C
+#endif
+
 namespace lpfs {
 namespace {
 
@@ -59,13 +65,10 @@ LPFS_INLINE void load(const BFloat16* source, Vector<float, N>& value) {
   reinterpret(bits, value);
 }
 
-// From this width on the vectors are those of AVX2 and AVX-512, and every such processor converts.
-constexpr int kConvertsHalf = 8;
-
 template <int N>
 LPFS_INLINE void load(const Half* source, Vector<float, N>& value) {
-#if defined(__x86_64__)
-  if constexpr (N >= kConvertsHalf) {
+#if defined(LPFS_F16C)
+  if constexpr (N >= 8) {
     Vector<uint16_t, N> bits;
     std::memcpy(&bits, source, sizeof bits);
     asm("vcvtph2ps %1, %0" : "=v"(value) : "v"(bits));
@@ -114,8 +117,8 @@ LPFS_INLINE void store(BFloat16* target, const Vector<float, N>& value) {
 
 template <int N>
 LPFS_INLINE void store(Half* target, const Vector<float, N>& value) {
-#if defined(__x86_64__)
-  if constexpr (N >= kConvertsHalf) {
+#if defined(LPFS_F16C)
+  if constexpr (N >= 8) {
     Vector<uint16_t, N> rounded;
     asm("vcvtps2ph $0, %1, %0" : "=v"(rounded) : "v"(value));
     std::memcpy(target, &rounded, sizeof rounded);
