@@ -31,6 +31,7 @@ extension = CppExtension(
     depends=["csrc/gates.h", "csrc/gated_concat_loops.h", "csrc/launch.h"],
     extra_compile_args=[
         "-O3",
+        "-g0",
         "-fvisibility=hidden",
         # LibTorch's stable ABI of 2.10: one binary for every later torch. It uses no Python at all.
         "-DTORCH_TARGET_VERSION=0x020a000000000000",
