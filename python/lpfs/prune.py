@@ -93,10 +93,8 @@ def prune(
         ValueError: if the model has no gate, or no field is alive.
         TypeError: if the optimiser holds state that this function cannot scale.
 
-    >>> from lpfs.data import Field
     >>> from lpfs.models import DLRM
-    >>> fields = [Field("city", "category", 3), Field("age", "number")]
-    >>> model = DLRM(fields, dim=2, top=(4,)).insert_gate()
+    >>> model = DLRM({"city": 3, "age": 0}, dim=2, top=(4,)).insert_gate()
     >>> _ = model.gate.x.data.copy_(torch.tensor([-0.5, 0.0]))
     >>> smaller, optimizer = prune(model, torch.optim.Adagrad(model.parameters()))
     >>> batch = torch.tensor([[0], [2]]), torch.randn(2, 1)

@@ -214,7 +214,10 @@ class _Run:
         with torch.random.fork_rng():
             torch.manual_seed(settings.seed)
             model = self.build(
-                self.data.fields, dim=settings.dim, top=settings.top, numbers=settings.numbers
+                {field.name: field.cardinality for field in self.data.fields},
+                dim=settings.dim,
+                top=settings.top,
+                numbers=settings.numbers,
             )
         return model.to(settings.device)
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from lpfs.data import Field
 from lpfs.gate import FeatureGate
 from lpfs.prune import Place
 
@@ -26,28 +25,33 @@ class DLRM(nn.Module):
     all such columns go through a dense MLP to one feature, as in the paper's experiments on Criteo.
 
     Args:
-        fields: the categorical and numeric fields, in the order of the batches' columns.
+        fields: name → number of codes, or 0 for a number; in the order of the batches' columns.
         dim: the width of every embedding.
         top: the hidden sizes of the MLP.
         numbers: `fields` (each its own field) or `mlp` (one feature).
 
     Raises:
         ValueError: without fields.
+
+    >>> model = DLRM({"city": 3, "age": 0}, dim=4)
+    >>> codes, numbers = torch.tensor([[0], [2]]), torch.tensor([[0.5], [float("nan")]])
+    >>> model(codes, numbers).shape
+    torch.Size([2])
     """
 
     _offsets: Tensor
 
     def __init__(
         self,
-        fields: Sequence[Field],
+        fields: Mapping[str, int],
         *,
         dim: int = 16,
         top: Sequence[int] = (256, 128),
         numbers: Literal["fields", "mlp"] = "fields",
     ) -> None:
         super().__init__()
-        self.categories = {f.name: f.cardinality for f in fields if f.cardinality}
-        self.numbers = [f.name for f in fields if not f.cardinality]
+        self.categories = {name: size for name, size in fields.items() if size}
+        self.numbers = [name for name, size in fields.items() if not size]
         if not fields:
             raise ValueError("a model needs at least one field")
         self.dim = dim
