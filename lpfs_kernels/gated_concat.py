@@ -184,10 +184,10 @@ def _tile(
     CHUNKS: tl.constexpr,
 ):
     """Rows and columns of a block of a field."""
-    row = (block // CHUNKS).to(tl.int64 if WIDE else tl.int32) * BLOCK_ROWS
-    row = (row + tl.arange(0, BLOCK_ROWS))[:, None]
-    column = ((block % CHUNKS) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS))[None, :]
-    return row, column
+    block = block.to(tl.int64 if WIDE else tl.int32)
+    row = (block // CHUNKS) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    column = (block % CHUNKS) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
+    return row[:, None], column[None, :]
 
 
 @jit

@@ -204,15 +204,21 @@ def test_counters_return_to_zero_and_survive_an_error(monkeypatch: pytest.Monkey
 
 
 def test_offsets_beyond_32_bits() -> None:
-    """Two rows 2³¹ elements apart: a 32-bit offset would wrap to another address."""
-    torch.use_deterministic_algorithms(False)  # do not write the gigabytes between the rows
-    far = torch.empty(2**31 + 64, dtype=torch.float16).as_strided((2, 4), (2**31, 1))
+    """Rows, then columns, 2³¹ elements apart: a 32-bit offset would wrap to another address."""
+    torch.use_deterministic_algorithms(False)  # do not write the gigabytes in between
+    memory = torch.empty(2**31 + 64, dtype=torch.float16)
     torch.use_deterministic_algorithms(True)
-    far.copy_(torch.arange(8).view(2, 4))
     call = replace(a_call(2, [4, 3], torch.float16), x=torch.tensor([1.0, 0.5]))
-    call.embeddings[0] = far
+    call.embeddings[0] = memory.as_strided((2, 4), (2**31, 1)).copy_(torch.arange(8).view(2, 4))
     assert_forward(call)
     assert_backward(a_gradient(call), call)
+
+    call = replace(a_call(2, [1, 1], torch.float16), x=torch.tensor([1.0, 0.5]))
+    grad = memory.as_strided((2, 2), (1, 2**31)).copy_(torch.arange(4).view(2, 2))
+    assert_backward(grad, call)
+    packed = replace(call, embeddings=[grad], widths=[1, 1])
+    assert_forward(packed)
+    assert_backward(grad, packed)
 
 
 def test_gradcheck_through_the_kernels() -> None:
