@@ -110,15 +110,20 @@ class Budget(Plan):
         ramp: tuple[float, float] = (0.1, 0.7),
         fastest_death: float = 0.05,
     ) -> None:
+        self.require_reachable(gate, keep)
+        self.keep, self._target = keep, keep - len(gate.always_keep)
+        self._ramp, self._fastest_death = ramp, fastest_death
+        epsilon = epsilon or preset("scaled", gate.kind, steps).epsilon
+        super().__init__(gate, optimizer, steps, epsilon, lr)
+
+    @staticmethod
+    def require_reachable(gate: FeatureGate, keep: int) -> None:
+        """Raise ValueError unless that number of fields can remain."""
         exempt, gates = len(gate.always_keep), len(gate.members)
         if not max(exempt, 1) <= keep <= exempt + gates:
             raise ValueError(
                 f"keep must be between {max(exempt, 1)} and {exempt + gates}, got {keep}"
             )
-        self.keep, self._target = keep, keep - exempt
-        self._ramp, self._fastest_death = ramp, fastest_death
-        epsilon = epsilon or preset("scaled", gate.kind, steps).epsilon
-        super().__init__(gate, optimizer, steps, epsilon, lr)
 
     def allowed(self, step: int) -> int:
         """How many gates may be alive after a step, counted from 0."""

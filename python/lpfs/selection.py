@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ from lpfs.training import (
 from lpfs.trajectory import Trajectory
 
 Protocol = Literal["one-pass", "held-out"]
+Scored = Literal["all", "gated", "pruned", "hot_start"]
 
 ENOUGH_STEPS = 750
 """Selection steps from which one pass serves; 1,000 were enough in trials, 300 not quite."""
@@ -53,23 +54,23 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    keep: int | None = Field(None, ge=1, description="how many fields to keep; or give lam")
-    lam: float | None = Field(None, ge=0, description="λ of eq. 10, the paper's way")
+    keep: int | None = Field(default=None, ge=1, description="how many fields to keep; or give lam")
+    lam: float | None = Field(default=None, ge=0, description="λ of eq. 10, the paper's way")
     always_keep: tuple[str, ...] = ()
     groups: tuple[tuple[str, ...], ...] = ()
     gate: str = "lpfs++"
-    alpha: float = Field(10.0, ge=0)
-    tau: float = Field(2.0, gt=0)
+    alpha: float = Field(default=10.0, ge=0)
+    tau: float = Field(default=2.0, gt=0)
     rescale: bool = True
-    dim: int = Field(16, ge=1, description="width of every embedding")
+    dim: int = Field(default=16, ge=1, description="width of every embedding")
     top: tuple[int, ...] = (256, 128)
     numbers: Literal["fields", "mlp"] = "fields"
-    lr: float = Field(0.01, gt=0, description="Adagrad's learning rate for the weights")
-    gate_lr: float | None = Field(None, gt=0, description="default: 0.001 with keep")
-    momentum: float | None = Field(None, ge=0, lt=1, description="default: 0.99")
-    batch_size: int | None = Field(None, ge=1, description="default: by the number of rows")
-    protocol: Protocol | None = Field(None, description="default: by the number of rows")
-    epochs: int = Field(1, ge=0, description="passes over the rows after pruning, at most")
+    lr: float = Field(default=0.01, gt=0, description="Adagrad's learning rate for the weights")
+    gate_lr: float | None = Field(default=None, gt=0, description="default: 0.001 with keep")
+    momentum: float | None = Field(default=None, ge=0, lt=1, description="default: 0.99")
+    batch_size: int | None = Field(default=None, ge=1, description="default: by the number of rows")
+    protocol: Protocol | None = Field(default=None, description="default: by the number of rows")
+    epochs: int = Field(default=1, ge=0, description="passes over the rows after pruning, at most")
     seed: int = 0
     device: str = "cpu"
 
@@ -100,7 +101,7 @@ class Selection:
     gates: dict[str, float]
     trajectory: Trajectory
     losses: list[float]
-    metrics: dict[str, Metrics]
+    metrics: dict[Scored, Metrics]
     logit_change: float
     logit_bound: float
     last_step_change: float
@@ -166,10 +167,11 @@ class _Run:
         self.probe = data.validation[:PROBE_ROWS]
         self.steps: dict[str, int] = {}
         self.losses: list[float] = []
+        self._require_possible()
 
     def run(self) -> Selection:
         settings, data = self.settings, self.data
-        model = self._new_model()
+        model = self._new_model().to(settings.device)
         optimizer = _adagrad(model, settings.lr)
         self._train_once("pretrain", model, optimizer, self.first_rows)
         plan, last_step_change = self._select(model, optimizer)
@@ -185,7 +187,7 @@ class _Run:
             raise RuntimeError(f"pruning changed a logit by {change:.3g}, more than {bound:.3g}")
 
         first_step_change = self._hot_start(smaller, smaller_optimizer)
-        metrics = {
+        metrics: dict[Scored, Metrics] = {
             "all": evaluate(self._all_fields(), data.test),
             "gated": score(gated, labels),
             "pruned": score(pruned, labels),
@@ -209,6 +211,13 @@ class _Run:
             first_step_change=first_step_change,
         )
 
+    def _require_possible(self) -> None:
+        with torch.device("meta"):
+            features = self._new_model().features
+        gate = FeatureGate(features, **self._gate_options(features))
+        if self.settings.keep is not None:
+            Budget.require_reachable(gate, self.settings.keep)
+
     def _new_model(self) -> DLRM:
         settings = self.settings
         with torch.random.fork_rng():
@@ -219,7 +228,7 @@ class _Run:
                 top=settings.top,
                 numbers=settings.numbers,
             )
-        return model.to(settings.device)
+        return model
 
     def _train_once(
         self, stage: str, model: DLRM, optimizer: torch.optim.Optimizer, part: Part
@@ -234,7 +243,8 @@ class _Run:
     def _select(self, model: DLRM, optimizer: torch.optim.Optimizer) -> tuple[Plan, float]:
         """Train weights and gates until the plan is done; also how far the last step moved."""
         settings, held_out = self.settings, self.protocol == "held-out"
-        gate = self._insert_gate(model)
+        gate = model.insert_gate(**self._gate_options(model.features)).gate
+        assert gate is not None
         steps = math.ceil(len(self.last_rows) / self.batch_size)
         if held_out:
             steps = max(steps, HELD_OUT_STEPS)
@@ -279,18 +289,16 @@ class _Run:
             )
         return plan, self._mean_change(model, before)
 
-    def _insert_gate(self, model: DLRM) -> FeatureGate:
+    def _gate_options(self, features: Iterable[str]) -> dict[str, Any]:
         settings = self.settings
-        model.insert_gate(
-            kind=settings.gate,
-            alpha=settings.alpha,
-            tau=settings.tau,
-            always_keep=settings.always_keep,
-            groups=settings.groups,
-            rescale=model.features if settings.rescale else (),
-        )
-        assert model.gate is not None
-        return model.gate
+        return {
+            "kind": settings.gate,
+            "alpha": settings.alpha,
+            "tau": settings.tau,
+            "always_keep": settings.always_keep,
+            "groups": settings.groups,
+            "rescale": features if settings.rescale else (),
+        }
 
     def _hot_start(self, model: DLRM, optimizer: torch.optim.Optimizer) -> float | None:
         """Train the pruned model on; how far the first step moved its logits."""
@@ -308,7 +316,7 @@ class _Run:
     def _all_fields(self) -> DLRM:
         """The same network without gates: the same rows, and no more steps than ours took."""
         allowed = sum(self.steps.values())
-        model = self._new_model()
+        model = self._new_model().to(self.settings.device)
         optimizer = _adagrad(model, self.settings.lr)
         self._train_once("all", model, optimizer, self.first_rows)
         self._train_once("all", model, optimizer, self.last_rows)

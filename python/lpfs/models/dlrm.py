@@ -54,7 +54,7 @@ class DLRM(nn.Module):
         self.numbers = [name for name, size in fields.items() if not size]
         if not fields:
             raise ValueError("a model needs at least one field")
-        self.dim = dim
+        self.dim, self.hidden = dim, tuple(top)
         self.gate: FeatureGate | None = None
         self.table: nn.Embedding | None = None
         self.number_table: nn.Parameter | None = None
@@ -126,6 +126,16 @@ class DLRM(nn.Module):
             packed = self.gate(packed)
         logits: Tensor = self.top(packed).squeeze(1)
         return logits
+
+    def config(self) -> dict[str, Any]:
+        """The arguments that build a model of this shape; it can be written as JSON."""
+        numbers = self.numbers if self.number_table is not None or self.dense is not None else []
+        return {
+            "fields": {**self.categories, **dict.fromkeys(numbers, 0)},
+            "dim": self.dim,
+            "top": list(self.hidden),
+            "numbers": "fields" if self.dense is None else "mlp",
+        }
 
     def places(self) -> dict[str, Place]:
         """See `lpfs.prune.Prunable`."""

@@ -1,0 +1,5 @@
+"""`python -m lpfs`."""
+
+from lpfs.cli import main
+
+main()

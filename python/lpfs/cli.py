@@ -1,0 +1,242 @@
+"""The command line. Exit status 2: the input is wrong, nothing was written; 1: the run failed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from lpfs.data import ClickLog, Data
+    from lpfs.run import Summary
+    from lpfs.selection import Settings
+
+# torch, pyarrow and matplotlib are imported where they are used: --help should not wait for them.
+
+app = typer.Typer(
+    help="Find the feature fields that a click model needs, and remove the rest.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+console = Console()
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+Out = Annotated[Path, typer.Option("--out", help="The directory to write; must not exist.")]
+Seed = Annotated[int, typer.Option(help="Seed of the initial weights.")]
+
+
+@app.command()
+def demo(
+    out: Out = Path("lpfs-demo"),
+    seed: Annotated[int, typer.Option(help="Seed of the log and of the initial weights.")] = 0,
+    rows: Annotated[int, typer.Option(min=1000, help="Rows to generate.")] = 300_000,
+) -> None:
+    """Generate a click log with 27 fields, 10 of them informative, and find those."""
+    _require_new(out)
+    from lpfs.data import ClickLog, InOrder, Recipe, load
+    from lpfs.selection import Settings
+
+    log = ClickLog(Recipe(rows=rows, seed=seed))
+    console.print(f"A click log of {rows:,} rows: 27 fields, 10 of which decide about the click.")
+    data = load(log, label="click", split=InOrder(test=0.2))
+    settings = Settings(keep=10, seed=seed)
+    roles = {
+        field.name: field.role if field.of is None else f"{field.role} of {field.of}"
+        for field in log.truth
+    }
+    summary = _select(data, settings, out, roles)
+    found, noise = judge(log, summary.kept)
+    console.print(
+        f"Seed {seed}: {found} of 10 informative fields found (a near copy counts for its "
+        f"original, once), {noise} noise fields kept. Written to {out}."
+    )
+
+
+@app.command()
+def select(
+    data: Annotated[Path, typer.Argument(help="A Parquet, CSV or Criteo TSV file.")],
+    keep: Annotated[int | None, typer.Option(help="How many fields to keep.")] = None,
+    out: Out = Path("lpfs-run"),
+    label: Annotated[str, typer.Option(help="The column with 0 and 1.")] = "label",
+    split: Annotated[
+        str | None, typer.Option(metavar="COL", help="A column that says train or test.")
+    ] = None,
+    test: Annotated[float, typer.Option(help="The share of test rows, without --split.")] = 0.2,
+    in_order: Annotated[
+        bool, typer.Option("--in-order", help="The last rows are the test rows, not random ones.")
+    ] = False,
+    category: Annotated[str, typer.Option(metavar="COL,…", help="Columns of codes.")] = "",
+    number: Annotated[str, typer.Option(metavar="COL,…", help="Columns of quantities.")] = "",
+    ignore: Annotated[str, typer.Option(metavar="COL,…", help="Columns to leave out.")] = "",
+    always_keep: Annotated[
+        str, typer.Option(metavar="COL,…", help="Fields without a gate; they count as kept.")
+    ] = "",
+    group: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COL,…", help="Fields that share one gate; may be given again."),
+    ] = None,
+    lam: Annotated[
+        float | None, typer.Option(help="The paper's λ, instead of --keep.", min=0)
+    ] = None,
+    gate: Annotated[
+        str, typer.Option(help="lpfs++, lpfs, gaussian, sinarctan or tanh.")
+    ] = "lpfs++",
+    alpha: Annotated[float, typer.Option(help="How readily LPFS++ revives a field.")] = 10.0,
+    tau: Annotated[float, typer.Option(help="The root of ε in LPFS++.")] = 2.0,
+    rescale: Annotated[bool, typer.Option(help="Divide gates by their root mean square.")] = True,
+    numbers: Annotated[
+        str, typer.Option(help="bins; log, quantile; or mlp: all through one dense MLP.")
+    ] = "bins",
+    min_count: Annotated[int, typer.Option(help="Rarer values share one code.", min=1)] = 2,
+    dim: Annotated[int, typer.Option(help="Width of every embedding.")] = 16,
+    lr: Annotated[float, typer.Option(help="Adagrad's learning rate.")] = 0.01,
+    batch_size: Annotated[int | None, typer.Option(help="Default: by the number of rows.")] = None,
+    protocol: Annotated[
+        str | None,
+        typer.Option(
+            help="one-pass or held-out: the rows that gates learn from. Default: by rows."
+        ),
+    ] = None,
+    epochs: Annotated[int, typer.Option(help="Passes after pruning, at most.")] = 1,
+    seed: Seed = 0,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+) -> None:
+    """Select fields of a log, remove the others, and train the smaller model on."""
+    _require_new(out)
+    from lpfs.data import ByColumn, ByFraction, InOrder, load
+    from lpfs.report.terminal import print_columns
+    from lpfs.selection import Settings
+
+    settings = _checked(
+        lambda: Settings.model_validate(
+            {
+                "keep": keep,
+                "lam": lam,
+                "always_keep": _names(always_keep),
+                "groups": [_names(names) for names in group or []],
+                "gate": gate,
+                "alpha": alpha,
+                "tau": tau,
+                "rescale": rescale,
+                "dim": dim,
+                "numbers": "mlp" if numbers == "mlp" else "fields",
+                "lr": lr,
+                "batch_size": batch_size,
+                "protocol": protocol,
+                "epochs": epochs,
+                "seed": seed,
+                "device": device,
+            }
+        )
+    )
+    if split is not None and in_order:
+        _refuse("--split and --in-order exclude each other")
+    if numbers not in ("bins", "log", "quantile", "mlp"):
+        _refuse(f"--numbers must be bins, log, quantile or mlp, got {numbers}")
+    loaded = _checked(
+        lambda: load(
+            data,
+            label=label,
+            split=ByColumn(split) if split else (InOrder if in_order else ByFraction)(test=test),
+            categories=_names(category),
+            numbers=_names(number),
+            ignore=_names(ignore),
+            min_count=min_count,
+            transform="log" if numbers == "mlp" else numbers,  # type: ignore[arg-type]
+        )
+    )
+    print_columns(console, loaded.fields)
+    _select(loaded, settings, out)
+    console.print(f"Written to {out}.")
+
+
+@app.command()
+def generate(
+    out: Annotated[Path, typer.Argument(help="FILE.parquet, FILE.csv or FILE.tsv[.gz] (Criteo).")],
+    rows: Annotated[int, typer.Option(min=1, help="How many.")] = 300_000,
+    seed: Annotated[int, typer.Option(help="Equal seeds give equal logs.")] = 0,
+) -> None:
+    """Write a click log, and beside it what its fields really are (FILE.truth.json)."""
+    import json
+    from dataclasses import asdict
+
+    from lpfs.data import ClickLog, Recipe
+
+    recipe = Recipe.criteo if ".tsv" in out.suffixes else Recipe
+    log = ClickLog(recipe(rows=rows, seed=seed))
+    _checked(lambda: log.write(out))
+    truth = out.with_name(out.name + ".truth.json")
+    truth.write_text(json.dumps([asdict(field) for field in log.truth], indent=1) + "\n")
+    console.print(f"{rows:,} rows written to {out}, the truth about their fields to {truth}.")
+
+
+def judge(log: ClickLog, kept: list[str]) -> tuple[int, int]:
+    """How many informative fields are among the kept ones, a near copy counting once for its
+    original, and how many noise fields."""
+    truth = {field.name: field for field in log.truth}
+    found = {truth[name].of or name for name in kept if truth[name].role in ("informative", "copy")}
+    return len(found), sum(truth[name].role == "noise" for name in kept)
+
+
+def _select(
+    data: Data, settings: Settings, out: Path, roles: dict[str, str] | None = None
+) -> Summary:
+    from lpfs.report.terminal import StageBars, print_summary
+    from lpfs.run import save
+    from lpfs.selection import select
+    from lpfs.training import DivergedError
+
+    with StageBars(console) as bars:
+        try:
+            selection = _checked(lambda: select(data, settings, progress=bars))
+        except DivergedError as error:
+            _fail(str(error), status=1)
+    console.print(
+        f"Protocol: {selection.protocol}, batches of {selection.batch_size}"
+        + (" (chosen by the number of rows)" if settings.protocol is None else "")
+    )
+    summary: Summary = _checked(lambda: save(selection, data, out))
+    print_summary(console, summary, roles)
+    return summary
+
+
+def _require_new(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        _refuse(f"{out}: already exists")
+
+
+def _checked(action: Callable[[], Any]) -> Any:
+    """Run it; whatever is wrong with the input becomes one line and exit status 2."""
+    try:
+        return action()
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        _refuse(f"{where}: {first['msg']}" if where else first["msg"])
+    except (ValueError, OSError) as error:
+        _refuse(str(error))
+
+
+def _refuse(message: str) -> NoReturn:
+    _fail(message, status=2)
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    print("lpfs:", " ".join(message.split()), file=sys.stderr)
+    raise typer.Exit(status)
+
+
+def main() -> None:
+    """The entry point of `lpfs` and `python -m lpfs`."""
+    app()

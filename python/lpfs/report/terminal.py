@@ -1,0 +1,135 @@
+"""Progress and tables in the terminal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from lpfs.data import Field
+from lpfs.run import Summary
+from lpfs.training import Progress as Step
+
+TITLES = {
+    "pretrain": "Pre-training",
+    "select": "Selecting",
+    "hot_start": "Hot start",
+    "all": "All fields, for comparison",
+}
+
+
+class StageBars:
+    """One progress bar per stage of a run, with rows per second, time left and living fields.
+
+    Use it as a context manager, and as the callback of `lpfs.select`.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description:26}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed:>6.0f}/{task.total:.0f} steps"),
+            TextColumn("{task.fields[rate]:>14}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+        )
+        self._tasks: dict[str, TaskID] = {}
+        self._begun: dict[str, float] = {}
+
+    def __enter__(self) -> StageBars:
+        self._progress.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._progress.stop()
+
+    def __call__(self, step: Step) -> None:
+        """Show where the run stands."""
+        now = time.monotonic()
+        if step.stage not in self._tasks:
+            title = TITLES.get(step.stage, step.stage)
+            self._begun[step.stage] = now
+            self._tasks[step.stage] = self._progress.add_task(title, rate="", note="", total=0)
+        seconds = max(now - self._begun[step.stage], 1e-9)
+        note = f"loss {step.loss:.4f}"
+        if step.alive is not None:
+            note = f"{step.alive} fields alive, {note}"
+        self._progress.update(
+            self._tasks[step.stage],
+            completed=step.step,
+            total=step.steps,
+            rate=f"{step.rows / seconds:,.0f} rows/s",
+            note=note,
+        )
+
+
+def print_columns(console: Console, fields: Sequence[Field]) -> None:
+    """What every column was taken for, and why."""
+    table = Table("column", "type", "because", title="Columns", title_justify="left")
+    table.add_column("distinct", justify="right")
+    table.add_column("missing", justify="right")
+    for field in fields:
+        table.add_row(
+            field.name, field.kind, field.why, f"{field.distinct:,}", f"{field.missing:,}"
+        )
+    console.print(table)
+
+
+def print_summary(
+    console: Console, summary: Summary, roles: Mapping[str, str] | None = None
+) -> None:
+    """The kept fields with their gates, the metrics, and what pruning changed.
+
+    Args:
+        console: where to.
+        summary: of the run.
+        roles: field → what it is in truth, where that is known.
+    """
+    table = Table("kept field", title=f"{len(summary.kept)} of {len(summary.gates)} fields")
+    table.add_column("gate", justify="right")
+    if roles is not None:
+        table.add_column("in truth")
+    for name in summary.kept:
+        row = [name, f"{summary.gates[name]:+.3f}"]
+        table.add_row(*row, *([] if roles is None else [roles[name]]))
+    console.print(table)
+    died = ", ".join(f"{death.name} ({death.step})" for death in summary.died)
+    console.print(f"Removed, in the order of their last death (step): {died or 'none'}")
+    console.print(
+        f"{summary.deaths} deaths, {summary.revivals} revivals, "
+        f"{len(summary.cuts)} deaths were cuts (gate above 0.1 of its start just before)"
+    )
+
+    table = Table("test part", title="Predictions")
+    table.add_column("AUC", justify="right")
+    table.add_column("log loss", justify="right")
+    titles = {
+        "all": "all fields",
+        "gated": "gated",
+        "pruned": "pruned",
+        "hot_start": "after hot start",
+    }
+    for key, metrics in summary.metrics.items():
+        table.add_row(titles[key], f"{metrics.auc:.4f}", f"{metrics.log_loss:.4f}")
+    console.print(table)
+    console.print(
+        f"Pruning changed no logit by more than {summary.max_logit_change:.2g} "
+        f"(allowed: {summary.max_logit_change_allowed:.2g})."
+    )
+    if summary.first_step_change is not None:
+        console.print(
+            f"Mean |Δlogit| of the last step before pruning: {summary.last_step_change:.4f}, "
+            f"of the first after it: {summary.first_step_change:.4f}."
+        )

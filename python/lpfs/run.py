@@ -1,0 +1,179 @@
+"""The directory that a run leaves. Plain formats only; it appears whole or not at all.
+
+selection.json      what was selected, with which settings, and how good it is (`Summary`)
+history.parquet     gates, ε, λ, η, number of living gates and loss over the selection steps
+model.safetensors   the weights of the pruned and hot-started model
+model.json          what it is built from (`DLRM(**model.json)`)
+encoders.json       vocabularies and transforms of the fields that the model still reads
+gates.png           the gates' trajectories and where they ended
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import safetensors.torch
+import torch
+from pydantic import BaseModel, ConfigDict, TypeAdapter
+
+import lpfs
+from lpfs.data import Data, Encoder
+from lpfs.models import DLRM
+from lpfs.report.gates import plot_gates
+from lpfs.selection import Protocol, Scored, Selection, Settings
+from lpfs.training import Metrics
+
+ENCODERS = TypeAdapter(list[Encoder])
+
+
+class Died(BaseModel):
+    """A field that is not kept, and the step (from 1) at which it died for the last time."""
+
+    model_config = ConfigDict(extra="forbid")
+    name: str
+    step: int
+
+
+class Cut(BaseModel):
+    """A death with the gate still above a tenth of its start just before it."""
+
+    model_config = ConfigDict(extra="forbid")
+    names: tuple[str, ...]
+    step: int
+    gate_before: float
+
+
+class Summary(BaseModel):
+    """`selection.json`."""
+
+    model_config = ConfigDict(extra="forbid")
+    schema_version: Literal[1] = 1
+    kept: list[str]
+    """The names of the kept fields, in the model's order."""
+    gates: dict[str, float]
+    """Every field's factor as pruning folded it, 0 exactly for a removed field."""
+    died: list[Died]
+    """The removed fields in the order in which they died for the last time."""
+    deaths: int
+    """Deaths in all; a field may die, come back and die again."""
+    revivals: int
+    cuts: list[Cut]
+    metrics: dict[Scored, Metrics]
+    """On the test part. `all` is the same network with all fields, trained on the same rows for at
+    most as many steps."""
+    max_logit_change: float
+    """max|Δlogit| over the test part at pruning."""
+    max_logit_change_allowed: float
+    last_step_change: float
+    """Mean |Δlogit| of the last step before pruning, on 4,096 validation rows."""
+    first_step_change: float | None
+    """The same of the first step after pruning; null without hot start."""
+    protocol: Protocol
+    batch_size: int
+    steps: dict[str, int]
+    """Training steps by stage."""
+    rows: dict[str, int]
+    """Rows of the train, validation and test part."""
+    settings: Settings
+    versions: dict[str, str]
+    seed: int
+
+
+def summarise(selection: Selection, data: Data) -> Summary:
+    """What `selection.json` says of a selection."""
+    trajectory = selection.trajectory
+    return Summary(
+        kept=selection.kept,
+        gates=selection.gates,
+        died=[Died(name=name, step=step) for name, step in trajectory.path()],
+        deaths=len(trajectory.deaths),
+        revivals=trajectory.revivals,
+        cuts=[
+            Cut(names=death.fields, step=death.step, gate_before=death.gate_before)
+            for death in trajectory.cuts
+        ],
+        metrics=selection.metrics,
+        max_logit_change=selection.logit_change,
+        max_logit_change_allowed=selection.logit_bound,
+        last_step_change=selection.last_step_change,
+        first_step_change=selection.first_step_change,
+        protocol=selection.protocol,
+        batch_size=selection.batch_size,
+        steps=selection.steps,
+        rows={name: len(getattr(data, name)) for name in ("train", "validation", "test")},
+        settings=selection.settings,
+        versions={
+            "lpfs": lpfs.__version__,
+            "numpy": np.__version__,
+            "pyarrow": pa.__version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+        },
+        seed=selection.settings.seed,
+    )
+
+
+def save(selection: Selection, data: Data, directory: Path) -> Summary:
+    """Write the files of a run into a directory that must not exist yet or be empty.
+
+    Raises OSError if that cannot be done; then nothing is left behind.
+    """
+    summary = summarise(selection, data)
+    history = selection.trajectory.table()
+    history["loss"] = [selection.losses[int(step) - 1] for step in history["step"]]
+    model = selection.model
+    assert isinstance(model, DLRM)
+    config = model.config()
+    read = set(config["fields"])
+    with _appearing(directory) as place:
+        (place / "selection.json").write_text(summary.model_dump_json(indent=2) + "\n")
+        pyarrow.parquet.write_table(pa.table(history), place / "history.parquet")
+        weights = {name: value.contiguous() for name, value in model.state_dict().items()}
+        safetensors.torch.save_file(weights, place / "model.safetensors")
+        (place / "model.json").write_text(json.dumps(config, indent=2) + "\n")
+        encoders = [encoder for encoder in data.encoders if encoder.name in read]
+        (place / "encoders.json").write_bytes(ENCODERS.dump_json(encoders) + b"\n")
+        plot_gates(history, selection.kept, selection.gates, place / "gates.png")
+    return summary
+
+
+def load_summary(directory: Path) -> Summary:
+    """Read `selection.json`. Raises OSError or pydantic.ValidationError."""
+    return Summary.model_validate_json((directory / "selection.json").read_text())
+
+
+def load_model(directory: Path) -> DLRM:
+    """The pruned and hot-started model of a run, without its optimiser."""
+    config: dict[str, Any] = json.loads((directory / "model.json").read_text())
+    model = DLRM(**config)
+    model.load_state_dict(safetensors.torch.load_file(directory / "model.safetensors"))
+    return model
+
+
+def load_encoders(directory: Path) -> list[Encoder]:
+    """The encoders of the fields that the model reads, in the order of its columns."""
+    return ENCODERS.validate_json((directory / "encoders.json").read_bytes())
+
+
+@contextlib.contextmanager
+def _appearing(directory: Path) -> Iterator[Path]:
+    """A directory beside the wanted one, which takes its name once it is complete."""
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    place = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    try:
+        yield place
+        place.chmod(0o755)
+        place.rename(directory)
+    except BaseException:
+        shutil.rmtree(place, ignore_errors=True)
+        raise
