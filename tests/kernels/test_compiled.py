@@ -170,6 +170,19 @@ def test_kinds_and_odd_widths(kind: str, dtype: torch.dtype, tmp_path: Path) -> 
             assert bool(arithmetic) == (dtype == torch.float64)
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_sizes_of_one(packed: bool) -> None:
+    """Triton makes a constant of an argument that is 1."""
+    for rows, widths in ((1, [1]), (1, [1, 2]), (2, [1])):
+        grad, call = arguments(rows, widths, torch.float32, packed, "lpfs")
+        expanded = torch.empty(1, 1).expand(grad.shape)
+        for upstream in (grad, expanded):
+            launch = partial(gated_concat.launch_backward, upstream, *call)
+            compiled(gated_concat, "_backward_kernel", launch, NVIDIA[1])
+        forward = partial(gated_concat.launch_forward, *call)
+        compiled(gated_concat, "_forward_kernel", forward, NVIDIA[1])
+
+
 @pytest.mark.parametrize("target", NVIDIA, ids=lambda target: str(target.arch))
 def test_order_around_the_counter(target: GPUTarget) -> None:
     """Partial sum, then arrival with acquire-release order, then sums from beyond the L1 cache."""
@@ -195,7 +208,7 @@ def test_offsets_of_64_bits_only_where_they_are_needed() -> None:
 
 
 @pytest.mark.parametrize("target", [*NVIDIA, AMD], ids=lambda target: str(target.arch))
-@pytest.mark.parametrize("sizes", [[27], [20_000], [3, 40], [2] * 20])
+@pytest.mark.parametrize("sizes", [[1], [27], [20_000], [3, 40], [2] * 20])
 def test_proximal_sgd(sizes: list[int], target: GPUTarget, tmp_path: Path) -> None:
     lists = [[torch.empty(size) for size in sizes] for _ in range(3)]
     scalars = torch.empty(()), torch.empty(()), torch.empty((), dtype=torch.int64)
