@@ -6,12 +6,12 @@
 (27, 1440, 160, 400)
 """
 
-from lpfs.data.build import Field, Progress
-from lpfs.data.encode import BinEncoder, CategoryEncoder, Encoder, NumberEncoder
+from lpfs.data.encode import BinEncoder, CategoryEncoder, Encoder, HashEncoder, NumberEncoder
 from lpfs.data.error import DataError
 from lpfs.data.generate import ClickLog, FieldTruth, Recipe
 from lpfs.data.load import Data, load
 from lpfs.data.part import Batch, Part
+from lpfs.data.schema import Field, Progress
 from lpfs.data.split import ByColumn, ByFraction, InOrder, Split
 from lpfs.data.stream import stream
 
@@ -27,6 +27,7 @@ __all__ = [
     "Encoder",
     "Field",
     "FieldTruth",
+    "HashEncoder",
     "InOrder",
     "NumberEncoder",
     "Part",

@@ -25,6 +25,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from lpfs.data.words import Buckets, distinct
+
 __all__ = [
     "BINS",
     "FIRST",
@@ -33,12 +35,12 @@ __all__ = [
     "BinEncoder",
     "CategoryEncoder",
     "Encoder",
+    "HashEncoder",
     "NumberEncoder",
     "Transform",
     "fit_bins",
     "fit_categories",
     "fit_numbers",
-    "words",
 ]
 
 UNKNOWN, MISSING, FIRST = 0, 1, 2
@@ -46,28 +48,6 @@ Transform = Literal["bins", "log", "quantile"]
 BINS = 64
 # With fewer rows the embedding of a bin would hardly be trained.
 BIN_ROWS = 50
-
-
-def words(column: pa.Array) -> tuple[NDArray[np.int64], list[str | None]]:
-    """A column of any type as indices `[rows]` into a list of different strings.
-
-    Null and NaN become None. Raises UnicodeDecodeError or pyarrow.ArrowInvalid for strings that are
-    not UTF-8.
-
-    >>> words(pa.array([7, None, 7]))
-    (array([0, 1, 0]), ['7', None])
-    """
-    if not pa.types.is_dictionary(column.type):
-        column = column.dictionary_encode()
-    values = column.dictionary
-    if pa.types.is_floating(values.type):
-        values = pc.if_else(pc.is_nan(values), None, values)
-        # 3.0 is the same value as 3: a missing value elsewhere made the integers floats.
-        values = pc.replace_substring_regex(values.cast(pa.string()), r"\.0$", "")
-    elif not pa.types.is_string(values.type):
-        values = values.cast(pa.string())
-    indices = column.indices.fill_null(len(values)).to_numpy(zero_copy_only=False)
-    return indices.astype(np.int64, copy=False), [*values.to_pylist(), None]
 
 
 class CategoryEncoder(BaseModel):
@@ -90,9 +70,27 @@ class CategoryEncoder(BaseModel):
 
     def encode(self, column: pa.Array) -> NDArray[np.int32]:
         """Codes `[rows]` int32 of a column of strings, a dictionary or anything that prints."""
-        indices, distinct = words(column)
-        codes = self._codes
-        return np.array([codes.get(w, UNKNOWN) for w in distinct], dtype=np.int32)[indices]
+        indices, words = distinct(column)
+        codes = [self._codes.get(word, UNKNOWN) for word in words.to_pylist()]
+        return np.array(codes, dtype=np.int32)[indices]
+
+
+class HashEncoder(BaseModel):
+    """A field too large for a vocabulary: a value's code is 2 + `bucket`, 1 is missing."""
+
+    model_config = ConfigDict(frozen=True)
+    kind: Literal["hash"] = "hash"
+    name: str
+    buckets: int
+
+    @property
+    def cardinality(self) -> int:
+        """How many codes there are."""
+        return FIRST + self.buckets
+
+    def encode(self, column: pa.Array) -> NDArray[np.int32]:
+        """Codes `[rows]` int32 of a column of strings, a dictionary or anything that prints."""
+        return np.asarray(Buckets(self.buckets).number(column) + np.int32(MISSING))
 
 
 class NumberEncoder(BaseModel):
@@ -162,7 +160,9 @@ class BinEncoder(BaseModel):
         return np.where(np.isfinite(values), codes, MISSING).astype(np.int32)
 
 
-Encoder = Annotated[CategoryEncoder | BinEncoder | NumberEncoder, Field(discriminator="kind")]
+Encoder = Annotated[
+    CategoryEncoder | HashEncoder | BinEncoder | NumberEncoder, Field(discriminator="kind")
+]
 
 
 def fit_categories(name: str, counts: Mapping[str, int], min_count: int) -> CategoryEncoder:

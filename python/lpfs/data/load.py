@@ -6,7 +6,7 @@ import errno
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,17 +14,18 @@ from typing import Any
 import numpy as np
 
 from lpfs.data import cache as cached
-from lpfs.data.build import PARTS, Field, Meta, Progress, Settings, build
+from lpfs.data.build import build
 from lpfs.data.encode import Encoder, Transform
 from lpfs.data.error import DataError
 from lpfs.data.part import Part
 from lpfs.data.read import Format, Input, open_source
+from lpfs.data.schema import PARTS, Field, Meta, Report, Settings
 from lpfs.data.split import ByFraction, Split
 
 __all__ = ["Data", "load"]
 
 # Rises when the same settings would give other arrays.
-_VERSION = 3
+_VERSION = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +40,9 @@ class Data:
     test: Part
     key: str
     """Stands for the content and the settings: the same key, the same arrays."""
+    negatives: float = 1.0
+    """The share of rows with label 0 that training and validation part have: add its logarithm to
+    the logits of a model trained on them."""
 
     @property
     def coded(self) -> tuple[Field, ...]:
@@ -57,14 +61,17 @@ def load(
     label: str = "label",
     split: Split | None = None,
     validation: float = 0.1,
+    negatives: float = 1.0,
+    seed: int = 0,
     categories: Sequence[str] = (),
     numbers: Sequence[str] = (),
     ignore: Sequence[str] = (),
+    hashed: Mapping[str, int] | None = None,
     min_count: int = 2,
     transform: Transform = "bins",
     format: Format | None = None,
     cache: str | Path | None = None,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Report | None = None,
 ) -> Data:
     """Read a click log, encode it, split it, and map the result into memory.
 
@@ -75,9 +82,15 @@ def load(
         split: `ByColumn`, `ByFraction` (the default, 0.2) or `InOrder`.
         validation: the share of the training rows, the last ones, that become the validation part
             if the split has none of its own.
+        negatives: the share of the training and validation rows with label 0 that are kept, chosen
+            by a hash of the row's number and the seed. A model of what is kept predicts too many
+            clicks: add log(negatives) to its logits. Test rows are all kept.
+        seed: of that choice.
         categories: columns that are categories whatever they look like.
         numbers: the same for numbers.
         ignore: columns not to read.
+        hashed: categories with too many values for a vocabulary, and into how many buckets to hash
+            them. `min_count` does not count for them.
         min_count: values that fewer training rows have share the code for unknown values. It is 2,
             so that this code is trained, on values that are as rare as unknown ones.
         transform: of numbers: `bins` (see `fit_bins`; a network learns most from them), `log` or
@@ -100,16 +113,24 @@ def load(
     """
     if not 0 <= validation < 1:
         raise DataError("validation", f"expected a fraction from 0 to below 1, got {validation}")
+    if not 0 < negatives <= 1:
+        raise DataError("negatives", f"expected a share above 0 and up to 1, got {negatives}")
+    for column, buckets in (hashed or {}).items():
+        if buckets < 1:
+            raise DataError(f"column {column!r}", f"expected at least 1 bucket, got {buckets}")
     sources = open_source(source, format)
     settings = Settings(
         label=label,
         split=split or ByFraction(),
+        validation=validation,
+        negatives=negatives,
+        seed=seed,
         categories=tuple(categories),
         numbers=tuple(numbers),
         ignore=tuple(ignore),
+        hashed=dict(hashed or {}),
         min_count=min_count,
         transform=transform,
-        validation=validation,
     )
     name = cached.key(
         {
@@ -138,7 +159,9 @@ def load(
         Part(*(_array(path / f"{part}.{kind}.npy") for kind in ("codes", "numbers", "labels")))
         for part in PARTS
     )
-    data = Data(tuple(meta.fields), tuple(meta.encoders), train, validation_part, test, key=name)
+    data = Data(
+        tuple(meta.fields), tuple(meta.encoders), train, validation_part, test, name, negatives
+    )
     if cache is None:
         weakref.finalize(data, shutil.rmtree, root, ignore_errors=True)
     return data

@@ -26,7 +26,7 @@ from lpfs.data.columns import MISSING_WORDS, Kind
 from lpfs.data.error import DataError
 from lpfs.data.generate import ClickLog
 
-__all__ = ["CRITEO", "Chunk", "Format", "Input", "Source", "convertible", "open_source"]
+__all__ = ["CRITEO", "Chunk", "Format", "Input", "Source", "chunks", "convertible", "open_source"]
 
 Format = Literal["parquet", "csv", "tsv", "criteo"]
 Input: TypeAlias = str | Path | Sequence[str | Path] | pa.Table | ClickLog
@@ -171,6 +171,15 @@ def _readable(name: str) -> Iterator[None]:
         raise DataError(name, "expected UTF-8 text in the column names") from error
     except (pa.ArrowException, OSError) as error:
         raise DataError(name, "cannot be read", str(error).split("\n")[0]) from error
+
+
+def chunks(sources: Sequence[Source], wanted: Mapping[str, Kind]) -> Iterator[tuple[Chunk, int]]:
+    """The rows of all files in order, and how many bytes are read after each chunk."""
+    before = 0
+    for source in sources:
+        for chunk in source.chunks(wanted):
+            yield chunk, before + chunk.bytes
+        before += source.size
 
 
 @contextmanager

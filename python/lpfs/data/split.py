@@ -13,9 +13,19 @@ from numpy.typing import NDArray
 
 from lpfs.data.error import DataError
 
-__all__ = ["TEST", "TRAIN", "VALIDATION", "ByColumn", "ByFraction", "InOrder", "Split", "uniform"]
+__all__ = [
+    "DROPPED",
+    "TEST",
+    "TRAIN",
+    "VALIDATION",
+    "ByColumn",
+    "ByFraction",
+    "InOrder",
+    "Split",
+    "uniform",
+]
 
-TRAIN, VALIDATION, TEST = 0, 1, 2
+TRAIN, VALIDATION, TEST, DROPPED = range(4)
 
 
 @dataclass(frozen=True)
@@ -79,11 +89,11 @@ def assign(split: ByFraction | InOrder, first: int, rows: int, total: int) -> ND
 
 
 def first_validation(counts: NDArray[np.int64], fraction: float) -> int:
-    """How many of the first training rows train, given the rows of each part, `[3]`.
+    """How many of the first training rows train, given the rows of each part, `[4]`.
 
     The others validate, unless the split has validation rows of its own.
 
-    >>> first_validation(np.array([100, 0, 20]), 0.1)
+    >>> first_validation(np.array([100, 0, 20, 0]), 0.1)
     90
     """
     rows = int(counts[TRAIN])

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 
-from lpfs.data.build import LABELS, Progress, mapped
 from lpfs.data.columns import Kind
-from lpfs.data.encode import CategoryEncoder, Encoder, NumberEncoder
+from lpfs.data.encode import CategoryEncoder, Encoder, HashEncoder, NumberEncoder
 from lpfs.data.error import DataError
 from lpfs.data.part import Batch
-from lpfs.data.read import Format, Input, convertible, open_source
+from lpfs.data.raw import LABELS, mapped
+from lpfs.data.read import Format, Input, chunks, convertible, open_source
+from lpfs.data.schema import Progress, Report
 
 __all__ = ["stream"]
 
@@ -23,7 +24,7 @@ def stream(
     *,
     label: str | None = None,
     format: Format | None = None,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Report | None = None,
 ) -> Iterator[Batch]:
     """All rows of a source in order, a chunk of the file at a time, in bounded memory.
 
@@ -39,29 +40,28 @@ def stream(
     sources = open_source(source, format)
     wanted: dict[str, Kind] = {} if label is None else {label: "category"}
     for encoder in encoders:
-        wanted[encoder.name] = "category" if isinstance(encoder, CategoryEncoder) else "number"
+        words = isinstance(encoder, CategoryEncoder | HashEncoder)
+        wanted[encoder.name] = "category" if words else "number"
     for name in wanted:
         if name not in sources[0].columns:
             raise DataError(sources[0].name, f"expected a column {name!r}, there is none")
-    total, before, rows = sum(file.size for file in sources), 0, 0
-    for file in sources:
-        for chunk in file.chunks(wanted):
-            size = chunk.rows.num_rows
-            columns: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
-            for encoder in encoders:
-                with convertible(chunk, encoder.name):
-                    values = torch.from_numpy(encoder.encode(chunk.rows[encoder.name]))
-                columns[isinstance(encoder, NumberEncoder)].append(values)
-            codes, numbers = (
-                torch.stack(part, 1) if part else torch.empty(size, 0, dtype=type_)
-                for part, type_ in zip(columns, (torch.int32, torch.float32), strict=True)
-            )
-            labels = torch.full((size,), torch.nan)
-            if label is not None:
-                clicks = mapped(chunk, label, LABELS, "0 or 1")
-                labels = torch.from_numpy(clicks.astype(np.float32))
-            yield Batch(codes, numbers, labels)
-            rows += size
-            if progress:
-                progress(Progress("read", rows, before + chunk.bytes, total))
-        before += file.size
+    total, rows = sum(file.size for file in sources), 0
+    for chunk, done in chunks(sources, wanted):
+        size = chunk.rows.num_rows
+        columns: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
+        for encoder in encoders:
+            with convertible(chunk, encoder.name):
+                values = torch.from_numpy(encoder.encode(chunk.rows[encoder.name]))
+            columns[isinstance(encoder, NumberEncoder)].append(values)
+        codes, numbers = (
+            torch.stack(part, 1) if part else torch.empty(size, 0, dtype=type_)
+            for part, type_ in zip(columns, (torch.int32, torch.float32), strict=True)
+        )
+        labels = torch.full((size,), torch.nan)
+        if label is not None:
+            clicks = mapped(chunk, label, LABELS, "0 or 1")
+            labels = torch.from_numpy(clicks.astype(np.float32))
+        yield Batch(codes, numbers, labels)
+        rows += size
+        if progress:
+            progress(Progress("read", rows, done, total))

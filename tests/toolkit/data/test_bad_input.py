@@ -2,6 +2,7 @@
 
 import errno
 import gzip
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,9 @@ CASES: list[tuple[str, bytes | None, dict[str, Any], list[str]]] = [
     ("log.csv", GOOD.encode(), {"ignore": ["label"]}, ["'label'", "both"]),
     ("log.csv", GOOD.encode(), {"ignore": ["a", "b", "split"]}, ["no columns"]),
     ("log.csv", GOOD.encode(), {"validation": 1.5}, ["validation", "1.5"]),
+    ("log.csv", GOOD.encode(), {"negatives": 0.0}, ["negatives", "0.0"]),
+    ("log.csv", GOOD.encode(), {"hashed": {"a": 0}}, ["'a'", "bucket"]),
+    ("log.csv", GOOD.encode(), {"hashed": {"z": 9}}, ["'z'", "hashed"]),
     ("log.csv", changed(7, b"2,w,1,train"), {}, ["row 7", "'label'", "0 or 1", "'2'"]),
     ("log.csv", changed(7, b",w,1,train"), {}, ["row 7", "'label'", "0 or 1", "nothing"]),
     ("log.csv", changed(9, b"1,w,1,tset"), SPLIT, ["row 9", "'split'", "'tset'", "train"]),
@@ -118,7 +122,7 @@ def test_bad_input(
     assert "\n" not in message
     for words in expected:
         assert words.lower() in message.lower(), message
-    if options.get("validation") is None and "both" not in message:
+    if not {"validation", "negatives"} & {*options} and not re.search("both|bucket", message):
         assert name in message
     assert not cache.exists() or not list(cache.iterdir())
 
@@ -149,7 +153,7 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("lpfs.data.build._write", full)
+    monkeypatch.setattr("lpfs.data.build.write", full)
     with pytest.raises(DataError, match="disk is full"):
         load(ClickLog(Recipe(rows=300)), label="click", cache=tmp_path / "cache")
     assert not list((tmp_path / "cache").iterdir())

@@ -1,6 +1,7 @@
 """Whatever a log's format and chunks, the same arrays; nothing learnt from test rows; the cache."""
 
 import gzip
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,19 @@ from lpfs.data import (
     ByFraction,
     ClickLog,
     Data,
+    DataError,
+    HashEncoder,
     InOrder,
     Part,
     Recipe,
+    build,
     load,
+    raw,
     read,
     stream,
 )
-from lpfs.data import build as building
+from lpfs.data.ahead import ahead
+from lpfs.data.words import Words
 
 CENSUS = Path(__file__).parents[4] / "shared/data/census_income_kdd.parquet"
 
@@ -42,7 +48,7 @@ def assert_same(a: Data, b: Data) -> None:
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(read, "TEXT_BYTES", 1 << 16)
     monkeypatch.setattr(read, "ROWS", 97)
-    monkeypatch.setattr(building, "_PIECE", 0)
+    monkeypatch.setattr(raw, "PIECE", 0)
 
 
 word = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), max_size=6)
@@ -217,7 +223,7 @@ def test_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(building, "_write", fail)
+        patch.setattr(build, "write", fail)
         with pytest.raises(KeyboardInterrupt):
             load(table, **options)
     assert not list((tmp_path / "cache").iterdir())
@@ -272,6 +278,68 @@ def test_batches(rows: int, size: int, seed: int | None, draw: st.DataObject) ->
     np.testing.assert_array_equal(np.concatenate([*rest, np.empty(0)]), seen[start:])
     if seed is not None and rows > 1_000:
         assert np.corrcoef(seen, index)[0, 1] < 0.2
+
+
+def test_negatives_are_sampled_and_test_rows_are_not() -> None:
+    log = ClickLog(Recipe(rows=20_000))
+    whole = load(log, label="click", split=InOrder())
+    few = load(log, label="click", split=InOrder(), negatives=0.125, seed=3)
+    assert few.negatives == 0.125
+    np.testing.assert_array_equal(few.test.labels, whole.test.labels)
+    clicks = int(whole.train.labels.sum()) + int(whole.validation.labels.sum())
+    assert int(few.train.labels.sum()) + int(few.validation.labels.sum()) == clicks
+    zeros = len(few.train) + len(few.validation) - clicks
+    assert abs(zeros / (16_000 - clicks) - 0.125) < 0.01
+    assert len(few.validation) == round(0.1 * (zeros + clicks))
+    other = load(log, label="click", split=InOrder(), negatives=0.125, seed=4)
+    assert len(other.train) != len(few.train)
+
+
+def test_hashed_fields() -> None:
+    log = ClickLog(Recipe(rows=3_000))
+    name = next(f.name for f in log.truth if f.role == "nested")
+    data = load(log, label="click", split=InOrder(), hashed={name: 50})
+    column = [f.name for f in data.coded].index(name)
+    encoder = next(e for e in data.encoders if e.name == name)
+    assert encoder == HashEncoder(name=name, buckets=50)
+    assert encoder.cardinality == 52
+    field = next(f for f in data.fields if f.name == name)
+    assert field.distinct == len(np.unique(data.train.codes[:, column])) == 50
+    codes = encoder.encode(log.table()[name].combine_chunks())
+    np.testing.assert_array_equal(data.test.codes[:, column], codes[-600:])
+    assert encoder.encode(pa.array(["", None])).tolist() == [1, 1]
+
+
+def test_words_get_the_same_numbers_past_the_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    columns = [pa.array([f"{i}" for i in rng.zipf(1.3, 500)]) for _ in range(20)]
+    columns[3] = columns[3].dictionary_encode()
+    expected = Words()
+    numbers = [expected.number(column) for column in columns]
+    assert len(expected) == 1 + len({w for c in columns for w in c.to_pylist()})
+    monkeypatch.setattr("lpfs.data.words.HEAD", 20)
+    small = Words()
+    for column, number in zip(columns, numbers, strict=True):
+        np.testing.assert_array_equal(small.number(column), number)
+
+
+def test_reading_ahead_passes_errors_on_and_stops() -> None:
+    def items() -> Iterator[int]:
+        try:
+            for i in range(1_000):
+                yield i
+                if i == 5:
+                    raise DataError("x")
+        finally:
+            closed.append(1)
+
+    closed: list[int] = []
+    with pytest.raises(DataError):
+        list(ahead(items()))
+    early = ahead(items())
+    assert next(early) == 0
+    early.close()
+    assert len(closed) == 2
 
 
 def test_directories_and_patterns_are_read_in_natural_order(tmp_path: Path) -> None:

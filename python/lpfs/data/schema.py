@@ -1,0 +1,84 @@
+"""What is asked for and what is found, as data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pydantic import BaseModel, ConfigDict
+
+from lpfs.data.columns import Kind
+from lpfs.data.encode import Encoder, Transform
+from lpfs.data.split import Split
+
+__all__ = ["PARTS", "Column", "Field", "Meta", "Progress", "Report", "Settings"]
+
+PARTS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far loading is; passed to the callback after every chunk."""
+
+    stage: str
+    """`read` the source, then `encode` what was read."""
+    rows: int
+    bytes: int
+    total_bytes: int
+
+
+Report = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything but the source that decides what the cache holds; see `load`."""
+
+    label: str
+    split: Split
+    validation: float
+    negatives: float
+    seed: int
+    categories: tuple[str, ...]
+    numbers: tuple[str, ...]
+    ignore: tuple[str, ...]
+    hashed: dict[str, int]
+    min_count: int
+    transform: Transform
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column that becomes a field."""
+
+    name: str
+    kind: Kind
+    why: str
+
+
+class Field(BaseModel):
+    """A column that the model reads, and why it is what it is."""
+
+    model_config = ConfigDict(frozen=True)
+    name: str
+    kind: Kind
+    why: str
+    cardinality: int
+    """Codes of a category or of a number's bins, unknown and missing among them; 0 for a number
+    that stays one."""
+    distinct: int
+    """Different values in the training rows; of a number in at most 2¹⁷ of them, of a hashed field
+    its buckets in use."""
+    missing: int
+    """Training rows without a value."""
+    not_finite: int
+    """Rows of all parts with NaN or an infinity, which count as missing."""
+
+
+class Meta(BaseModel):
+    """`meta.json`: what the arrays beside it are."""
+
+    model_config = ConfigDict(frozen=True)
+    rows: dict[str, int]
+    fields: list[Field]
+    encoders: list[Encoder]

@@ -1,0 +1,105 @@
+"""Strings as integers, chunk by chunk."""
+
+from __future__ import annotations
+
+import zlib
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+__all__ = ["Buckets", "Words", "bucket", "distinct"]
+
+# The first words of a field are most of its rows; finding these needs no Python object per word.
+# Arrow builds their hash table again for every chunk, so they must not be many.
+HEAD = 1 << 14
+
+
+def distinct(column: pa.Array) -> tuple[NDArray[np.int64], pa.Array]:
+    """A column of any type as indices `[rows]` into an array of strings whose last one is null.
+
+    Null and NaN become the null. Raises pyarrow.ArrowException where a type has no strings.
+
+    >>> distinct(pa.array([7, None, 7]))[0], distinct(pa.array([7, None, 7]))[1].to_pylist()
+    (array([0, 1, 0]), ['7', None])
+    """
+    if not pa.types.is_dictionary(column.type):
+        column = column.dictionary_encode()
+    values = column.dictionary
+    if pa.types.is_floating(values.type):
+        values = pc.if_else(pc.is_nan(values), None, values)
+        # 3.0 is the same value as 3: a missing value elsewhere made the integers floats.
+        values = pc.replace_substring_regex(values.cast(pa.string()), r"\.0$", "")
+    elif not pa.types.is_string(values.type):
+        values = values.cast(pa.string())
+    indices = column.indices.fill_null(len(values)).to_numpy(zero_copy_only=False)
+    return indices.astype(np.int64, copy=False), pa.concat_arrays(
+        [values, pa.nulls(1, pa.string())]
+    )
+
+
+class Words:
+    """The different words of a field, numbered as they come; 0 is the missing one.
+
+    >>> words = Words()
+    >>> words.number(pa.array(["b", "a", "", None])).tolist()
+    [1, 2, 0, 0]
+    >>> words.number(pa.array(["c", "a"])).tolist()
+    [3, 2]
+    >>> list(words.numbers)
+    ['', 'b', 'a', 'c']
+    """
+
+    def __init__(self) -> None:
+        self.numbers: dict[str, int] = {"": 0}
+        self._head = pa.array([""])
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def number(self, column: pa.Array) -> NDArray[np.int32]:
+        """Numbers `[rows]` int32 of a column of any type; new words get the next ones.
+
+        Raises UnicodeDecodeError or pyarrow.ArrowException for what is no text.
+        """
+        if not pa.types.is_string(column.type):
+            indices, values = distinct(column)
+            return self.number(values)[indices]
+        known = pc.index_in(pc.fill_null(column, ""), value_set=self._head)
+        result = known.fill_null(-1).to_numpy(zero_copy_only=False).copy()
+        new = np.flatnonzero(result < 0)
+        if len(new):
+            encoded = column.take(pa.array(new)).dictionary_encode()
+            words, numbers = encoded.dictionary.to_pylist(), self.numbers
+            codes = [numbers.setdefault(word, len(numbers)) for word in words]
+            result[new] = np.array(codes, dtype=np.int32)[encoded.indices.to_numpy()]
+            if len(self._head) < HEAD:
+                added = encoded.dictionary.slice(0, HEAD - len(self._head))
+                self._head = pa.concat_arrays([self._head, added])
+        return np.asarray(result, dtype=np.int32)
+
+
+class Buckets:
+    """The same for a field too large to remember: words share `size` numbers by their hash."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __len__(self) -> int:
+        return 1 + self.size
+
+    def number(self, column: pa.Array) -> NDArray[np.int32]:
+        """Numbers `[rows]` int32: 0 for missing, else 1 + `bucket`."""
+        indices, values = distinct(column)
+        numbers = [1 + bucket(word, self.size) if word else 0 for word in values.to_pylist()]
+        return np.array(numbers, dtype=np.int32)[indices]
+
+
+def bucket(word: str, size: int) -> int:
+    """A number in [0, size), the same in every process.
+
+    >>> bucket("puce", 1000)
+    96
+    """
+    return zlib.crc32(word.encode()) % size
