@@ -119,7 +119,7 @@ std::tuple<Tensor, Tensor> step(const Tensors& params, const Tensors& grads,
     }
   }
 
-  T threshold = 2 * lam * lr;
+  T threshold = lr == 0 ? T(0) : 2 * lam * lr;
   if (budget && allowed >= total) {
     threshold = 0;
   } else if (budget) {
@@ -128,8 +128,7 @@ std::tuple<Tensor, Tensor> step(const Tensors& params, const Tensors& grads,
     // NaN counts as the largest, as torch sorts it: `>` alone would not be an order.
     std::nth_element(magnitudes.begin(), magnitudes.begin() + allowed, magnitudes.end(),
                      [](T a, T b) { return a > b || (std::isnan(a) && !std::isnan(b)); });
-    const T bound = magnitudes[allowed];
-    threshold = std::isnan(bound) || bound < threshold ? bound : threshold;
+    threshold = magnitudes[allowed] < threshold ? magnitudes[allowed] : threshold;
   }
 
   int64_t live = 0;
@@ -137,7 +136,7 @@ std::tuple<Tensor, Tensor> step(const Tensors& params, const Tensors& grads,
   for (const Tensor& tensor : params) {
     T* param = data<T>(tensor);
     for (int64_t i = 0, n = tensor.numel(); i < n; ++i, ++v) {
-      param[i] = *v > threshold ? *v - threshold : *v < -threshold ? *v + threshold : T(0);
+      param[i] = std::abs(*v) <= threshold ? T(0) : *v - std::copysign(threshold, *v);
       live += param[i] != 0;
     }
   }
@@ -145,7 +144,7 @@ std::tuple<Tensor, Tensor> step(const Tensors& params, const Tensors& grads,
   Tensor live_tensor = empty(Shape{}, ScalarType::Long);
   *data<int64_t>(live_tensor) = live;
   Tensor lam_used = empty(Shape{}, lam_tensor.scalar_type());
-  *data<T>(lam_used) = threshold / (2 * lr);
+  *data<T>(lam_used) = lr == 0 ? T(0) : threshold / (2 * lr);
   return {live_tensor, lam_used};
 }
 

@@ -3,7 +3,7 @@
 With the momentum step's result v, the threshold is t = 2λη, or the (L+1)-th largest |v| where that
 is smaller and a budget of L elements is given, and
 
-    p  =  sign(v) · max(|v| − t, 0),    never −0.0
+    p  =  sign(v) · max(|v| − t, 0),    never −0.0; NaN where v is
 
 `reference.proximal_sgd_` is the definition.
 """
@@ -141,8 +141,8 @@ def _shrink(param, stepped, size, threshold, BLOCK: tl.constexpr):
     for start in range(0, size, BLOCK):
         i = start + tl.arange(0, BLOCK)
         v = tl.load(stepped + i, mask=i < size, other=0.0)
-        shrunk = tl.where(v < -threshold, v + threshold, 0.0)
-        shrunk = tl.where(v > threshold, v - threshold, shrunk)
+        shrunk = v - tl.where(v < 0, -threshold, threshold)
+        shrunk = tl.where(tl.abs(v) <= threshold, 0.0, shrunk)
         tl.store(param + i, shrunk, mask=i < size)
         live += (shrunk != 0).to(tl.int64)
     return tl.sum(live, 0)
@@ -218,13 +218,11 @@ def _kernel(
 
     # From here on a thread reads what others have written.
     tl.debug_barrier()
-    threshold = 2 * tl.load(lam) * eta
+    threshold = tl.where(eta == 0, 0.0, 2 * tl.load(lam) * eta)
     if budget is not None:
         allowed = tl.load(budget)
         limit = _largest(stepped, total, allowed, BLOCK)
-        # A NaN wins, as in Tensor.minimum.
-        binds = (threshold <= limit) | (threshold != threshold)
-        threshold = tl.where(binds, threshold, limit)
+        threshold = tl.where(limit < threshold, limit, threshold)
         threshold = tl.where(allowed < total, threshold, 0.0)
 
     alive = tl.full((), 0, tl.int64)
@@ -239,7 +237,7 @@ def _kernel(
             alive += _shrink(params[i], v, sizes[i], threshold, BLOCK)
             v += sizes[i]
     tl.store(live, alive)
-    tl.store(used, divide(threshold, 2 * eta))
+    tl.store(used, tl.where(eta == 0, 0.0, divide(threshold, 2 * eta)))
 
 
 POINTERS = 16
@@ -396,7 +394,7 @@ def proximal_sgd_(
     The momentum step is `torch.optim.SGD`'s, `b ← μb + (1 − dampening)·∇` and `v = p − ηb`, then
     `p ← sign(v)·max(|v| − t, 0)` with `t = 2λη`; with a budget of L elements t is the (L+1)-th
     largest |v| of all parameters together where that is smaller, so that at most L stay alive
-    whenever 2λη does not bind.
+    whenever 2λη does not bind. A NaN stays, and counts as alive and as the largest.
 
     Args:
         params: float32 or float64, contiguous, all of one dtype; changed in place.
@@ -412,8 +410,8 @@ def proximal_sgd_(
         maximize: climb instead of descend.
 
     Returns:
-        How many elements differ from zero (int64), and the λ that was used, t/2η: both without
-        dimensions and on the parameters' device.
+        How many elements differ from zero (int64), and the λ that was used, t/2η, or 0 where η is
+        0: both without dimensions and on the parameters' device.
 
     Raises:
         TypeError: a dtype is not as above.

@@ -169,12 +169,10 @@ def _factors(
 def soft_threshold(v: Tensor, threshold: Tensor) -> Tensor:
     """The proximal operator of threshold · |·|₁ (eq. 11): towards zero by `threshold`, never −0.0.
 
-    >>> soft_threshold(torch.tensor([-3.0, -0.5, 2.0]), torch.tensor(1.0))
-    tensor([-2.,  0.,  1.])
+    >>> soft_threshold(torch.tensor([-3.0, -0.5, 2.0, float("nan")]), torch.tensor(1.0))
+    tensor([-2.,  0.,  1., nan])
     """
-    return torch.where(
-        v > threshold, v - threshold, torch.where(v < -threshold, v + threshold, 0.0)
-    )
+    return torch.where(v.abs() <= threshold, 0.0, v - threshold.copysign(v))
 
 
 def proximal_sgd_(
@@ -195,6 +193,7 @@ def proximal_sgd_(
     The momentum step is `torch.optim.SGD`'s on an existing buffer. With a `budget` L, λ is an upper
     bound: the threshold is the smaller of 2λη and the (L+1)-th largest magnitude after the momentum
     step, over all `params` together, so that at most L elements survive whenever 2λη does not bind.
+    A NaN is the largest magnitude of all and stays alive. Where η = 0 nothing is thresholded.
 
     Returns the number of elements that differ from zero afterwards (int64) and the λ that was used
     (in x's dtype), both as 0-d tensors.
@@ -212,16 +211,17 @@ def proximal_sgd_(
         buffer.mul_(momentum).add_(descent, alpha=1 - dampening)
         direction = descent + momentum * buffer if nesterov else buffer
         stepped.append(param - lr * direction)
-    threshold = 2 * lam * lr
+    threshold = torch.where(lr == 0, lr, 2 * lam * lr)
     if budget is not None:
         magnitudes = torch.cat([v.abs().flatten() for v in stepped])
         allowed = int(budget)
         if allowed < magnitudes.numel():
-            threshold = threshold.minimum(magnitudes.sort(descending=True).values[allowed])
+            bound = magnitudes.sort(descending=True).values[allowed]
+            threshold = torch.where(bound < threshold, bound, threshold)
         else:
             threshold = torch.zeros_like(threshold)
     live = torch.zeros((), dtype=torch.int64, device=lr.device)
     for param, v in zip(params, stepped, strict=True):
         param.copy_(soft_threshold(v, threshold))
         live += param.count_nonzero()
-    return live, threshold / (2 * lr)
+    return live, torch.where(lr == 0, lr, threshold / (2 * lr))

@@ -14,6 +14,8 @@ from torch import Tensor
 from lpfs_kernels import reference
 from lpfs_kernels.library import COMPILED
 
+NAN = float("nan")
+
 pytestmark = pytest.mark.skipif(not COMPILED, reason="the C++ library was not built")
 
 
@@ -147,6 +149,43 @@ def test_nan_ends_as_in_the_reference() -> None:
         torch.testing.assert_close(step.params, want.params, equal_nan=True)
         torch.testing.assert_close(step.momentum_buffers, want.momentum_buffers, equal_nan=True)
         torch.testing.assert_close((got_live, got_lam), (live, lam), equal_nan=True)
+
+
+@pytest.mark.parametrize("implementation", [run, exact])
+@pytest.mark.parametrize(
+    ("budget", "after", "lam"),
+    [
+        (None, [2.0, NAN, 0.0, 1.0], 1.0),
+        (4, [3.0, NAN, -0.5, 2.0], 0.0),
+        (2, [1.0, NAN, 0.0, 0.0], 2.0),
+        (1, [0.0, NAN, 0.0, 0.0], 3.0),
+        (0, [0.0, NAN, 0.0, 0.0], 9.0),
+    ],
+)
+def test_nan_stays_and_counts_as_the_largest(
+    implementation: Any, budget: int | None, after: list[float], lam: float
+) -> None:
+    x, zeros = torch.tensor([3.0, NAN, -0.5, 2.0]), torch.zeros(4)
+    bound = torch.tensor(1.0 if budget is None else 9.0)
+    step = Step([x], [zeros], [zeros.clone()], torch.tensor(0.5), bound)
+    if budget is not None:
+        step = replace(step, budget=torch.tensor(budget))
+    live, used = implementation(step)
+    torch.testing.assert_close(x, torch.tensor(after), rtol=0, atol=0, equal_nan=True)
+    assert (int(live), float(used)) == (int(x.count_nonzero()), lam)
+
+
+@pytest.mark.parametrize("implementation", [run, exact])
+@pytest.mark.parametrize("budget", [None, 0, 1, 3])
+def test_without_a_learning_rate_nothing_moves(implementation: Any, budget: int | None) -> None:
+    x, grad = torch.tensor([3.0, 0.0, -0.5]), torch.ones(3)
+    lr, unbounded = torch.tensor(0.0), torch.tensor(float("inf"))
+    step = Step([x], [grad], [torch.zeros(3)], lr, unbounded)
+    if budget is not None:
+        step = replace(step, budget=torch.tensor(budget))
+    live, used = implementation(step)
+    assert x.tolist() == [3.0, 0.0, -0.5]
+    assert (int(live), float(used)) == (2, 0.0)
 
 
 ONE = torch.tensor(1.0)
