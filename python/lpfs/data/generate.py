@@ -124,7 +124,7 @@ class _Field:
     missing: bool
     source: int = -1
     scores: NDArray[np.float64] = field(default_factory=lambda: np.zeros((2, 0)))
-    cumulative: NDArray[np.float64] = field(default_factory=lambda: np.zeros((2, 0)))
+    cumulative: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
     words: pa.Array | None = None
 
 
@@ -246,13 +246,11 @@ class ClickLog:
                 other = rng.random(BLOCK) >= recipe.fidelity
                 code = (codes[f.source] + other * shift) % f.size
             else:
-                code = np.where(
-                    late,
-                    np.searchsorted(f.cumulative[1], draw),
-                    np.searchsorted(f.cumulative[0], draw),
-                )
+                # Both distributions in one search: the late one lies between 1 and 2.
+                size = len(f.cumulative) // 2
+                code = np.searchsorted(f.cumulative, draw + late) - late * size
                 if f.role == "nested":
-                    code += codes[f.source] * len(f.cumulative[0])
+                    code += codes[f.source] * size
             codes.append(code)
             if f.role == "copy":
                 places.append(places[f.source])
@@ -325,9 +323,10 @@ def _plan(recipe: Recipe, rng: np.random.Generator) -> list[_Field]:
             continue
         drawn = f.size // fields[f.source].size if f.role == "nested" else f.size
         shares = np.stack([_popularity(f, drawn, recipe.missing, rng) for _ in range(2)])
-        f.cumulative = shares.cumsum(1)
+        cumulative = shares.cumsum(1)
         # Searching for a draw above the last sum would give a code that does not exist.
-        f.cumulative[:, -1] = 1.0
+        cumulative[:, -1] = 1.0
+        f.cumulative = np.concatenate([cumulative[0], 1 + cumulative[1]])
         if f.role == "informative":
             f.scores = _scores(f, shares.mean(0), rng)
         # An odd factor is a bijection modulo 2³², so values stay distinct.
