@@ -36,7 +36,7 @@ class FeatureGate(nn.Module):
 
     Raises:
         ValueError: for an unknown kind or field, a field in two groups, a group that holds an
-            always-kept field, or a number out of range.
+            always-kept field, no field to gate, or a number out of range.
 
     >>> gate = FeatureGate({"age": 2, "city": 3}, kind="lpfs++")
     >>> gate
@@ -72,8 +72,8 @@ class FeatureGate(nn.Module):
         super().__init__()
         if kind not in KINDS:
             raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
-        if not alpha >= 0:
-            raise ValueError(f"alpha must not be negative, got {alpha}")
+        if not 0 <= alpha < math.inf:
+            raise ValueError(f"alpha must be in [0, inf), got {alpha}")
         if not tau > 0:
             raise ValueError(f"tau must be positive, got {tau}")
         self.kind, self.alpha, self.tau = kind, float(alpha), float(tau)
@@ -83,20 +83,22 @@ class FeatureGate(nn.Module):
         self._require_known("always_keep", self.always_keep)
         self._require_known("rescale", rescale)
         self.members = self._group(groups)
+        if not self.members:
+            raise ValueError("fields: none is left to gate")
 
         names = list(self.fields)
         self.widths = tuple(self.fields.values())
         self.x = nn.Parameter(torch.ones(len(self.members)))
         self.register_buffer("epsilon", torch.tensor(0.0))
         self.set_epsilon(epsilon if epsilon is not None else epsilon_for_kind(kind, EPSILON_START))
-        self.register_buffer("start", self.gate_values().detach()[:1].reshape(-1).mean())
+        self.register_buffer("start", self.gate_values().detach()[0].clone())
         self.register_buffer("rms", torch.tensor(1.0))
 
         owner = {name: i for i, group in enumerate(self.members) for name in group}
-        one_gate_per_field = list(owner) == names
+        gate_of_field = [owner.get(name, 0) for name in names]
         self.register_buffer(
             "gate_of_field",
-            None if one_gate_per_field else torch.tensor([owner.get(n, 0) for n in names]),
+            None if gate_of_field == list(range(len(owner))) else torch.tensor(gate_of_field),
             persistent=False,
         )
         self.register_buffer(
@@ -167,7 +169,8 @@ class FeatureGate(nn.Module):
     @torch.no_grad()
     def set_epsilon(self, epsilon: float) -> None:
         """Move ε in place, as schedules do. Raises ValueError unless it is positive and finite."""
-        if not 0 < epsilon < math.inf:
+        rounded = torch.tensor(epsilon, dtype=self.epsilon.dtype, device="cpu").item()
+        if not 0 < rounded < math.inf:
             raise ValueError(f"epsilon must be positive and finite, got {epsilon}")
         self.epsilon.fill_(epsilon)
 
@@ -180,6 +183,8 @@ class FeatureGate(nn.Module):
         """
         x = self.x_of_fields()
         living = self.rescaled & (x != 0)
+        if self.ungated is not None:
+            living &= ~self.ungated
         squares = (self.gate_values(x) / self.start).square()
         mean = torch.where(living, squares, 0.0).sum() / living.sum()
         self.rms.copy_(torch.where(mean > 0, mean.sqrt(), self.rms))
@@ -213,11 +218,11 @@ class FeatureGate(nn.Module):
 
     def extra_repr(self) -> str:
         """One line: sizes, living fields and what shapes the gate."""
-        return (
-            f"{len(self.fields)} fields, {len(self.members)} gates, {len(self.kept())} alive, "
-            f"kind={self.kind!r}, alpha={self.alpha}, tau={self.tau}, "
-            f"epsilon={self.epsilon.item():.3g}"
-        )
+        sizes = f"{len(self.fields)} fields, {len(self.members)} gates"
+        shape = f"kind={self.kind!r}, alpha={self.alpha}, tau={self.tau}"
+        if self.x.is_meta:
+            return f"{sizes}, {shape}"
+        return f"{sizes}, {len(self.kept())} alive, {shape}, epsilon={self.epsilon.item():.3g}"
 
 
 def _refresh_scale_after_loading(gate: FeatureGate, _: object) -> None:
