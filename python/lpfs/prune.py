@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar, overload
@@ -18,13 +17,15 @@ from lpfs.gate import FeatureGate
 class Place:
     """Where one field stands in a model: which columns of the first layer read it, and its table.
 
-    `table` is the weight whose `rows` become the field's embedding by a lookup or another linear
-    map; None where an activation lies between weight and gate, or where there is no weight.
+    `table` is the weight whose `rows` belong to the field; None where there is no such weight. They
+    are `linear` if scaling them scales the field's embedding, as it does in a lookup; not if an
+    activation lies between weight and gate.
     """
 
     columns: slice
     table: Tensor | None = None
     rows: slice = field(default_factory=lambda: slice(None))
+    linear: bool = True
 
 
 class Prunable(Protocol):
@@ -37,7 +38,7 @@ class Prunable(Protocol):
         """The layer whose columns read the fields, in the gate's order or another."""
 
     def places(self) -> Mapping[str, Place]:
-        """The place of every field of the gate."""
+        """The place of every field of the gate, and of whatever else reads a field's table."""
 
     def drop_gate(self, kept: Sequence[str]) -> None:
         """Go on without gate and with the kept fields only.
@@ -60,6 +61,7 @@ GRADIENT_POWER: dict[type[torch.optim.Optimizer], dict[str, int]] = {
 """The power of the gradient in each piece of optimiser state that has the parameter's shape.
 
 Scaling a weight by s scales its gradient by 1/s, so such a piece is divided by s to this power.
+With power 0 it is a sum of gradients over their own magnitude, and only the sign of s changes it.
 """
 
 
@@ -122,7 +124,10 @@ def prune(
     smaller.drop_gate(kept)
     smaller.first_layer.in_features = smaller.first_layer.weight.shape[1]
     if optimizer is not None:
-        _forget(optimizer, smaller, [memo[id(p)] for p in slices], memo[id(gate)])
+        assert isinstance(model, nn.Module)
+        assert isinstance(smaller, nn.Module)
+        copies = [memo[id(p)] for p in (*slices, *model.parameters()) if id(p) in memo]
+        _forget(optimizer, smaller, copies)
     return smaller, optimizer
 
 
@@ -143,7 +148,8 @@ class _Slice:
     def take(self, values: Tensor, power: int) -> Tensor:
         """The remaining part, divided by factor^power."""
         index = self.remains.nonzero().flatten()
-        factor = self.factor[index].pow(-power)
+        factor = self.factor[index]
+        factor = factor.pow(-power) if power else factor.sign()
         shape = [-1 if d == self.dim else 1 for d in range(values.ndim)]
         return values.index_select(self.dim, index) * factor.view(shape)
 
@@ -155,37 +161,31 @@ def _plan(model: Prunable, gate: FeatureGate, kept: Sequence[str]) -> dict[Tenso
     weight = model.first_layer.weight
     columns = _Slice.of(weight, dim=1)
     slices: dict[Tensor, _Slice] = {weight: columns}
-    users: dict[Tensor, Counter[int]] = {}
+    users: dict[Tensor, Tensor] = {}
     living: dict[Tensor, Tensor] = {}
     for name, place in places.items():
-        if place.table is not None and name in gate.fields:
+        if place.table is not None:
             table = slices.setdefault(place.table, _Slice.of(place.table, dim=0))
-            count = users.setdefault(place.table, Counter())
-            count.update(_indices(place.rows, len(table.factor)))
+            count = users.setdefault(place.table, torch.zeros_like(table.remains, dtype=torch.int))
+            count[place.rows] += 1
             alive = living.setdefault(place.table, torch.zeros_like(table.remains))
-            alive[place.rows] |= name in kept
+            alive[place.rows] |= name in kept or name not in gate.fields
     for parameter, count in users.items():
-        claimed = torch.tensor(sorted(count), dtype=torch.long, device=parameter.device)
-        slices[parameter].remains[claimed] = living[parameter][claimed]
+        slices[parameter].remains = living[parameter] | (count == 0)
 
     for name in gate.fields:
         place = places[name]
         if name not in kept:
             columns.remains[place.columns] = False
-        elif place.table is not None and _alone(place, users[place.table]):
+        elif place.table is not None and place.linear and _alone(place, users[place.table]):
             slices[place.table].factor[place.rows] = factors[name]
         else:
             columns.factor[place.columns] = factors[name]
     return slices
 
 
-def _alone(place: Place, users: Counter[int]) -> bool:
-    assert place.table is not None
-    return all(users[row] == 1 for row in _indices(place.rows, place.table.shape[0]))
-
-
-def _indices(part: slice, size: int) -> range:
-    return range(*part.indices(size))
+def _alone(place: Place, users: Tensor) -> bool:
+    return bool((users[place.rows] == 1).all())
 
 
 def _slice_state(
@@ -216,15 +216,11 @@ def _gradient_power(optimizer: torch.optim.Optimizer, name: str) -> int:
 
 
 def _forget(
-    optimizer: torch.optim.Optimizer,
-    model: Prunable,
-    sliced: Sequence[nn.Parameter],
-    gate: FeatureGate,
+    optimizer: torch.optim.Optimizer, model: nn.Module, copies: Sequence[nn.Parameter]
 ) -> None:
     """Take what the pruned model no longer has out of the optimiser."""
-    assert isinstance(model, nn.Module)
     present = {id(p) for p in model.parameters()}
-    gone = {id(p) for p in (*sliced, *gate.parameters()) if id(p) not in present}
+    gone = {id(p) for p in copies if id(p) not in present}
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             if id(parameter) in gone:

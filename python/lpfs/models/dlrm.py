@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -31,7 +31,7 @@ class DLRM(nn.Module):
         numbers: `fields` (each its own field) or `mlp` (one feature).
 
     Raises:
-        ValueError: without fields.
+        ValueError: without fields, or for a category named like the one feature of all numbers.
 
     >>> model = DLRM({"city": 3, "age": 0}, dim=4)
     >>> codes, numbers = torch.tensor([[0], [2]]), torch.tensor([[0.5], [float("nan")]])
@@ -54,6 +54,8 @@ class DLRM(nn.Module):
         self.numbers = [name for name, size in fields.items() if not size]
         if not fields:
             raise ValueError("a model needs at least one field")
+        if numbers == "mlp" and self.numbers and DENSE in self.categories:
+            raise ValueError(f"{DENSE!r} is the feature of all numbers, and a category's name")
         self.dim, self.hidden = dim, tuple(top)
         self.gate: FeatureGate | None = None
         self.table: nn.Embedding | None = None
@@ -99,7 +101,10 @@ class DLRM(nn.Module):
 
     def insert_gate(self, **options: Any) -> DLRM:
         """Put a `FeatureGate` with these options before the first layer; returns the model."""
-        self.gate = FeatureGate(self.features, **options).to(self.first_layer.weight.device)
+        weight = self.first_layer.weight
+        self.gate = FeatureGate(self.features, **options).to(weight.device)
+        if weight.dtype == torch.float64:
+            self.gate.double()
         return self
 
     def forward(self, codes: Tensor, numbers: Tensor) -> Tensor:
@@ -157,14 +162,14 @@ class DLRM(nn.Module):
     def drop_gate(self, kept: Sequence[str]) -> None:
         """See `lpfs.prune.Prunable`."""
         self.gate = None
-        self._category_columns = [i for i, n in enumerate(self.categories) if n in kept]
+        self._category_columns = _remaining(self._category_columns, self.categories, kept)
         self.categories = {n: size for n, size in self.categories.items() if n in kept}
         if not self.categories:
             self.table = None
         elif self.table is not None:
             self.table.num_embeddings = self.table.weight.shape[0]
         if self.number_table is not None:
-            self._number_columns = [i for i, n in enumerate(self.numbers) if n in kept]
+            self._number_columns = _remaining(self._number_columns, self.numbers, kept)
             self.numbers = [n for n in self.numbers if n in kept]
         if not self.numbers:
             self.number_table = None
@@ -175,3 +180,10 @@ class DLRM(nn.Module):
     def _row_offsets(self) -> Tensor:
         sizes = torch.tensor([0, *self.categories.values()])
         return sizes.cumsum(0)[:-1]
+
+
+def _remaining(columns: list[int] | None, names: Iterable[str], kept: Collection[str]) -> list[int]:
+    """The batches' columns of the kept among `names`; `columns` holds those of all `names`, which
+    are not in order where a model is pruned for the second time."""
+    names = list(names)
+    return [c for c, n in zip(columns or range(len(names)), names, strict=True) if n in kept]
