@@ -21,7 +21,8 @@ class ProximalSGD(torch.optim.Optimizer):
     parameters differ from zero and `group["used_lam"]` the λ that was used, both as 0-d tensors.
 
     Args:
-        params: parameters or groups of them, fp32 (or fp64), dense gradients.
+        params: parameters or groups of them, fp32 (or fp64), dense gradients. A group may name its
+            `budget`, an int.
         lr: η. ≥ 0.
         lam: λ of eq. 10. ≥ 0; infinite is allowed with a budget.
         momentum, dampening, nesterov, maximize: as in `torch.optim.SGD`.
@@ -72,6 +73,8 @@ class ProximalSGD(torch.optim.Optimizer):
                 raise ValueError(f"{name} must be in [{low}, {high}), got {group[name]}")
         if not float(group["lam"]) >= 0:
             raise ValueError(f"lam must not be negative, got {group['lam']}")
+        if group["budget"] is not None and int(group["budget"]) < 0:
+            raise ValueError(f"a budget must not be negative, got {group['budget']}")
         if group["momentum"] == 0 and (group["dampening"] or group["nesterov"]):
             raise ValueError("dampening and nesterov need a momentum above 0")
         if group["nesterov"] and group["dampening"]:
@@ -82,10 +85,14 @@ class ProximalSGD(torch.optim.Optimizer):
             )
         super().add_param_group(param_group)
         group = self.param_groups[-1]
-        like = group["params"][0]
-        for name in ("lr", "lam"):
-            group[name] = torch.as_tensor(group[name], dtype=like.dtype, device=like.device).clone()
-        group.setdefault("initial_lr", group["lr"].clone())
+        group.setdefault("initial_lr", group["lr"])
+        _own_settings(group)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As in every optimiser; settings saved on another device come to the parameters'."""
+        super().load_state_dict(state_dict)
+        for group in self.param_groups:
+            _own_settings(group)
 
     def set_budget(self, allowed: int, group: int = 0) -> None:
         """Let at most `allowed` elements of a group's parameters survive each step from now on."""
@@ -116,7 +123,9 @@ class ProximalSGD(torch.optim.Optimizer):
                 continue
             lam = group["lam"]
             if group["threshold_lr"] == "initial":
-                lam = lam * group["initial_lr"] / group["lr"]
+                # Where lr = 0 nothing moves: any λ will do that is a number.
+                lr = group["lr"]
+                lam = torch.where(lr > 0, lam * group["initial_lr"] / lr, lam)
             group["live"], group["used_lam"] = proximal_sgd_(
                 params,
                 [p.grad for p in params],
@@ -142,3 +151,13 @@ class ProximalSGD(torch.optim.Optimizer):
                 state["momentum_buffer"].add_(param.grad, alpha=share)
         buffer: Tensor = state["momentum_buffer"]
         return buffer
+
+
+def _own_settings(group: dict[str, Any]) -> None:
+    """Put the settings that move into 0-d tensors of the group's own, beside its parameters."""
+    like = group["params"][0]
+    for name in ("lr", "lam", "initial_lr"):
+        value = torch.as_tensor(group[name], dtype=like.dtype, device=like.device)
+        group[name] = value.reshape(()).clone()
+    if group["budget"] is not None:
+        group["budget"] = torch.as_tensor(group["budget"], device=like.device).clone()
