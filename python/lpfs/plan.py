@@ -38,6 +38,8 @@ class Plan:
     ) -> None:
         if steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps}")
+        if [p is gate.x for g in optimizer.param_groups for p in g["params"]] != [True]:
+            raise ValueError("the optimizer must hold the gate's x and nothing else")
         self.gate, self.optimizer, self.steps = gate, optimizer, steps
         self._epsilon = epsilon
         self._lr = lr or Constant(optimizer.param_groups[0]["lr"].item())
@@ -84,7 +86,7 @@ class Budget(Plan):
         lr: the gates' learning-rate schedule. Default: the optimiser's rate stays as it is.
 
     Raises:
-        ValueError: if `keep` or `steps` is out of range.
+        ValueError: if a number is out of range, or the optimiser is not one for `gate.x` alone.
 
     >>> import torch
     >>> gate = FeatureGate({"a": 1, "b": 1, "c": 1})
@@ -128,7 +130,7 @@ class Budget(Plan):
     def allowed(self, step: int) -> int:
         """How many gates may be alive after a step, counted from 0."""
         begin, end = self._ramp
-        share = step / max(1, self.steps - 1)
+        share = step / (self.steps - 1) if self.steps > 1 else 1.0
         progress = min(1.0, max(0.0, (share - begin) / (end - begin)))
         surplus = len(self.gate.members) - self._target
         return self._target + math.ceil(surplus * (1 - progress) ** 3)
@@ -151,6 +153,10 @@ class Penalty(Plan):
         lam: λ of eq. 10. ≥ 0.
         steps: how many times `step()` will be called.
         name: the preset whose ε and gate learning rate to use; see `lpfs.schedule.preset`.
+        lr: the gates' learning-rate schedule in place of the preset's.
+
+    Raises:
+        ValueError: as `Budget` does, or for an unknown preset.
     """
 
     def __init__(
@@ -160,12 +166,14 @@ class Penalty(Plan):
         lam: float,
         steps: int,
         name: str = "scaled",
+        *,
+        lr: Schedule | None = None,
     ) -> None:
         if not 0 <= lam < math.inf:
             raise ValueError(f"lam must be in [0, inf), got {lam}")
         self._lam = lam
         schedules = preset(name, gate.kind, steps)
-        super().__init__(gate, optimizer, steps, schedules.epsilon, schedules.gate_lr)
+        super().__init__(gate, optimizer, steps, schedules.epsilon, lr or schedules.gate_lr)
 
     def _apply_penalty(self, step: int) -> None:
         self.optimizer.param_groups[0]["lam"].fill_(self._lam)

@@ -28,7 +28,8 @@ class Death:
 
 
 class Trajectory:
-    """Records x and the moving hyper-parameters after every step, and keeps every `keep_every`-th.
+    """Records x and the moving hyper-parameters after every step, and keeps every `keep_every`-th
+    and the last.
 
     Values are copied on the device and looked at in batches, so recording does not wait for a GPU.
     """
@@ -41,9 +42,9 @@ class Trajectory:
         self.revivals = 0
         self._deaths: list[Death] = []
         self._rows: list[Tensor] = []
+        self._last_is_spare = False
         self._seen = 0
         self._x = gate.x.detach().cpu().clone()
-        self._epsilon = gate.epsilon.detach().cpu().clone()
         self._pending: list[Tensor] = []
 
     @torch.no_grad()
@@ -96,13 +97,15 @@ class Trajectory:
         for row in rows:
             self._seen += 1
             epsilon, x = row[0], row[4:]
-            before = self.gate.gate_values(self._x, self._epsilon).abs() / self.gate.start.cpu()
+            before = self.gate.gate_values(self._x, epsilon).abs() / self.gate.start.cpu()
             for i in ((self._x != 0) & (x == 0)).nonzero().flatten().tolist():
                 self._deaths.append(Death(self.gate.members[i], self._seen, before[i].item()))
             self.revivals += int(((self._x == 0) & (x != 0)).sum())
-            self._x, self._epsilon = x, epsilon
-            if self._seen % self.keep_every == 0:
-                self._rows.append(torch.cat([torch.tensor([float(self._seen)]), row]))
+            self._x = x
+            if self._last_is_spare:
+                self._rows.pop()
+            self._rows.append(torch.cat([torch.tensor([float(self._seen)]), row]))
+            self._last_is_spare = self._seen % self.keep_every != 0
 
     def _factors(self, x: Tensor, epsilon: Tensor, rms: float) -> Tensor:
         gate = self.gate
