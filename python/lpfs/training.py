@@ -76,12 +76,13 @@ def train_step(
 @torch.no_grad()
 def predict(model: nn.Module, part: Part, batch_size: int = 8192) -> Tensor:
     """Logits of every row of a part, on the CPU."""
+    was_training = model.training
     model.eval()
     logits = []
     for batch in part.batches(batch_size):
         codes, numbers, _ = _to_device_of(model, batch)
         logits.append(model(codes, numbers).cpu())
-    model.train()
+    model.train(was_training)
     return torch.cat(logits) if logits else torch.empty(0)
 
 
