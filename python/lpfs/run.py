@@ -139,7 +139,7 @@ def save(selection: Selection, data: Data, directory: Path) -> Summary:
         (place / "selection.json").write_text(summary.model_dump_json(indent=2) + "\n")
         pyarrow.parquet.write_table(pa.table(history), place / "history.parquet")
         weights = {name: value.contiguous() for name, value in model.state_dict().items()}
-        safetensors.torch.save_file(weights, place / "model.safetensors")
+        (place / "model.safetensors").write_bytes(safetensors.torch.save(weights))
         (place / "model.json").write_text(json.dumps(config, indent=2) + "\n")
         encoders = [encoder for encoder in data.encoders if encoder.name in read]
         (place / "encoders.json").write_bytes(ENCODERS.dump_json(encoders) + b"\n")

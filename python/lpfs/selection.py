@@ -88,7 +88,8 @@ class Selection:
     `metrics` holds test AUC and log loss of `all` (the same network without gates), `gated`,
     `pruned` and `hot_start`. `logit_change` is max|Δlogit| over the test part at pruning, and
     `logit_bound` what it may be. `last_step_change` and `first_step_change` are the mean |Δlogit|
-    on validation rows of the last step before pruning and of the first one after it.
+    on validation rows of the last step before pruning and of the first one after it, which learns
+    from the same batch.
     """
 
     settings: Settings
@@ -174,7 +175,7 @@ class _Run:
         model = self._new_model().to(settings.device)
         optimizer = _adagrad(model, settings.lr)
         self._train_once("pretrain", model, optimizer, self.first_rows)
-        plan, last_step_change = self._select(model, optimizer)
+        plan, last_batch, last_step_change = self._select(model, optimizer)
         gate = plan.gate
 
         labels = np.asarray(data.test.labels)
@@ -186,7 +187,7 @@ class _Run:
         if not change <= bound:
             raise RuntimeError(f"pruning changed a logit by {change:.3g}, more than {bound:.3g}")
 
-        first_step_change = self._hot_start(smaller, smaller_optimizer)
+        first_step_change = self._hot_start(smaller, smaller_optimizer, last_batch)
         metrics: dict[Scored, Metrics] = {
             "all": evaluate(self._all_fields(), data.test),
             "gated": score(gated, labels),
@@ -222,13 +223,12 @@ class _Run:
         settings = self.settings
         with torch.random.fork_rng():
             torch.manual_seed(settings.seed)
-            model = self.build(
+            return self.build(
                 {field.name: field.cardinality for field in self.data.fields},
                 dim=settings.dim,
                 top=settings.top,
                 numbers=settings.numbers,
             )
-        return model
 
     def _train_once(
         self, stage: str, model: DLRM, optimizer: torch.optim.Optimizer, part: Part
@@ -240,8 +240,11 @@ class _Run:
             self._report(stage, step, steps, loss)
         self.steps[stage] = self.steps.get(stage, 0) + steps
 
-    def _select(self, model: DLRM, optimizer: torch.optim.Optimizer) -> tuple[Plan, float]:
-        """Train weights and gates until the plan is done; also how far the last step moved."""
+    def _select(self, model: DLRM, optimizer: torch.optim.Optimizer) -> tuple[Plan, Batch, float]:
+        """Train weights and gates until the plan is done.
+
+        Returns the plan, the last batch, and how far the step on it moved the logits.
+        """
         settings, held_out = self.settings, self.protocol == "held-out"
         gate = model.insert_gate(**self._gate_options(model.features)).gate
         assert gate is not None
@@ -287,7 +290,7 @@ class _Run:
             raise RuntimeError(
                 f"{living} gates differ from zero, {plan.allowed(steps - 1)} were asked for"
             )
-        return plan, self._mean_change(model, before)
+        return plan, batch, self._mean_change(model, before)
 
     def _gate_options(self, features: Iterable[str]) -> dict[str, Any]:
         settings = self.settings
@@ -300,8 +303,14 @@ class _Run:
             "rescale": features if settings.rescale else (),
         }
 
-    def _hot_start(self, model: DLRM, optimizer: torch.optim.Optimizer) -> float | None:
-        """Train the pruned model on; how far the first step moved its logits."""
+    def _hot_start(
+        self, model: DLRM, optimizer: torch.optim.Optimizer, last_batch: Batch
+    ) -> float | None:
+        """Train the pruned model on; how far the first step moved its logits.
+
+        The first batch is the last one before pruning, so that the two steps differ by the fold
+        alone.
+        """
         before = predict(model, self.probe)
         changes: list[float] = []
 
@@ -310,7 +319,8 @@ class _Run:
                 changes.append(self._mean_change(model, before))
 
         limit = self.settings.epochs * math.ceil(len(self.data.train) / self.batch_size)
-        self._train_until_worse("hot_start", model, optimizer, limit, after_step=measure_first)
+        batches = itertools.chain([last_batch], self._shuffled_passes())
+        self._train_until_worse("hot_start", model, optimizer, batches, limit, measure_first)
         return changes[0] if changes else None
 
     def _all_fields(self) -> DLRM:
@@ -320,7 +330,8 @@ class _Run:
         optimizer = _adagrad(model, self.settings.lr)
         self._train_once("all", model, optimizer, self.first_rows)
         self._train_once("all", model, optimizer, self.last_rows)
-        self._train_until_worse("all", model, optimizer, allowed - self.steps["all"])
+        further = allowed - self.steps["all"]
+        self._train_until_worse("all_on", model, optimizer, self._shuffled_passes(), further)
         return model
 
     def _train_until_worse(
@@ -328,6 +339,7 @@ class _Run:
         stage: str,
         model: DLRM,
         optimizer: torch.optim.Optimizer,
+        batches: Iterable[Batch],
         limit: int,
         after_step: Callable[[], None] = lambda: None,
     ) -> None:
@@ -335,19 +347,22 @@ class _Run:
         stopping = EarlyStopping(model, self.data.validation, PATIENCE)
         check_every = max(1, len(self.data.train) // self.batch_size // CHECKS_PER_PASS)
         taken = 0
-        for step, batch in enumerate(itertools.islice(self._passes(self.data.train), limit), 1):
-            loss = train_step(model, optimizer, batch, stage, step)
-            taken = step
+        for taken, batch in enumerate(itertools.islice(batches, limit), start=1):
+            loss = train_step(model, optimizer, batch, stage, taken)
             after_step()
-            self._report(stage, step, limit, loss)
-            if (step % check_every == 0 or step == limit) and stopping.check(step):
+            self._report(stage, taken, limit, loss)
+            if (taken % check_every == 0 or taken == limit) and stopping.check(taken):
                 break
         stopping.restore()
-        self.steps[stage] = self.steps.get(stage, 0) + taken
+        self.steps[stage] = taken
 
     def _passes(self, part: Part) -> Iterator[Batch]:
         while True:
             yield from part.batches(self.batch_size)
+
+    def _shuffled_passes(self) -> Iterator[Batch]:
+        for seed in itertools.count():
+            yield from self.data.train.batches(self.batch_size, seed=seed)
 
     def _mean_change(self, model: DLRM, before: Tensor) -> float:
         return (predict(model, self.probe) - before).abs().mean().item()

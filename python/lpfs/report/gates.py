@@ -33,7 +33,7 @@ def plot_gates(
         trajectories.plot(steps, np.abs(history[f"gate:{name}"]), **{"linewidth": 0.8, **style})
     trajectories.plot([], [], color=KEPT, label=f"{len(kept)} kept")
     trajectories.plot([], [], color=REMOVED, label=f"{len(gates) - len(kept)} removed")
-    trajectories.legend(loc="lower left")
+    trajectories.legend(loc="upper right")
     trajectories.set(title="Gates", xlabel="step", ylabel="|gate|, 1 at the start")
     trajectories.set_ylim(bottom=0)
 

@@ -11,7 +11,6 @@ from rich.progress import (
     Progress,
     TaskID,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.table import Table
@@ -24,7 +23,8 @@ TITLES = {
     "pretrain": "Pre-training",
     "select": "Selecting",
     "hot_start": "Hot start",
-    "all": "All fields, for comparison",
+    "all": "All fields",
+    "all_on": "All fields, on",
 }
 
 
@@ -36,12 +36,11 @@ class StageBars:
 
     def __init__(self, console: Console) -> None:
         self._progress = Progress(
-            TextColumn("{task.description:26}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.completed:>6.0f}/{task.total:.0f} steps"),
-            TextColumn("{task.fields[rate]:>14}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
+            TextColumn("{task.description:14}"),
+            BarColumn(bar_width=12),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
             TextColumn("{task.fields[note]}"),
             console=console,
         )
@@ -65,7 +64,7 @@ class StageBars:
         seconds = max(now - self._begun[step.stage], 1e-9)
         note = f"loss {step.loss:.4f}"
         if step.alive is not None:
-            note = f"{step.alive} fields alive, {note}"
+            note = f"{step.alive} alive, {note}"
         self._progress.update(
             self._tasks[step.stage],
             completed=step.step,
