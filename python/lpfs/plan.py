@@ -113,6 +113,10 @@ class Budget(Plan):
         fastest_death: float = 0.05,
     ) -> None:
         self.require_reachable(gate, keep)
+        if not 0 <= ramp[0] < ramp[1] <= 1:
+            raise ValueError(f"ramp must be two rising shares of the steps, got {ramp}")
+        if not fastest_death > 0:
+            raise ValueError(f"fastest_death must be positive, got {fastest_death}")
         self.keep, self._target = keep, keep - len(gate.always_keep)
         self._ramp, self._fastest_death = ramp, fastest_death
         epsilon = epsilon or preset("scaled", gate.kind, steps).epsilon

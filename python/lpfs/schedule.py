@@ -95,8 +95,8 @@ def preset(name: str, kind: str = "lpfs++", steps: int | None = None) -> Preset:
             rise = Geometric(0.01, 0.1, steps or 100_000)
             return Preset(_INDUSTRIAL_EPSILON, gate_lr, rise, momentum=0.9)
         case "scaled":
-            if not steps:
-                raise ValueError("the scaled preset needs the number of steps")
+            if steps is None or steps < 1:
+                raise ValueError(f"the scaled preset needs at least 1 step, got {steps}")
             epsilon = Geometric(EPSILON_START, 1e-4, round(0.8 * steps))
             # The same pull as 0.01 with momentum 0.9, and less noise in deciding a death.
             return Preset(epsilon, Constant(0.001), Constant(0.01), momentum=0.99)
