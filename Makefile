@@ -3,7 +3,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-# Another torch: make test TORCH="torch==2.12.1 --index-url ..." CONSTRAINTS=/dev/null
+# Both can be overridden, see "With another torch" in README.md.
 TORCH ?= torch==2.13.0
 CONSTRAINTS ?= constraints.txt
 PIP := $(VENV)/bin/pip --disable-pip-version-check
@@ -12,13 +12,14 @@ INSTALLED := $(VENV)/.installed
 .PHONY: demo test clean
 
 demo: $(INSTALLED)
-	$(VENV)/bin/lpfs demo --out demo
+	rm -rf demo-run
+	$(VENV)/bin/lpfs demo --out demo-run
 
 test: $(INSTALLED)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/pytest -n 2
+	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n 2
 
 # torch comes first and the build is not isolated: an isolated one would download a second torch.
 $(INSTALLED): pyproject.toml setup.py $(CONSTRAINTS) $(wildcard csrc/*)
@@ -28,4 +29,4 @@ $(INSTALLED): pyproject.toml setup.py $(CONSTRAINTS) $(wildcard csrc/*)
 	touch $@
 
 clean:
-	rm -rf $(VENV) build demo *.egg-info lpfs_kernels/*.so .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) build demo-run *.egg-info lpfs_kernels/*.so .mypy_cache .ruff_cache .pytest_cache
