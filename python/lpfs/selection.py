@@ -19,13 +19,14 @@ from lpfs.models import DLRM
 from lpfs.optim import ProximalSGD
 from lpfs.plan import Budget, Penalty, Plan
 from lpfs.prune import prune
-from lpfs.schedule import preset
+from lpfs.schedule import Constant, preset
 from lpfs.training import (
     EarlyStopping,
     Metrics,
     Progress,
     ProgressCallback,
     evaluate,
+    finite,
     forward_loss,
     predict,
     score,
@@ -124,7 +125,8 @@ def select(
     chosen on the test part.
 
     Raises:
-        ValueError: if `keep` does not fit the fields, or a named field does not exist.
+        ValueError: if `keep` does not fit the fields, a named field does not exist, or a part has
+            no rows.
         DivergedError: if the loss becomes NaN or infinite.
     """
     with torch.random.fork_rng():
@@ -213,6 +215,9 @@ class _Run:
         )
 
     def _require_possible(self) -> None:
+        for name in ("train", "validation", "test"):
+            if not len(getattr(self.data, name)):
+                raise ValueError(f"the {name} part has no rows")
         with torch.device("meta"):
             features = self._new_model().features
         gate = FeatureGate(features, **self._gate_options(features))
@@ -261,7 +266,8 @@ class _Run:
         if settings.keep is not None:
             plan = Budget(gate, prox, settings.keep, steps)
         else:
-            plan = Penalty(gate, prox, settings.lam or 0.0, steps)
+            rate = None if settings.gate_lr is None else Constant(settings.gate_lr)
+            plan = Penalty(gate, prox, settings.lam or 0.0, steps, lr=rate)
 
         # Several passes over few rows would let the tables learn those rows by heart.
         tables = {place.table for place in model.places().values() if place.table is not None}
@@ -276,6 +282,7 @@ class _Run:
             loss = train_step(model, optimizer, batch, "select", step)
             if held_out:
                 unseen = forward_loss(model, next(for_gates))
+                finite(unseen, "select", step)
                 (gate.x.grad,) = torch.autograd.grad(unseen, [gate.x])
             prox.step()
             plan.step()
@@ -290,7 +297,9 @@ class _Run:
             raise RuntimeError(
                 f"{living} gates differ from zero, {plan.allowed(steps - 1)} were asked for"
             )
-        return plan, batch, self._mean_change(model, before)
+        change = self._mean_change(model, before)
+        finite(torch.tensor(change), "select", steps)
+        return plan, batch, change
 
     def _gate_options(self, features: Iterable[str]) -> dict[str, Any]:
         settings = self.settings
@@ -344,7 +353,7 @@ class _Run:
         after_step: Callable[[], None] = lambda: None,
     ) -> None:
         """At most `limit` further steps, and the parameters with the lowest validation loss."""
-        stopping = EarlyStopping(model, self.data.validation, PATIENCE)
+        stopping = EarlyStopping(model, self.data.validation, PATIENCE, stage)
         check_every = max(1, len(self.data.train) // self.batch_size // CHECKS_PER_PASS)
         taken = 0
         for taken, batch in enumerate(itertools.islice(batches, limit), start=1):

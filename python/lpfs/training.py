@@ -62,14 +62,20 @@ def train_step(
     """One step on one batch; the loss before it. Raises DivergedError, with nothing changed, if
     the loss is not finite."""
     loss = forward_loss(model, batch)
-    value = loss.item()
-    if not math.isfinite(value):
-        raise DivergedError(f"the loss became {value} at step {step} of {stage}")
+    value = finite(loss, stage, step)
     optimizer.zero_grad()
     loss.backward()
     # Adagrad makes sparse tensors from indices that coalescing has just made.
     with torch.sparse.check_sparse_tensor_invariants(enable=False):
         optimizer.step()
+    return value
+
+
+def finite(loss: Tensor, stage: str, step: int) -> float:
+    """The loss as a number. Raises DivergedError if it is not finite."""
+    value = loss.item()
+    if not math.isfinite(value):
+        raise DivergedError(f"the loss became {value} at step {step} of {stage}")
     return value
 
 
@@ -105,16 +111,21 @@ class EarlyStopping:
     Embeddings overfit from the second pass on, so *no further step* must be among the choices.
     """
 
-    def __init__(self, model: nn.Module, validation: Part, patience: int) -> None:
+    def __init__(self, model: nn.Module, validation: Part, patience: int, stage: str) -> None:
         self.model, self.validation, self.patience = model, validation, patience
+        self.stage = stage
         self.best = math.inf
         self.best_step = 0
         self._strikes = 0
         self.check(step=0)
 
     def check(self, step: int) -> bool:
-        """Evaluate now; whether training should stop."""
-        loss = evaluate(self.model, self.validation).log_loss
+        """Evaluate now; whether training should stop. Raises DivergedError if the loss is not
+        finite."""
+        logits = predict(self.model, self.validation).double()
+        # Not `evaluate`: the validation part of a log with few clicks may have no click at all.
+        labels = torch.from_numpy(np.array(self.validation.labels, dtype=np.float64))
+        loss = finite(F.binary_cross_entropy_with_logits(logits, labels), self.stage, step)
         if loss < self.best:
             self.best, self.best_step, self._strikes = loss, step, 0
             self._state = copy.deepcopy(self.model.state_dict())
