@@ -23,11 +23,11 @@ def key(settings: Mapping[str, Any]) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def directory(root: Path, name: str, build: Callable[[Path], None]) -> Path:
+def directory(root: Path, name: str, build: Callable[[Path], None], durable: bool) -> Path:
     """`root/name`, made by `build` if it is not there.
 
     `build` fills a directory beside it, which is renamed when it is done and removed when it
-    fails. What a killed process left is removed too.
+    fails. What a killed process left is removed too. `durable` waits until all is on the disk.
     """
     path = root / name
     if path.exists():
@@ -41,6 +41,10 @@ def directory(root: Path, name: str, build: Callable[[Path], None]) -> Path:
     partial.mkdir()
     try:
         build(partial)
+        for file in partial.iterdir() if durable else ():
+            # Or a power cut after the rename could leave files of zeros under the final name.
+            with file.open("rb+") as written:
+                os.fsync(written.fileno())
         try:
             partial.rename(path)
         except OSError:

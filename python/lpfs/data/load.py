@@ -146,7 +146,7 @@ def load(
 
     path = None
     try:
-        path = cached.directory(root, name, fill)
+        path = cached.directory(root, name, fill, durable=cache is not None)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DataError(str(root), "the disk is full") from error

@@ -30,7 +30,7 @@ class Batch(NamedTuple):
     """`[rows]` float32, 0 or 1."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Part:
     """The training, validation or test rows, in file order, as memory-mapped arrays."""
 
@@ -40,6 +40,11 @@ class Part:
     """`[rows, numbers]`, NaN where missing."""
     labels: NDArray[np.uint8]
     """`[rows]`, 0 or 1."""
+
+    def __repr__(self) -> str:
+        return (
+            f"Part({len(self)} rows, {self.codes.shape[1]} codes, {self.numbers.shape[1]} numbers)"
+        )
 
     def __len__(self) -> int:
         return len(self.labels)

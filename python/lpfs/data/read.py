@@ -205,7 +205,7 @@ def _unique(name: str, columns: Sequence[str]) -> None:
 def _file_identity(path: Path) -> object:
     """Size, time of modification, and a hash of 64 blocks: reading all would cost minutes."""
     size, digest = path.stat().st_size, hashlib.blake2b(digest_size=16)
-    with path.open("rb") as file:
+    with _readable(str(path)), path.open("rb") as file:
         for i in range(64):
             file.seek(i * size // 64)
             digest.update(file.read(1 << 14))
@@ -337,9 +337,13 @@ class _Parquet:
             n for n, kind in wanted.items() if kind == "category" and _is_string(self.columns[n])
         ]
         try:
-            with pa.parquet.ParquetFile(self.path, read_dictionary=strings) as file:
+            with pa.parquet.ParquetFile(
+                self.path, read_dictionary=strings, page_checksum_verification=True
+            ) as file:
                 total = max(file.metadata.num_rows, 1)
                 for rows in file.iter_batches(ROWS, columns=list(wanted)):
+                    # A damaged page can hold indices past its dictionary.
+                    rows.validate(full=True)
                     typed = _typed(self.name, first, rows, wanted)
                     first += rows.num_rows
                     yield Chunk(self.name, first - rows.num_rows, typed, self.size * first // total)
