@@ -47,7 +47,8 @@ def fit(raw: Raw, name: str, settings: Settings) -> tuple[Meta, list[NDArray[np.
     for _, (codes, numbers, parts) in raw.pieces("codes", "numbers", "parts"):
         chosen = parts == TRAIN
         for j, count in enumerate(counts):
-            count += np.bincount(codes[chosen, j], minlength=len(count))
+            # Not bincount: it would make an array of all words for every piece.
+            np.add.at(count, codes[chosen, j], 1)
         numbers = numbers[chosen]
         missing += (~np.isfinite(numbers)).sum(0)
         values.append(numbers[-seen % stride :: stride])
@@ -75,7 +76,9 @@ def fit(raw: Raw, name: str, settings: Settings) -> tuple[Meta, list[NDArray[np.
                 )
         if not distinct:
             raise DataError(
-                name, f"column {column.name!r}", "no value in any training row (ignore it)"
+                name,
+                f"column {column.name!r}",
+                f"no value in any of {len(sample)} training rows (ignore it)",
             )
         encoders.append(encoder)
         fields.append(

@@ -34,6 +34,11 @@ PIECE = 1 << 19
 
 
 class Raw:
+    """Row by row: `codes`, the numbers of words in each category; `numbers`; `labels`; `parts`.
+
+    Used as a context while rows are added, read in pieces afterwards.
+    """
+
     def __init__(self, path: Path, columns: Sequence[Column], settings: Settings) -> None:
         self.path, self.settings, self.rows = path, settings, 0
         self.columns = columns
@@ -55,6 +60,7 @@ class Raw:
             file.close()
 
     def add(self, chunk: Chunk) -> None:
+        """Write a chunk's rows behind the others. Raises DataError for what has no place there."""
         size = chunk.rows.num_rows
         labels = mapped(chunk, self.settings.label, LABELS, "0 or 1")
         codes = np.empty((size, len(self.categories)), dtype=np.int32)
@@ -122,6 +128,7 @@ class Raw:
 
 
 def named_parts(chunk: Chunk, split: ByColumn) -> NDArray[np.uint8]:
+    """TRAIN, VALIDATION or TEST for every row of a chunk, as the split column says."""
     known = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
     return mapped(chunk, split.column, known, "train, validation or test")
 
