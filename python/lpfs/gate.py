@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -175,11 +176,12 @@ class FeatureGate(nn.Module):
         self.epsilon.fill_(epsilon)
 
     @torch.no_grad()
-    def update_rescale(self) -> None:
+    def update_rescale(self, due: Tensor | bool = True) -> None:
         """Set the RMS rescale from the living gates (section 4.9); no gradient flows through it.
 
         Divided by c alone, an LPFS++ gate at x = 1 falls to a third of its start as ε decays
         (α = 10); the rescale keeps living fields near the magnitude the network was trained with.
+        Where `due` (0-d, bool) is false, it stays as it is.
         """
         x = self.x_of_fields()
         living = self.rescaled & (x != 0)
@@ -187,7 +189,7 @@ class FeatureGate(nn.Module):
             living &= ~self.ungated
         squares = (self.gate_values(x) / self.start).square()
         mean = torch.where(living, squares, 0.0).sum() / living.sum()
-        self.rms.copy_(torch.where(mean > 0, mean.sqrt(), self.rms))
+        self.rms.copy_(torch.where((mean > 0) & due, mean.sqrt(), self.rms))
         self._refresh_scale()
 
     @torch.no_grad()
@@ -229,6 +231,9 @@ def _refresh_scale_after_loading(gate: FeatureGate, _: object) -> None:
     gate._refresh_scale()
 
 
-def epsilon_for_kind(kind: str, epsilon: float) -> float:
+Epsilon = TypeVar("Epsilon", float, Tensor)
+
+
+def epsilon_for_kind(kind: str, epsilon: Epsilon) -> Epsilon:
     """ε itself for LPFS and LPFS++; √ε for the kinds of section 2.1 that use it in its place."""
-    return epsilon if kind in ("lpfs", "lpfs++") else math.sqrt(epsilon)
+    return epsilon if kind in ("lpfs", "lpfs++") else epsilon**0.5

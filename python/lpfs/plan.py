@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import torch
+
 from lpfs.gate import FeatureGate, epsilon_for_kind
 from lpfs.optim import ProximalSGD
 from lpfs.schedule import Constant, Schedule, preset
@@ -14,7 +16,9 @@ class Plan:
     """Moves a gate's ε and its optimiser's settings; call `step()` after every `optimizer.step()`.
 
     Each setting is changed in place, in the tensors that the gate and the optimiser read, and holds
-    for the next step. The settings of the first step are in force once the plan exists.
+    for the next step. The settings of the first step are in force once the plan exists. All of them
+    are computed beforehand and lie on the gate's device: a step waits for nothing, and a CUDA graph
+    that holds it moves on with every replay (see `Trajectory.look`).
 
     The learning rate is the schedule's, times the RMS rescale: dividing a gate by the rescale
     divides its gradient too, which would let the noise of the last steps outweigh what all steps
@@ -33,39 +37,60 @@ class Plan:
         gate: FeatureGate,
         optimizer: ProximalSGD,
         steps: int,
+        *,
         epsilon: Schedule,
         lr: Schedule | None,
+        lam: Schedule,
+        largest_threshold: Schedule,
+        budget: Schedule | None,
     ) -> None:
         if steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps}")
         if [p is gate.x for g in optimizer.param_groups for p in g["params"]] != [True]:
             raise ValueError("the optimizer must hold the gate's x and nothing else")
         self.gate, self.optimizer, self.steps = gate, optimizer, steps
-        self._epsilon = epsilon
-        self._lr = lr or Constant(optimizer.param_groups[0]["lr"].item())
-        self.taken = 0
+        group = optimizer.param_groups[0]
+        lr = lr or Constant(group["lr"].item())
+        schedules = (epsilon, lr, lam, largest_threshold, budget or Constant(0))
+        rows = torch.tensor([[schedule(step) for schedule in schedules] for step in range(steps)])
+        for step in (rows[:, 0] > 0).logical_not().nonzero()[:1]:
+            raise ValueError(f"epsilon must be positive, its schedule has {rows[step, 0].item()}")
+        rows[:, 0] = epsilon_for_kind(gate.kind, rows[:, 0])
+        self._settings = rows.to(gate.x)
+        if budget is not None:
+            optimizer.set_budget(len(gate.members))
+        else:
+            group["budget"] = None
+        self._taken = torch.zeros(1, dtype=torch.int64, device=gate.x.device)
         self.trajectory = Trajectory(gate, keep_every=max(1, steps // 1000))
         self._apply()
 
+    @property
+    def taken(self) -> int:
+        """How many steps were taken. Waits for the device."""
+        return int(self._taken)
+
+    @torch.no_grad()
     def step(self) -> None:
         """Record what the gates did and set what the next step uses."""
         group = self.optimizer.param_groups[0]
         self.trajectory.record(group["lr"], group.get("used_lam", group["lam"]))
-        self.taken += 1
+        self._taken += 1
         self._apply()
 
+    @torch.no_grad()
     def _apply(self) -> None:
-        step = min(self.taken, self.steps - 1)
-        self.gate.set_epsilon(epsilon_for_kind(self.gate.kind, self._epsilon(step)))
-        group = self.optimizer.param_groups[0]
+        step = self._taken.clamp(max=self.steps - 1)
+        epsilon, lr, lam, threshold, budget = self._settings.index_select(0, step)[0].unbind()
+        self.gate.epsilon.copy_(epsilon)
         refresh_every = max(1, self.steps // self.RESCALES)
-        if self.taken <= self.RESCALE_UNTIL * self.steps and self.taken % refresh_every == 0:
-            self.gate.update_rescale()
-        group["lr"].copy_(self._lr(step) * self.gate.rms)
-        self._apply_penalty(step)
-
-    def _apply_penalty(self, step: int) -> None:
-        raise NotImplementedError
+        due = (self._taken <= self.RESCALE_UNTIL * self.steps) & (self._taken % refresh_every == 0)
+        self.gate.update_rescale(due[0])
+        group = self.optimizer.param_groups[0]
+        group["lr"].copy_(lr * self.gate.rms)
+        group["lam"].copy_(torch.minimum(lam, threshold / (2 * group["lr"])))
+        if group["budget"] is not None:
+            group["budget"].copy_(budget)
 
 
 class Budget(Plan):
@@ -119,8 +144,16 @@ class Budget(Plan):
             raise ValueError(f"fastest_death must be positive, got {fastest_death}")
         self.keep, self._target = keep, keep - len(gate.always_keep)
         self._ramp, self._fastest_death = ramp, fastest_death
-        epsilon = epsilon or preset("scaled", gate.kind, steps).epsilon
-        super().__init__(gate, optimizer, steps, epsilon, lr)
+        super().__init__(
+            gate,
+            optimizer,
+            steps,
+            epsilon=epsilon or preset("scaled", gate.kind, steps).epsilon,
+            lr=lr,
+            lam=Constant(math.inf),
+            largest_threshold=self._largest_threshold,
+            budget=self.allowed,
+        )
 
     @staticmethod
     def require_reachable(gate: FeatureGate, keep: int) -> None:
@@ -139,14 +172,9 @@ class Budget(Plan):
         surplus = len(self.gate.members) - self._target
         return self._target + math.ceil(surplus * (1 - progress) ** 3)
 
-    def _apply_penalty(self, step: int) -> None:
-        group = self.optimizer.param_groups[0]
-        self.optimizer.set_budget(self.allowed(step))
-        if step < 0.75 * (self.steps - 1):
-            largest_threshold = 1 / (self._fastest_death * self.steps)
-            group["lam"].copy_(largest_threshold / (2 * group["lr"]))
-        else:
-            group["lam"].fill_(math.inf)
+    def _largest_threshold(self, step: int) -> float:
+        limited = step < 0.75 * (self.steps - 1)
+        return 1 / (self._fastest_death * self.steps) if limited else math.inf
 
 
 class Penalty(Plan):
@@ -175,9 +203,14 @@ class Penalty(Plan):
     ) -> None:
         if not 0 <= lam < math.inf:
             raise ValueError(f"lam must be in [0, inf), got {lam}")
-        self._lam = lam
         schedules = preset(name, gate.kind, steps)
-        super().__init__(gate, optimizer, steps, schedules.epsilon, lr or schedules.gate_lr)
-
-    def _apply_penalty(self, step: int) -> None:
-        self.optimizer.param_groups[0]["lam"].fill_(self._lam)
+        super().__init__(
+            gate,
+            optimizer,
+            steps,
+            epsilon=schedules.epsilon,
+            lr=lr or schedules.gate_lr,
+            lam=Constant(lam),
+            largest_threshold=Constant(math.inf),
+            budget=None,
+        )

@@ -31,10 +31,12 @@ class Trajectory:
     """Records x and the moving hyper-parameters after every step, and keeps every `keep_every`-th
     and the last.
 
-    Values are copied on the device and looked at in batches, so recording does not wait for a GPU.
+    Values are copied into a buffer on the device and looked at in batches, so recording does not
+    wait for a GPU. Where a CUDA graph records, nobody else knows how often: call `look` at least
+    every `BUFFERED` replays.
     """
 
-    _LOOK_EVERY = 100
+    BUFFERED = 512
 
     def __init__(self, gate: FeatureGate, keep_every: int = 1) -> None:
         self.gate = gate
@@ -45,21 +47,25 @@ class Trajectory:
         self._last_is_spare = False
         self._seen = 0
         self._x = gate.x.detach().cpu().clone()
-        self._pending: list[Tensor] = []
+        self._buffer = gate.x.new_empty(self.BUFFERED, 4 + len(gate.x))
+        self._recorded = torch.zeros(1, dtype=torch.int64, device=gate.x.device)
+        self._calls = 0
 
     @torch.no_grad()
     def record(self, lr: Tensor, lam: Tensor) -> None:
         """Note the state after a step that ran with the gate's present ε and these λ and η."""
         gate = self.gate
-        settings = torch.stack([gate.epsilon, lam.to(gate.x.dtype), lr.to(gate.x.dtype), gate.rms])
-        self._pending.append(torch.cat([settings, gate.x.detach()]))
-        if len(self._pending) == self._LOOK_EVERY:
-            self._look()
+        row = torch.cat([torch.stack([gate.epsilon, lam, lr, gate.rms]), gate.x])
+        self._buffer.index_copy_(0, self._recorded % self.BUFFERED, row[None])
+        self._recorded += 1
+        self._calls += 1
+        if self._calls % self.BUFFERED == 0:
+            self.look()
 
     @property
     def deaths(self) -> list[Death]:
         """Every death so far, in order; a field that came back may stand in it several times."""
-        self._look()
+        self.look()
         return list(self._deaths)
 
     @property
@@ -76,7 +82,7 @@ class Trajectory:
 
     def table(self) -> dict[str, list[float]]:
         """Columns `step`, `epsilon`, `lam`, `lr`, `alive` (gates), and `gate:NAME` per field."""
-        self._look()
+        self.look()
         names = list(self.gate.fields)
         columns: dict[str, list[float]] = {"step": [], "epsilon": [], "lam": [], "lr": []}
         columns |= {"alive": []} | {f"gate:{name}": [] for name in names}
@@ -89,12 +95,16 @@ class Trajectory:
                 column.append(value)
         return columns
 
-    def _look(self) -> None:
-        if not self._pending:
-            return
-        rows = torch.stack(self._pending).cpu()
-        self._pending.clear()
-        for row in rows:
+    def look(self) -> None:
+        """Take over what was recorded since the last look. Waits for the device.
+
+        Raises RuntimeError if more than `BUFFERED` steps were recorded since: some are lost.
+        """
+        new = int(self._recorded) - self._seen
+        if new > self.BUFFERED:
+            raise RuntimeError(f"{new} steps since the last look, at most {self.BUFFERED} are kept")
+        order = torch.arange(self._seen, self._seen + new) % self.BUFFERED
+        for row in self._buffer.cpu()[order]:
             self._seen += 1
             epsilon, x = row[0], row[4:]
             before = self.gate.gate_values(self._x, epsilon).abs() / self.gate.start.cpu()
