@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -13,6 +15,7 @@ from rich.console import Console
 
 if TYPE_CHECKING:
     from lpfs.data import ClickLog, Data
+    from lpfs.report.terminal import StageBars
     from lpfs.run import Summary
     from lpfs.selection import Settings
 
@@ -26,6 +29,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 console = Console()
+# typer exports none of click's exceptions but this one's child.
+UsageError: Any = typer.BadParameter.__base__
 
 
 def _names(text: str) -> list[str]:
@@ -49,13 +54,20 @@ def demo(
 
     log = ClickLog(Recipe(rows=rows, seed=seed))
     console.print(f"A click log of {rows:,} rows: 27 fields, 10 of which decide about the click.")
-    data = load(log, label="click", split=InOrder(test=0.2))
     settings = Settings(keep=10, seed=seed)
     roles = {
         field.name: field.role if field.of is None else f"{field.role} of {field.of}"
         for field in log.truth
     }
-    summary = _select(data, settings, out, roles)
+    summary = _select(
+        lambda bars, cache: load(
+            log, label="click", split=InOrder(test=0.2), cache=cache, progress=bars.reading
+        ),
+        settings,
+        out,
+        f"lpfs demo, {rows:,} rows",
+        roles,
+    )
     found, noise = judge(log, summary.kept)
     console.print(
         f"Seed {seed}: {found} of 10 informative fields found (a near copy counts for its "
@@ -115,7 +127,6 @@ def select(
     """Select fields of a log, remove the others, and train the smaller model on."""
     _require_new(out)
     from lpfs.data import ByColumn, ByFraction, InOrder, load
-    from lpfs.report.terminal import print_columns
     from lpfs.selection import Settings
 
     settings = _checked(
@@ -144,8 +155,9 @@ def select(
         _refuse("--split and --in-order exclude each other")
     if numbers not in ("bins", "log", "quantile", "mlp"):
         _refuse(f"--numbers must be bins, log, quantile or mlp, got {numbers}")
-    loaded = _checked(
-        lambda: load(
+    _require_device(device)
+    _select(
+        lambda bars, cache: load(
             data,
             label=label,
             split=ByColumn(split) if split else (InOrder if in_order else ByFraction)(test=test),
@@ -154,10 +166,13 @@ def select(
             ignore=_names(ignore),
             min_count=min_count,
             transform="log" if numbers == "mlp" else numbers,  # type: ignore[arg-type]
-        )
+            cache=cache,
+            progress=bars.reading,
+        ),
+        settings,
+        out,
+        str(data),
     )
-    print_columns(console, loaded.fields)
-    _select(loaded, settings, out)
     console.print(f"Written to {out}.")
 
 
@@ -175,7 +190,12 @@ def generate(
 
     recipe = Recipe.criteo if ".tsv" in out.suffixes else Recipe
     log = ClickLog(recipe(rows=rows, seed=seed))
-    _checked(lambda: log.write(out))
+    partial = out.with_name(f".partial-{out.name}")
+    try:
+        _checked(lambda: log.write(partial))
+        partial.replace(out)
+    finally:
+        partial.unlink(missing_ok=True)
     truth = out.with_name(out.name + ".truth.json")
     truth.write_text(json.dumps([asdict(field) for field in log.truth], indent=1) + "\n")
     console.print(f"{rows:,} rows written to {out}, the truth about their fields to {truth}.")
@@ -190,14 +210,21 @@ def judge(log: ClickLog, kept: list[str]) -> tuple[int, int]:
 
 
 def _select(
-    data: Data, settings: Settings, out: Path, roles: dict[str, str] | None = None
+    load: Callable[[StageBars, Path | None], Data],
+    settings: Settings,
+    out: Path,
+    source: str,
+    roles: dict[str, str] | None = None,
 ) -> Summary:
-    from lpfs.report.terminal import StageBars, print_summary
-    from lpfs.run import save
+    from lpfs.report.terminal import StageBars, print_columns, print_summary
+    from lpfs.run import save, summarise
     from lpfs.selection import select
     from lpfs.training import DivergedError
 
     with StageBars(console) as bars:
+        data = _load_once(lambda cache: load(bars, cache))
+        if roles is None:
+            print_columns(console, data.fields)
         try:
             selection = _checked(lambda: select(data, settings, progress=bars))
         except DivergedError as error:
@@ -206,26 +233,67 @@ def _select(
         f"Protocol: {selection.protocol}, batches of {selection.batch_size}"
         + (" (chosen by the number of rows)" if settings.protocol is None else "")
     )
-    summary: Summary = _checked(lambda: save(selection, data, out))
+    write = summarise if console.quiet else partial(save, directory=out)
+    summary: Summary = _checked(lambda: write(selection, data, source=source))
     print_summary(console, summary, roles)
     return summary
 
 
+def _load_once(load: Callable[[Path | None], Data]) -> Data:
+    """One process of each machine reads the log, the others map what it has made of it."""
+    from lpfs import distributed
+
+    data: Data
+    if distributed.size() == 1:
+        data = _checked(lambda: load(None))
+        return data
+    with distributed.directory_on_machine() as cache:
+        _checked(lambda: load(cache) if distributed.first_on_machine() else None)
+        data = _checked(lambda: load(cache))
+    return data
+
+
 def _require_new(out: Path) -> None:
+    """Refuse what could not be written in the end, before hours of work."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         _refuse(f"{out}: already exists")
+    parent = next(path for path in out.absolute().parents if path.exists())
+    if not parent.is_dir():
+        _refuse(f"{out}: {parent} is not a directory")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        _refuse(f"{out}: {parent} cannot be written")
+
+
+def _require_device(device: str) -> None:
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):
+        _refuse(f"--device: expected cpu or cuda where there is one, got {device!r}")
 
 
 def _checked(action: Callable[[], Any]) -> Any:
-    """Run it; whatever is wrong with the input becomes one line and exit status 2."""
+    """Run it; whatever is wrong with the input becomes one line and exit status 2, on all
+    processes if on one."""
+    result, fault = None, None
     try:
-        return action()
+        result = action()
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        _refuse(f"{where}: {first['msg']}" if where else first["msg"])
+        where = "--" + "-".join(str(part) for part in first["loc"][:1]).replace("_", "-")
+        fault = first["msg"].removeprefix("Value error, ")
+        if first["loc"]:
+            fault = f"{where}: {fault}, got {first['input']!r}"
     except (ValueError, OSError) as error:
-        _refuse(str(error))
+        fault = str(error)
+    if _one_of_several():
+        from lpfs import distributed
+
+        fault = next(filter(None, distributed.exchange(fault)), None)
+    if fault is not None:
+        _refuse(fault)
+    return result
 
 
 def _refuse(message: str) -> NoReturn:
@@ -233,10 +301,41 @@ def _refuse(message: str) -> NoReturn:
 
 
 def _fail(message: str, status: int) -> NoReturn:
-    print("lpfs:", " ".join(message.split()), file=sys.stderr)
+    _complain(message)
     raise typer.Exit(status)
 
 
-def main() -> None:
-    """The entry point of `lpfs` and `python -m lpfs`."""
-    app()
+def _complain(message: str) -> None:
+    if not console.quiet:
+        print("lpfs:", " ".join(message.split()), file=sys.stderr)
+
+
+def _one_of_several() -> bool:
+    """Whether torchrun started several processes, of which this is one."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """The entry point of `lpfs` and `python -m lpfs`; ends in SystemExit.
+
+    Of several processes that torchrun started, the first speaks and writes.
+    """
+    if _one_of_several():
+        from lpfs.distributed import joined
+
+        console.quiet = os.environ["RANK"] != "0"
+        with joined():
+            _run(arguments)
+    _run(arguments)
+
+
+def _run(arguments: list[str] | None) -> NoReturn:
+    try:
+        status = app(arguments, prog_name="lpfs", standalone_mode=False)
+    except UsageError as error:
+        message = " ".join(error.format_message().split())
+        if message:  # none where help was asked for by saying nothing
+            help_ = f" ({error.ctx.command_path} --help says more)" if error.ctx else ""
+            print(f"lpfs: {message}{help_}", file=sys.stderr)
+        status = 2
+    sys.exit(status)

@@ -11,6 +11,7 @@ gates.png           the gates' trajectories and where they ended
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import platform
 import shutil
@@ -58,6 +59,8 @@ class Summary(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     schema_version: Literal[1] = 1
+    source: str
+    """What was read, as it was named."""
     kept: list[str]
     """The names of the kept fields, in the model's order."""
     gates: dict[str, float]
@@ -89,10 +92,11 @@ class Summary(BaseModel):
     seed: int
 
 
-def summarise(selection: Selection, data: Data) -> Summary:
+def summarise(selection: Selection, data: Data, source: str) -> Summary:
     """What `selection.json` says of a selection."""
     trajectory = selection.trajectory
     return Summary(
+        source=source,
         kept=selection.kept,
         gates=selection.gates,
         died=[Died(name=name, step=step) for name, step in trajectory.path()],
@@ -123,12 +127,19 @@ def summarise(selection: Selection, data: Data) -> Summary:
     )
 
 
-def save(selection: Selection, data: Data, directory: Path) -> Summary:
+def save(selection: Selection, data: Data, directory: Path, source: str = "") -> Summary:
     """Write the files of a run into a directory that must not exist yet or be empty.
 
-    Raises OSError if that cannot be done; then nothing is left behind.
+    Args:
+        selection: what `select` returned.
+        data: what it was given.
+        directory: where to.
+        source: the name of the data, for people.
+
+    Raises:
+        OSError: if that cannot be done; then nothing is left behind.
     """
-    summary = summarise(selection, data)
+    summary = summarise(selection, data, source)
     history = selection.trajectory.table()
     history["loss"] = [selection.losses[int(step) - 1] for step in history["step"]]
     model = selection.model
@@ -168,6 +179,7 @@ def load_encoders(directory: Path) -> list[Encoder]:
 @contextlib.contextmanager
 def _appearing(directory: Path) -> Iterator[Path]:
     """A directory beside the wanted one, which takes its name once it is complete."""
+    parents = list(itertools.takewhile(lambda path: not path.exists(), directory.parents))
     directory.parent.mkdir(parents=True, exist_ok=True)
     place = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
     try:
@@ -176,4 +188,7 @@ def _appearing(directory: Path) -> Iterator[Path]:
         place.rename(directory)
     except BaseException:
         shutil.rmtree(place, ignore_errors=True)
+        for parent in parents:
+            with contextlib.suppress(OSError):
+                parent.rmdir()
         raise

@@ -16,10 +16,13 @@ from rich.progress import (
 from rich.table import Table
 
 from lpfs.data import Field
+from lpfs.data import Progress as Reading
 from lpfs.run import Summary
 from lpfs.training import Progress as Step
 
 TITLES = {
+    "read": "Reading",
+    "encode": "Encoding",
     "pretrain": "Pre-training",
     "select": "Selecting",
     "hot_start": "Hot start",
@@ -31,14 +34,15 @@ TITLES = {
 class StageBars:
     """One progress bar per stage of a run, with rows per second, time left and living fields.
 
-    Use it as a context manager, and as the callback of `lpfs.select`.
+    Use it as a context manager, as the callback of `lpfs.select`, and its `reading` as that of
+    `lpfs.data.load`.
     """
 
     def __init__(self, console: Console) -> None:
         self._progress = Progress(
             TextColumn("{task.description:14}"),
             BarColumn(bar_width=12),
-            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TextColumn("{task.fields[done]}"),
             TextColumn("{task.fields[rate]}"),
             TimeRemainingColumn(compact=True, elapsed_when_finished=True),
             TextColumn("{task.fields[note]}"),
@@ -46,9 +50,11 @@ class StageBars:
         )
         self._tasks: dict[str, TaskID] = {}
         self._begun: dict[str, float] = {}
+        self._last = time.monotonic()
 
     def __enter__(self) -> StageBars:
         self._progress.__enter__()
+        self._last = time.monotonic()
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -56,20 +62,38 @@ class StageBars:
 
     def __call__(self, step: Step) -> None:
         """Show where the run stands."""
-        now = time.monotonic()
-        if step.stage not in self._tasks:
-            title = TITLES.get(step.stage, step.stage)
-            self._begun[step.stage] = now
-            self._tasks[step.stage] = self._progress.add_task(title, rate="", note="", total=0)
-        seconds = max(now - self._begun[step.stage], 1e-9)
         note = f"loss {step.loss:.4f}"
         if step.alive is not None:
             note = f"{step.alive} alive, {note}"
+        done = f"{step.step}/{step.steps}"
+        self._show(step.stage, step.step, step.steps, step.rows, done, note)
+
+    def reading(self, chunk: Reading) -> None:
+        """Show how much of the source is read, and then encoded."""
+        total = max(chunk.total_bytes, chunk.bytes)
+        done = f"{chunk.bytes / 1e6:.1f}/{total / 1e6:.1f} MB" if total else ""
+        self._show(
+            chunk.stage, chunk.bytes, total or None, chunk.rows, done, f"{chunk.rows:,} rows"
+        )
+
+    def _show(
+        self, stage: str, completed: int, total: int | None, rows: int, done: str, note: str
+    ) -> None:
+        now = time.monotonic()
+        if stage not in self._tasks:
+            # It has been running since the stage before it was last heard of.
+            self._begun[stage] = self._last
+            self._tasks[stage] = self._progress.add_task(
+                TITLES.get(stage, stage), rate="", note="", done="", total=total
+            )
+        seconds = max(now - self._begun[stage], 1e-9)
+        self._last = now
         self._progress.update(
-            self._tasks[step.stage],
-            completed=step.step,
-            total=step.steps,
-            rate=f"{step.rows / seconds:,.0f} rows/s",
+            self._tasks[stage],
+            completed=completed,
+            total=total,
+            done=done,
+            rate=f"{rows / seconds:,.0f} rows/s",
             note=note,
         )
 

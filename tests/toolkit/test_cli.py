@@ -1,0 +1,321 @@
+"""The command line as someone uses it: every option, every file it leaves, every bad input."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+import pytest
+
+from lpfs import selection
+from lpfs.data import ByColumn, ByFraction, InOrder, load
+
+from .command import QUICK, below, check_run, lpfs, succeed
+
+ROWS = 3000
+
+
+@pytest.fixture(scope="module")
+def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with the same kind of log in every format, one with a column that splits it."""
+    directory = tmp_path_factory.mktemp("logs")
+    for name in ("log.parquet", "log.csv", "log.tsv.gz"):
+        out = succeed("generate", directory / name, "--rows", ROWS, "--seed", 1)
+        assert f"{ROWS:,} rows" in out
+    table = pa.parquet.read_table(directory / "log.parquet")
+    parts = pa.array(["test" if i % 5 == 4 else "train" for i in range(ROWS)])
+    pa.parquet.write_table(table.append_column("part", parts), directory / "split.parquet")
+    return directory
+
+
+def in_a_shell(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "lpfs", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_a_newcomers_three_commands(tmp_path: Path) -> None:
+    help_ = in_a_shell("--help")
+    assert help_.returncode == 0
+    assert not help_.stderr
+    for command in ("demo", "select", "generate"):
+        assert command in help_.stdout
+    log, run = tmp_path / "log.parquet", tmp_path / "run"
+    assert in_a_shell("generate", log, "--rows", ROWS).returncode == 0
+    done = in_a_shell("select", log, "--label", "click", "--keep", 6, "--out", run, *QUICK)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "6 of 27 fields" in done.stdout
+    check_run(run, load(log, label="click"))
+    again = in_a_shell("select", log, "--label", "click", "--keep", 6, "--out", run, *QUICK)
+    assert (again.returncode, again.stdout) == (2, "")
+    assert again.stderr == f"lpfs: {run}: already exists\n"
+
+
+@pytest.mark.parametrize("command", [[], ["demo"], ["select"], ["generate"]])
+def test_help(command: list[str]) -> None:
+    for option in ("-h", "--help"):
+        assert "Usage: lpfs" in succeed(*command, option)
+
+
+def test_no_command_shows_help() -> None:
+    ended = lpfs()
+    assert ended.status == 2
+    assert "Usage: lpfs" in ended.out
+    assert not ended.err
+
+
+def test_generated_formats_hold_the_same_log(logs: Path) -> None:
+    parquet = pa.parquet.read_table(logs / "log.parquet")
+    text = pa.csv.read_csv(logs / "log.csv")
+    assert parquet.column_names == text.column_names
+    assert parquet["click"].to_pylist() == text["click"].to_pylist()
+    assert parquet["I1"].to_pylist() == text["I1"].to_pylist()
+    lines = gzip.decompress((logs / "log.tsv.gz").read_bytes()).splitlines()
+    assert len(lines) == ROWS
+    assert {len(line.split(b"\t")) for line in lines} == {40}
+    for name in ("log.parquet", "log.csv", "log.tsv.gz"):
+        truth = json.loads((logs / f"{name}.truth.json").read_text())
+        assert sum(field["role"] == "informative" for field in truth) == 10
+    assert [field["name"] for field in truth] == [
+        *(f"I{i}" for i in range(1, 14)),
+        *(f"C{i}" for i in range(1, 27)),
+    ]
+    assert not [path for path in below(logs) if path.name.startswith(".")]
+
+
+SELECTIONS: dict[str, tuple[str, list[object], dict[str, Any]]] = {
+    "parquet": ("log.parquet", ["--label", "click", "--keep", 8], {"label": "click"}),
+    "csv": (
+        "log.csv",
+        [
+            *("--label", "click", "--keep", 9, "--in-order", "--test", 0.3, "--numbers", "log"),
+            *("--ignore", "C1,C2", "--category", "I1", "--number", "I2, I3", "--min-count", 3),
+            *("--always-keep", "C20,I4", "--gate", "lpfs", "--seed", 3, "--dim", 4),
+        ],
+        {
+            "label": "click",
+            "split": InOrder(0.3),
+            "transform": "log",
+            "ignore": ["C1", "C2"],
+            "categories": ["I1"],
+            "numbers": ["I2", "I3"],
+            "min_count": 3,
+        },
+    ),
+    "criteo": (
+        "log.tsv.gz",
+        ["--keep", 5, "--numbers", "mlp", "--always-keep", "numbers", "--no-rescale"],
+        {"transform": "log"},
+    ),
+    "split": (
+        "split.parquet",
+        [
+            *("--label", "click", "--keep", 3, "--split", "part", "--numbers", "quantile"),
+            *("--group", "C1,C2", "--group", "C3,I1,I2", "--alpha", 5, "--tau", 1.5),
+        ],
+        {"label": "click", "split": ByColumn("part"), "transform": "quantile"},
+    ),
+    "gaussian": (
+        "log.parquet",
+        ["--label", "click", "--keep", 4, "--gate", "gaussian", "--test", 0.4],
+        {"label": "click", "split": ByFraction(0.4)},
+    ),
+    "sinarctan": (
+        "log.parquet",
+        ["--label", "click", "--keep", 27, "--gate", "sinarctan"],
+        {"label": "click"},
+    ),
+    "tanh": (
+        "log.parquet",
+        ["--label", "click", "--keep", 1, "--gate", "tanh"],
+        {"label": "click"},
+    ),
+    "lam": ("log.parquet", ["--label", "click", "--lam", 0.5], {"label": "click"}),
+}
+
+
+@pytest.mark.parametrize("name", SELECTIONS)
+def test_select(logs: Path, tmp_path: Path, name: str) -> None:
+    log, options, loading = SELECTIONS[name]
+    run = tmp_path / "deeper" / "run"
+    out = succeed("select", logs / log, "--out", run, *options, *QUICK)
+    summary = check_run(run, load(logs / log, **loading))
+    settings = summary.settings
+    assert summary.source == str(logs / log)
+    assert summary.protocol == "one-pass"
+    assert summary.batch_size == 64
+    assert summary.steps["hot_start"] == 0
+    assert summary.first_step_change is None
+    assert below(tmp_path) == {run, run.parent, *(run / name for name in FILES)}
+    assert run.stat().st_mode & 0o777 == 0o755
+    assert f"{len(summary.kept)} of {len(summary.gates)} fields" in out
+    assert "Written to" in out
+
+    if settings.keep is not None:
+        units = [{name} for name in summary.gates if name not in sum(settings.groups, ())]
+        units += map(set, settings.groups)
+        alive = [unit for unit in units if unit & set(summary.kept)]
+        assert len(alive) == settings.keep
+        assert all(unit <= set(summary.kept) for unit in alive)
+    for kept in settings.always_keep:
+        assert summary.gates[kept] == 1.0
+    if "--gate" in options:
+        assert settings.gate == options[options.index("--gate") + 1]
+    if name == "csv":
+        assert settings.seed == 3
+        assert not {"C1", "C2"} & set(summary.gates)
+
+
+FILES = {
+    "selection.json",
+    "history.parquet",
+    "model.safetensors",
+    "model.json",
+    "encoders.json",
+    "gates.png",
+}
+
+
+def test_hot_start_and_held_out_rows(
+    logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(selection, "HELD_OUT_STEPS", 60)
+    options = ["--label", "click", "--keep", 6, "--epochs", 2]
+    out = succeed("select", logs / "log.parquet", "--out", tmp_path / "run", *options)
+    summary = check_run(tmp_path / "run", load(logs / "log.parquet", label="click"))
+    assert summary.protocol == "held-out"
+    assert "Protocol: held-out, batches of 128 (chosen by the number of rows)" in out
+    assert summary.steps["hot_start"] > 0
+    assert summary.first_step_change is not None
+    assert len(summary.kept) == 6
+
+
+def test_a_seed_decides_everything(logs: Path, tmp_path: Path) -> None:
+    for name, seed in (("a", 5), ("b", 5), ("c", 6)):
+        options = ["--label", "click", "--keep", 6, "--seed", seed, *QUICK]
+        succeed("select", logs / "log.parquet", "--out", tmp_path / name, *options)
+    for name in ("selection.json", "history.parquet", "model.safetensors"):
+        a, b, c = ((tmp_path / run / name).read_bytes() for run in "abc")
+        assert a == b
+        assert a != c
+
+
+LABEL = ["--label", "click", "--keep", "5"]
+WRITTEN = "label,a,b,split\n" + "".join(
+    f"{i % 2},w{i % 3},{i}.5,{'test' if i // 2 % 5 == 0 else 'train'}\n" for i in range(100)
+)
+KEEP = ["--keep", "1"]
+
+# file, or its content as (name, text), options, words of the line
+BAD: list[tuple[str | tuple[str, str | bytes], list[str], list[str]]] = [
+    ("gone.parquet", KEEP, ["gone.parquet", "no such file"]),
+    (("log.docx", "x"), KEEP, ["log.docx", "unknown format", ".parquet"]),
+    (("log.csv", ""), KEEP, ["log.csv", "empty"]),
+    (("log.csv", "label,a\n"), KEEP, ["log.csv", "no rows"]),
+    (("log.parquet", "junk" * 50), KEEP, ["log.parquet", "cannot be read"]),
+    (("log.csv", WRITTEN), ["--label", "clik", *KEEP], ["log.csv", "'clik'", "expected one of"]),
+    (("log.csv", WRITTEN.replace("1,w1,7.5", "2,w1,7.5")), KEEP, ["row 8", "'label'", "0 or 1"]),
+    (("log.csv", WRITTEN.replace("0,w", "1,w")), KEEP, ["'label'", "expected 0 and 1", "have 1"]),
+    (("log.csv", WRITTEN.replace("w1,7.5", "7.5")), KEEP, ["line 9", "expected 4 values, got 3"]),
+    (("log.csv", WRITTEN), ["--split", "z", *KEEP], ["log.csv", "'z'", "split"]),
+    (("log.csv", WRITTEN.replace("test", "tset")), ["--split", "split", *KEEP], ["row 1", "tset"]),
+    (("log.csv", WRITTEN), ["--ignore", "z", *KEEP], ["log.csv", "'z'", "ignore"]),
+    (("log.csv", WRITTEN), ["--category", "z", *KEEP], ["log.csv", "'z'", "categories"]),
+    (("log.csv", WRITTEN), ["--number", "z", *KEEP], ["log.csv", "'z'", "numbers"]),
+    (("log.csv", WRITTEN), ["--number", "a", *KEEP], ["log.csv", "line 2", "'a'", "a number"]),
+    (("log.csv", WRITTEN), ["--always-keep", "z", *KEEP], ["always_keep", "'z'"]),
+    (("log.csv", WRITTEN), ["--group", "a,z", *KEEP], ["groups", "'z'"]),
+    (("log.csv", WRITTEN), ["--group", "a,b", "--group", "b", *KEEP], ["'b'", "twice"]),
+    ("log.parquet", ["--label", "click"], ["keep", "lam"]),
+    ("log.parquet", [*LABEL, "--lam", "1"], ["keep", "lam"]),
+    ("log.parquet", ["--label", "click", "--keep", "0"], ["--keep", "greater", "got 0"]),
+    ("log.parquet", ["--label", "click", "--keep", "28"], ["keep", "between 1 and 27", "got 28"]),
+    ("log.parquet", ["--label", "click", "--keep", "many"], ["--keep", "integer"]),
+    ("log.parquet", [*LABEL, "--gate", "door"], ["kind", "lpfs++", "'door'"]),
+    ("log.parquet", [*LABEL, "--alpha", "-1"], ["--alpha", "got -1"]),
+    ("log.parquet", [*LABEL, "--tau", "nan"], ["--tau", "got nan"]),
+    ("log.parquet", [*LABEL, "--lr", "0"], ["--lr", "greater than 0", "got 0"]),
+    ("log.parquet", [*LABEL, "--epochs", "-1"], ["--epochs", "got -1"]),
+    ("log.parquet", [*LABEL, "--batch-size", "0"], ["--batch-size", "got 0"]),
+    ("log.parquet", [*LABEL, "--dim", "0"], ["--dim", "got 0"]),
+    ("log.parquet", [*LABEL, "--min-count", "0"], ["--min-count"]),
+    ("log.parquet", [*LABEL, "--protocol", "two-pass"], ["--protocol", "held-out", "two-pass"]),
+    ("log.parquet", [*LABEL, "--numbers", "words"], ["--numbers", "quantile", "words"]),
+    ("log.parquet", [*LABEL, "--test", "1.5"], ["test", "between 0 and 1", "got 1.5"]),
+    ("log.parquet", [*LABEL, "--split", "C1", "--in-order"], ["--split", "--in-order"]),
+    ("log.parquet", [*LABEL, "--device", "abacus"], ["--device", "cpu", "abacus"]),
+    ("log.parquet", [*LABEL, "--kep", "5"], ["--kep", "lpfs select --help"]),
+]
+
+
+@pytest.mark.parametrize(("file", "options", "expected"), BAD)
+def test_bad_input(
+    logs: Path,
+    tmp_path: Path,
+    file: str | tuple[str, str | bytes],
+    options: list[str],
+    expected: list[str],
+) -> None:
+    if isinstance(file, tuple):
+        path, content = tmp_path / file[0], file[1]
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+    else:
+        path = logs / file
+    refused(tmp_path, expected, "select", path, "--out", tmp_path / "run", *options)
+
+
+def refused(directory: Path, expected: list[str], *arguments: object) -> None:
+    """The command must say what is wrong in one line, and leave nothing in the directory."""
+    before = below(directory)
+    ended = lpfs(*arguments)
+    assert ended.status == 2, ended
+    assert ended.err.startswith("lpfs: ")
+    assert ended.err.count("\n") == 1
+    for words in expected:
+        assert words in ended.err
+    assert below(directory) == before
+
+
+def test_places_that_cannot_be_written(logs: Path, tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").write_text("mine")
+    for out, words in (
+        ("full", "already exists"),
+        ("full/file", "already exists"),
+        ("full/file/run", "not a directory"),
+    ):
+        for command in (["select", logs / "log.parquet", *LABEL], ["demo", "--rows", 1000]):
+            refused(tmp_path, [out, words], *command, "--out", tmp_path / out)
+    (tmp_path / "empty").mkdir()
+    succeed("select", logs / "log.parquet", *LABEL, "--out", tmp_path / "empty", *QUICK)
+    assert (tmp_path / "full" / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "expected"),
+    [
+        ("log.docx", [], ["log.docx", "expected .parquet"]),
+        ("no/log.csv", [], ["log.csv", "No such file"]),
+        ("log.csv", ["--rows", "0"], ["--rows"]),
+    ],
+)
+def test_generate_refuses(
+    tmp_path: Path, name: str, options: list[str], expected: list[str]
+) -> None:
+    refused(tmp_path, expected, "generate", tmp_path / name, *options)
+
+
+def test_a_loss_that_is_no_number_ends_the_run(logs: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    ended = lpfs("select", logs / "log.parquet", *LABEL, "--lr", 1e38, "--out", run, *QUICK)
+    assert ended.status == 1
+    assert ended.err.count("\n") == 1
+    assert "loss" in ended.err
+    assert "step" in ended.err
+    assert not below(tmp_path)
