@@ -13,6 +13,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
+from lpfs import distributed
 from lpfs.data import Batch, Data, Part
 from lpfs.gate import FeatureGate
 from lpfs.models import DLRM
@@ -171,6 +172,7 @@ class _Run:
         self.steps: dict[str, int] = {}
         self.losses: list[float] = []
         self._require_possible()
+        distributed.require_same("data and settings", (data.key, settings))
 
     def run(self) -> Selection:
         settings, data = self.settings, self.data
@@ -284,6 +286,7 @@ class _Run:
                 unseen = forward_loss(model, next(for_gates))
                 finite(unseen, "select", step)
                 (gate.x.grad,) = torch.autograd.grad(unseen, [gate.x])
+                distributed.sum_gradients([gate.x])
             prox.step()
             plan.step()
             self.losses.append(loss)

@@ -13,6 +13,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lpfs import distributed
 from lpfs.data import Batch, Part
 
 
@@ -46,9 +47,12 @@ ProgressCallback = Callable[[Progress], None]
 
 
 def forward_loss(model: nn.Module, batch: Batch) -> Tensor:
-    """Mean binary cross-entropy of a batch, on the model's device."""
-    codes, numbers, labels = _to_device_of(model, batch)
-    return F.binary_cross_entropy_with_logits(model(codes, numbers), labels)
+    """Mean binary cross-entropy of a batch, on the model's device; of several processes, this one's
+    term of it."""
+    rows = len(batch.labels)
+    codes, numbers, labels = _to_device_of(model, distributed.share(batch))
+    logits = model(codes, numbers)
+    return F.binary_cross_entropy_with_logits(logits, labels, reduction="sum") / rows
 
 
 def _to_device_of(model: nn.Module, batch: Batch) -> tuple[Tensor, ...]:
@@ -65,6 +69,7 @@ def train_step(
     value = finite(loss, stage, step)
     optimizer.zero_grad()
     loss.backward()
+    distributed.sum_gradients(model.parameters())
     # Adagrad makes sparse tensors from indices that coalescing has just made.
     with torch.sparse.check_sparse_tensor_invariants(enable=False):
         optimizer.step()
@@ -73,7 +78,7 @@ def train_step(
 
 def finite(loss: Tensor, stage: str, step: int) -> float:
     """The loss as a number. Raises DivergedError if it is not finite."""
-    value = loss.item()
+    value = distributed.total(loss.detach()).item()
     if not math.isfinite(value):
         raise DivergedError(f"the loss became {value} at step {step} of {stage}")
     return value
@@ -81,15 +86,19 @@ def finite(loss: Tensor, stage: str, step: int) -> float:
 
 @torch.no_grad()
 def predict(model: nn.Module, part: Part, batch_size: int = 8192) -> Tensor:
-    """Logits of every row of a part, on the CPU."""
+    """Logits of every row of a part, on the CPU.
+
+    Several processes each compute some of the rows: all must call it, and all get all rows.
+    """
     was_training = model.training
     model.eval()
-    logits = []
-    for batch in part.batches(batch_size):
+    logits = [torch.empty(0, device=next(model.parameters()).device)]
+    for batch in part[distributed.slice_of(len(part))].batches(batch_size):
         codes, numbers, _ = _to_device_of(model, batch)
-        logits.append(model(codes, numbers).cpu())
+        logits.append(model(codes, numbers))
     model.train(was_training)
-    return torch.cat(logits) if logits else torch.empty(0)
+    (gathered,) = distributed.gather(torch.cat(logits))
+    return gathered.cpu()
 
 
 def score(logits: Tensor, labels: np.ndarray) -> Metrics:
