@@ -38,6 +38,9 @@ def _names(text: str) -> list[str]:
 
 
 Out = Annotated[Path, typer.Option("--out", help="The directory to write; must not exist.")]
+Run = Annotated[
+    Path, typer.Argument(metavar="DIR", help="The directory that lpfs select has written.")
+]
 Seed = Annotated[int, typer.Option(help="Seed of the initial weights.")]
 
 
@@ -177,6 +180,29 @@ def select(
 
 
 @app.command()
+def predict(
+    run: Run,
+    data: Annotated[Path, typer.Argument(help="Raw rows; columns of removed fields may be gone.")],
+    out: Annotated[
+        Path, typer.Option(metavar="FILE.parquet", help="The file to write; must not exist.")
+    ] = Path("predictions.parquet"),
+    label: Annotated[
+        str | None, typer.Option(metavar="COL", help="The column with 0 and 1, to judge by.")
+    ] = None,
+) -> None:
+    """Score raw rows with the model that a run left: the probability of a click, row by row."""
+    _require_new_file(out, ".parquet")
+    from lpfs.report.terminal import StageBars
+    from lpfs.scoring import score_file
+
+    with StageBars(console) as bars:
+        scored = _checked(lambda: score_file(run, data, out, label=label, progress=bars.reading))
+    if scored.metrics is not None:
+        console.print(f"AUC {scored.metrics.auc:.6f}, log loss {scored.metrics.log_loss:.6f}")
+    console.print(f"{scored.rows:,} rows scored, written to {out}.")
+
+
+@app.command()
 def generate(
     out: Annotated[Path, typer.Argument(help="FILE.parquet, FILE.csv or FILE.tsv[.gz] (Criteo).")],
     rows: Annotated[int, typer.Option(min=1, help="How many.")] = 300_000,
@@ -257,6 +283,20 @@ def _require_new(out: Path) -> None:
     """Refuse what could not be written in the end, before hours of work."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         _refuse(f"{out}: already exists")
+    _require_writable(out)
+
+
+def _require_new_file(out: Path, ending: str) -> None:
+    if out.suffix != ending:
+        _refuse(f"--out: expected a name that ends in {ending}, got {out}")
+    if out.exists():
+        _refuse(f"{out}: already exists")
+    if not out.parent.exists():
+        _refuse(f"{out}: there is no directory {out.parent}")
+    _require_writable(out)
+
+
+def _require_writable(out: Path) -> None:
     parent = next(path for path in out.absolute().parents if path.exists())
     if not parent.is_dir():
         _refuse(f"{out}: {parent} is not a directory")

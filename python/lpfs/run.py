@@ -23,12 +23,13 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
+import safetensors
 import safetensors.torch
 import torch
-from pydantic import BaseModel, ConfigDict, TypeAdapter
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 import lpfs
-from lpfs.data import Data, Encoder
+from lpfs.data import Data, DataError, Encoder
 from lpfs.models import DLRM
 from lpfs.report.gates import plot_gates
 from lpfs.selection import Protocol, Scored, Selection, Settings
@@ -159,21 +160,56 @@ def save(selection: Selection, data: Data, directory: Path, source: str = "") ->
 
 
 def load_summary(directory: Path) -> Summary:
-    """Read `selection.json`. Raises OSError or pydantic.ValidationError."""
-    return Summary.model_validate_json((directory / "selection.json").read_text())
+    """Read `selection.json`. Raises DataError where there is none or it is not one."""
+    with _readable(directory, "selection.json") as path:
+        return Summary.model_validate_json(path.read_bytes())
+
+
+def load_history(directory: Path) -> dict[str, list[float]]:
+    """The columns of `history.parquet`. Raises DataError."""
+    with _readable(directory, "history.parquet") as path:
+        columns: dict[str, list[float]] = pa.parquet.read_table(path).to_pydict()
+        return columns
 
 
 def load_model(directory: Path) -> DLRM:
-    """The pruned and hot-started model of a run, without its optimiser."""
-    config: dict[str, Any] = json.loads((directory / "model.json").read_text())
-    model = DLRM(**config)
-    model.load_state_dict(safetensors.torch.load_file(directory / "model.safetensors"))
+    """The pruned and hot-started model of a run, without its optimiser. Raises DataError."""
+    with _readable(directory, "model.json") as path:
+        config: dict[str, Any] = json.loads(path.read_bytes())
+        model = DLRM(**config)
+    with _readable(directory, "model.safetensors") as path:
+        model.load_state_dict(safetensors.torch.load_file(path))
     return model
 
 
 def load_encoders(directory: Path) -> list[Encoder]:
-    """The encoders of the fields that the model reads, in the order of its columns."""
-    return ENCODERS.validate_json((directory / "encoders.json").read_bytes())
+    """The encoders of the fields that the model reads, in the order of its columns. Raises
+    DataError."""
+    with _readable(directory, "encoders.json") as path:
+        return ENCODERS.validate_json(path.read_bytes())
+
+
+@contextlib.contextmanager
+def _readable(directory: Path, name: str) -> Iterator[Path]:
+    """Around the reading of a file: whatever is wrong with it is a DataError that names it."""
+    path = directory / name
+    if not path.is_file():
+        raise DataError(str(directory), f"expected the directory of a run, there is no {name}")
+    try:
+        yield path
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "content"
+        raise DataError(str(path), where, first["msg"]) from error
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        RuntimeError,
+        pa.ArrowException,
+        safetensors.SafetensorError,
+    ) as error:
+        raise DataError(str(path), "cannot be read", str(error)[:200]) from error
 
 
 @contextlib.contextmanager

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pydantic
 import pytest
 
 from lpfs import selection
-from lpfs.data import ClickLog, Data, InOrder, Recipe, load
-from lpfs.run import Summary, load_summary, save
+from lpfs.data import ClickLog, Data, DataError, InOrder, Recipe, load
+from lpfs.run import Summary, load_encoders, load_history, load_model, load_summary, save
 from lpfs.selection import Selection, Settings
 
 from .command import below, check_run
@@ -79,10 +80,33 @@ def test_a_summary_is_checked_when_it_is_read(
     assert load_summary(tmp_path / "run").model_dump(mode="json") == good
     for change in ({"schema_version": 2}, {"kept": None}, {"more": 1}, {"metrics": {"best": {}}}):
         path.write_text(json.dumps({**good, **change}))
-        with pytest.raises(pydantic.ValidationError):
+        with pytest.raises(DataError, match=rf"selection\.json: {next(iter(change))}"):
             load_summary(tmp_path / "run")
     del good["gates"]
     with pytest.raises(pydantic.ValidationError, match="gates"):
         Summary.model_validate(good)
-    with pytest.raises(FileNotFoundError):
-        load_summary(tmp_path)
+    for read in (load_summary, load_history, load_model, load_encoders):
+        with pytest.raises(DataError, match="there is no"):
+            read(tmp_path)
+
+
+def test_damaged_files_are_named(selected: Selection, data: Data, tmp_path: Path) -> None:
+    save(selected, data, tmp_path / "run")
+    for read, name in (
+        (load_summary, "selection.json"),
+        (load_history, "history.parquet"),
+        (load_model, "model.json"),
+        (load_model, "model.safetensors"),
+        (load_encoders, "encoders.json"),
+    ):
+        path = tmp_path / "run" / name
+        whole = path.read_bytes()
+        for damaged in (b"", whole[: len(whole) // 2], b"junk" * 100, b"[]", b"{}", b"\xff"):
+            path.write_bytes(damaged)
+            if (name, damaged) == ("encoders.json", b"[]"):
+                continue
+            with pytest.raises(DataError, match=re.escape(str(path))) as caught:
+                read(tmp_path / "run")
+            assert "\n" not in str(caught.value)
+        path.write_bytes(whole)
+        read(tmp_path / "run")
