@@ -30,6 +30,8 @@ constexpr int64_t kStreamedBytes = 1 << 23;
 
 using Tensors = std::vector<Tensor>;
 using MaybeTensor = std::optional<Tensor>;
+// No widths are given as none: AOTInductor cannot pass an empty list to an operator (torch 2.13).
+using MaybeShape = std::optional<Shape>;
 
 struct Field {
   Rows rows;
@@ -237,8 +239,9 @@ void for_each_block(const Call& call, const Layout& layout, const Body& body) {
 }
 
 Tensor gated_concat(const Tensors& embeddings, const Tensor& x, const Tensor& epsilon,
-                    const Shape& widths, const MaybeTensor& scale, const MaybeTensor& ungated,
-                    int64_t kind, double alpha, double tau) {
+                    const MaybeShape& maybe_widths, const MaybeTensor& scale,
+                    const MaybeTensor& ungated, int64_t kind, double alpha, double tau) {
+  const Shape widths = maybe_widths.value_or(Shape{});
   const Call call = check({"gated_concat"}, nullptr, embeddings, x, epsilon, widths, scale,
                           ungated, kind, alpha, tau);
   Tensor output = empty(Shape{call.batch, call.columns}, call.type);
@@ -286,9 +289,10 @@ void fill_grad_x(const Call& call, const std::vector<double>& sums, Tensor& grad
 }
 
 Tensors gated_concat_backward(const Tensor& grad, const Tensors& embeddings, const Tensor& x,
-                              const Tensor& epsilon, const Shape& widths,
+                              const Tensor& epsilon, const MaybeShape& maybe_widths,
                               const MaybeTensor& scale, const MaybeTensor& ungated, int64_t kind,
                               double alpha, double tau) {
+  const Shape widths = maybe_widths.value_or(Shape{});
   const Call call = check({"gated_concat_backward"}, &grad, embeddings, x, epsilon, widths, scale,
                           ungated, kind, alpha, tau);
   const Layout layout = lay_out(call, kBackwardGroupBytes);

@@ -3,11 +3,11 @@
 
 STABLE_TORCH_LIBRARY_FRAGMENT(lpfs, library) {
   library.def(
-      "gated_concat(Tensor[] embeddings, Tensor x, Tensor epsilon, int[] widths, Tensor? scale, "
+      "gated_concat(Tensor[] embeddings, Tensor x, Tensor epsilon, int[]? widths, Tensor? scale, "
       "Tensor? ungated, int kind, float alpha, float tau) -> Tensor");
   library.def(
       "gated_concat_backward(Tensor grad, Tensor[] embeddings, Tensor x, Tensor epsilon, "
-      "int[] widths, Tensor? scale, Tensor? ungated, int kind, float alpha, float tau) "
+      "int[]? widths, Tensor? scale, Tensor? ungated, int kind, float alpha, float tau) "
       "-> Tensor[]");
   library.def(
       "proximal_sgd_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momentum_buffers, "

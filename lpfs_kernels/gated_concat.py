@@ -39,7 +39,7 @@ from .launch import (
 from .library import LIBRARY, apply, below_autograd, define, implement
 
 ARGUMENTS = """(
-    {grad}Tensor[] embeddings, Tensor x, Tensor epsilon, int[] widths, Tensor? scale,
+    {grad}Tensor[] embeddings, Tensor x, Tensor epsilon, int[]? widths, Tensor? scale,
     Tensor? ungated, int kind, float alpha, float tau
 ) -> """
 define("gated_concat" + ARGUMENTS.format(grad="") + "Tensor")
@@ -50,7 +50,7 @@ def _check(
     embeddings: Sequence[Tensor],
     x: Tensor,
     epsilon: Tensor,
-    widths: Sequence[int],
+    widths: Sequence[int] | None,
     scale: Tensor | None,
     ungated: Tensor | None,
     kind: int,
@@ -84,7 +84,7 @@ def _check(
         if field.shape[0] != first.shape[0]:
             expected = f"have {first.shape[0]} rows like embeddings[0]"
             fault(operator, name, expected, field.shape[0])
-    for i, width in enumerate(widths):
+    for i, width in enumerate(widths or ()):
         if width < 0:
             fault(operator, f"widths[{i}]", "be at least 0", width)
     if widths and sum(widths) != first.shape[1]:
@@ -94,7 +94,7 @@ def _check(
     check_device(operator, "x", x, "embeddings[0]", first.device)
     compute = torch.float64 if first.dtype == torch.float64 else torch.float32
     check_dtype(operator, "x", x, compute, f"for {dtype_name(first.dtype)} embeddings")
-    fields = len(widths) or len(embeddings)
+    fields = len(widths or embeddings)
     check_shape(operator, "x", x, [fields], ", one element per field")
     check_device(operator, "epsilon", epsilon, "x", x.device)
     check_dtype(operator, "epsilon", epsilon, compute, "like x")
@@ -362,11 +362,11 @@ LARGE = 528 * 8192
 
 
 def _arrange(
-    embeddings: Sequence[Tensor], widths: Sequence[int], grad: Tensor | None = None
+    embeddings: Sequence[Tensor], widths: Sequence[int] | None, grad: Tensor | None = None
 ) -> Arrangement:
     first = embeddings[0]
     rows, itemsize, packed = first.shape[0], first.element_size(), bool(widths)
-    cut = list(widths) if packed else [field.shape[1] for field in embeddings]
+    cut = list(widths) if widths else [field.shape[1] for field in embeddings]
     columns, count = sum(cut), len(cut)
     dense = all(field.is_contiguous() for field in embeddings)
     tensors = [*embeddings, grad] if grad is not None else embeddings
@@ -419,7 +419,7 @@ def launch_forward(
     embeddings: Sequence[Tensor],
     x: Tensor,
     epsilon: Tensor,
-    widths: Sequence[int],
+    widths: Sequence[int] | None,
     scale: Tensor | None,
     ungated: Tensor | None,
     kind: int,
@@ -458,7 +458,7 @@ def launch_backward(
     embeddings: Sequence[Tensor],
     x: Tensor,
     epsilon: Tensor,
-    widths: Sequence[int],
+    widths: Sequence[int] | None,
     scale: Tensor | None,
     ungated: Tensor | None,
     kind: int,
@@ -510,7 +510,7 @@ def _reference_forward(
     embeddings: list[Tensor],
     x: Tensor,
     epsilon: Tensor,
-    widths: list[int],
+    widths: list[int] | None,
     scale: Tensor | None,
     ungated: Tensor | None,
     kind: int,
@@ -523,7 +523,7 @@ def _reference_forward(
         embeddings,
         x,
         epsilon,
-        widths,
+        widths or (),
         scale,
         ungated,
         kind=reference.KINDS[kind],
@@ -537,7 +537,7 @@ def _reference_backward(
     embeddings: list[Tensor],
     x: Tensor,
     epsilon: Tensor,
-    widths: list[int],
+    widths: list[int] | None,
     scale: Tensor | None,
     ungated: Tensor | None,
     kind: int,
@@ -551,7 +551,7 @@ def _reference_backward(
         embeddings,
         x,
         epsilon,
-        widths,
+        widths or (),
         scale,
         ungated,
         kind=reference.KINDS[kind],
@@ -569,7 +569,7 @@ def _fake_forward(
     embeddings: list[Tensor],
     x: Tensor,
     epsilon: Tensor,
-    widths: list[int],
+    widths: list[int] | None,
     scale: Tensor | None,
     ungated: Tensor | None,
     kind: int,
@@ -586,7 +586,7 @@ def _fake_backward(
     embeddings: list[Tensor],
     x: Tensor,
     epsilon: Tensor,
-    widths: list[int],
+    widths: list[int] | None,
     scale: Tensor | None,
     ungated: Tensor | None,
     kind: int,
@@ -608,7 +608,7 @@ class _GatedConcat(torch.autograd.Function):
     def forward(
         x: Tensor,
         epsilon: Tensor,
-        widths: list[int],
+        widths: list[int] | None,
         scale: Tensor | None,
         ungated: Tensor | None,
         kind: int,
@@ -638,7 +638,7 @@ class _GatedConcat(torch.autograd.Function):
 
 
 def _autograd_forward(
-    embeddings: list[Tensor], x: Tensor, epsilon: Tensor, widths: list[int], *rest: Any
+    embeddings: list[Tensor], x: Tensor, epsilon: Tensor, widths: list[int] | None, *rest: Any
 ) -> Tensor:
     return cast(Tensor, apply(_GatedConcat, x, epsilon, widths, *rest, *embeddings))
 
@@ -744,7 +744,7 @@ def gated_concat(
     gate = reference.KINDS.index(kind), alpha, tau
     operator = torch.ops.lpfs.gated_concat.default
     try:
-        y = operator(embeddings, x, epsilon, widths, scale, ungated, *gate)
+        y = operator(embeddings, x, epsilon, widths or None, scale, ungated, *gate)
     except RuntimeError:
         # The C++ library finds faults too, but cannot raise another type.
         _check(embeddings, x, epsilon, widths, scale, ungated, *gate)
