@@ -1,0 +1,93 @@
+"""What the README says of selections: the demo for five seeds, and Census-Income where it is given.
+
+    python -m bench.selection [census_income_kdd.parquet]
+
+writes bench/selection.md.
+"""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import date
+from pathlib import Path
+
+import torch
+
+from lpfs.cli import judge
+from lpfs.data import ClickLog, Recipe
+from lpfs.run import Summary, load_summary
+
+PAGE = Path(__file__).with_name("selection.md")
+SEEDS, BUDGETS = range(5), (5, 10, 15, 20)
+
+
+def run(out: Path, *arguments: str) -> tuple[Summary, float]:
+    """Run `lpfs` with these arguments; what it found, and the seconds it took."""
+    begin = time.monotonic()
+    command = [sys.executable, "-m", "lpfs", *arguments, "--out", str(out)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return load_summary(out), time.monotonic() - begin
+
+
+def row(first: str, summary: Summary, seconds: float) -> str:
+    """One line of a table."""
+    aucs = [f"{summary.metrics[key].auc:.4f}" for key in ("all", "pruned", "hot_start")]
+    change = f"{summary.max_logit_change:.1g}"
+    steps = f"{summary.last_step_change:.3f} / {summary.first_step_change:.3f}"
+    return " | ".join(["", first, *aucs, change, steps, f"{seconds:.0f} s", ""]).strip()
+
+
+def table(first: str, rows: list[str]) -> list[str]:
+    """A table in Markdown."""
+    names = [
+        first,
+        "AUC all fields",
+        "pruned",
+        "hot start",
+        "max abs Δlogit",
+        "step before / after",
+    ]
+    return ["", f"| {' | '.join(names)} | |", "|---" * 7 + "|", *rows, ""]
+
+
+def main() -> None:
+    """Run everything and write the page."""
+    lines = [
+        "# Selections",
+        "",
+        f"Written by `python -m bench.selection` on {date.today()}: torch {torch.__version__}, "
+        f"Python {platform.python_version()}, {torch.get_num_threads()} threads, "
+        f"{platform.machine()}. AUC on the test part. *All fields*: the same network without "
+        "gates, the same rows, no more steps. *Step before / after*: mean abs Δlogit of the "
+        "last step before pruning and of the first after it. The standard error of one AUC is "
+        "about .002 in the demo, .003 on Census-Income.",
+        "",
+        "## `lpfs demo`: 300,000 rows, 27 fields, 10 informative",
+    ]
+    with tempfile.TemporaryDirectory() as place:
+        rows = []
+        for seed in SEEDS:
+            summary, seconds = run(Path(place, f"demo{seed}"), "demo", "--seed", str(seed))
+            found, noise = judge(ClickLog(Recipe(seed=seed)), summary.kept)
+            rows.append(row(f"{seed}: {found} of 10 found, {noise} noise", summary, seconds))
+            print(rows[-1], flush=True)
+        lines += table("seed", rows)
+        for census in sys.argv[1:]:
+            lines.append(
+                "## `lpfs select census_income_kdd.parquet --split split --keep K`: 40 fields"
+            )
+            rows = []
+            for keep in BUDGETS:
+                arguments = [census, "--label", "label", "--split", "split", "--keep", str(keep)]
+                rows.append(row(str(keep), *run(Path(place, f"k{keep}"), "select", *arguments)))
+                print(rows[-1], flush=True)
+            lines += table("K", rows)
+    PAGE.write_text("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
