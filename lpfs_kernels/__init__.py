@@ -1,7 +1,8 @@
 """The operators of `torch.ops.lpfs`: importing this package registers them."""
 
 from .gated_concat import gated_concat
+from .launch import check_values
 from .proximal_sgd import proximal_sgd_
 from .reference import KINDS
 
-__all__ = ["KINDS", "gated_concat", "proximal_sgd_"]
+__all__ = ["KINDS", "check_values", "gated_concat", "proximal_sgd_"]

@@ -26,15 +26,16 @@ from .launch import (
     check_device,
     check_dtype,
     check_shape,
-    check_values,
     constant_table,
     device_table,
     dtype_name,
     fault,
     jit,
     on_stream,
+    refuse_values,
     tl,
     triton,
+    values_are_checked,
 )
 from .library import LIBRARY, apply, below_autograd, define, implement
 
@@ -47,6 +48,7 @@ define("gated_concat_backward" + ARGUMENTS.format(grad="Tensor grad, ") + "Tenso
 
 
 def _check(
+    grad: Tensor | None,
     embeddings: Sequence[Tensor],
     x: Tensor,
     epsilon: Tensor,
@@ -56,7 +58,6 @@ def _check(
     kind: int,
     alpha: float,
     tau: float,
-    grad: Tensor | None = None,
 ) -> None:
     operator = "gated_concat" if grad is None else "gated_concat_backward"
     if not embeddings:
@@ -116,8 +117,8 @@ def _check(
 
 def _check_values(operator: str, x: Tensor, epsilon: Tensor) -> None:
     wrong = ~((epsilon > 0) & epsilon.isfinite())
-    check_values(operator, "epsilon", epsilon, "be positive and finite", wrong)
-    check_values(operator, "x", x, "not be NaN", x.isnan(), where=True)
+    refuse_values(operator, "epsilon", epsilon, "be positive and finite", wrong)
+    refuse_values(operator, "x", x, "not be NaN", x.isnan(), where=True)
 
 
 @jit
@@ -427,7 +428,9 @@ def launch_forward(
     tau: float,
 ) -> Tensor:
     """One launch of the forward kernel; CPU tensors are taken under Triton's interpreter."""
-    _check(embeddings, x, epsilon, widths, scale, ungated, kind, alpha, tau)
+    _check(None, embeddings, x, epsilon, widths, scale, ungated, kind, alpha, tau)
+    if values_are_checked(x.device):
+        _check_values("gated_concat", x, epsilon)
     plan = _arrange(embeddings, widths)
     y = embeddings[0].new_empty(plan.rows, plan.columns)
     if y.numel() == 0:
@@ -466,7 +469,9 @@ def launch_backward(
     tau: float,
 ) -> list[Tensor]:
     """One launch of the backward kernel; CPU tensors are taken under Triton's interpreter."""
-    _check(embeddings, x, epsilon, widths, scale, ungated, kind, alpha, tau, grad)
+    _check(grad, embeddings, x, epsilon, widths, scale, ungated, kind, alpha, tau)
+    if values_are_checked(x.device):
+        _check_values("gated_concat_backward", x, epsilon)
     plan = _arrange(embeddings, widths, grad)
     grad_embeddings = [field.new_empty(field.shape) for field in embeddings]
     grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
@@ -506,58 +511,20 @@ if triton is not None:
     implement("gated_concat_backward", "CUDA", launch_backward)
 
 
-def _reference_forward(
-    embeddings: list[Tensor],
-    x: Tensor,
-    epsilon: Tensor,
-    widths: list[int] | None,
-    scale: Tensor | None,
-    ungated: Tensor | None,
-    kind: int,
-    alpha: float,
-    tau: float,
-) -> Tensor:
-    _check(embeddings, x, epsilon, widths, scale, ungated, kind, alpha, tau)
-    _check_values("gated_concat", x, epsilon)
-    return reference.gated_concat(
-        embeddings,
-        x,
-        epsilon,
-        widths or (),
-        scale,
-        ungated,
-        kind=reference.KINDS[kind],
-        alpha=alpha,
-        tau=tau,
-    )
+def _reference_forward(*call: Any) -> Tensor:
+    _check(None, *call)
+    *tensors, kind, alpha, tau = call
+    _check_values("gated_concat", *tensors[1:3])
+    gate = {"kind": reference.KINDS[kind], "alpha": alpha, "tau": tau}
+    return reference.gated_concat(*tensors, **gate)
 
 
-def _reference_backward(
-    grad: Tensor,
-    embeddings: list[Tensor],
-    x: Tensor,
-    epsilon: Tensor,
-    widths: list[int] | None,
-    scale: Tensor | None,
-    ungated: Tensor | None,
-    kind: int,
-    alpha: float,
-    tau: float,
-) -> list[Tensor]:
-    _check(embeddings, x, epsilon, widths, scale, ungated, kind, alpha, tau, grad)
-    _check_values("gated_concat_backward", x, epsilon)
-    grad_embeddings, grad_x = reference.gated_concat_backward(
-        grad,
-        embeddings,
-        x,
-        epsilon,
-        widths or (),
-        scale,
-        ungated,
-        kind=reference.KINDS[kind],
-        alpha=alpha,
-        tau=tau,
-    )
+def _reference_backward(grad: Tensor, *call: Any) -> list[Tensor]:
+    _check(grad, *call)
+    *tensors, kind, alpha, tau = call
+    _check_values("gated_concat_backward", *tensors[1:3])
+    gate = {"kind": reference.KINDS[kind], "alpha": alpha, "tau": tau}
+    grad_embeddings, grad_x = reference.gated_concat_backward(grad, *tensors, **gate)
     return [*grad_embeddings, grad_x]
 
 
@@ -565,35 +532,14 @@ implement("gated_concat", "CPU", _reference_forward)
 implement("gated_concat_backward", "CPU", _reference_backward)
 
 
-def _fake_forward(
-    embeddings: list[Tensor],
-    x: Tensor,
-    epsilon: Tensor,
-    widths: list[int] | None,
-    scale: Tensor | None,
-    ungated: Tensor | None,
-    kind: int,
-    alpha: float,
-    tau: float,
-) -> Tensor:
-    _check(embeddings, x, epsilon, widths, scale, ungated, kind, alpha, tau)
+def _fake_forward(embeddings: list[Tensor], *rest: Any) -> Tensor:
+    _check(None, embeddings, *rest)
     columns = sum(field.shape[1] for field in embeddings)
     return embeddings[0].new_empty(embeddings[0].shape[0], columns)
 
 
-def _fake_backward(
-    grad: Tensor,
-    embeddings: list[Tensor],
-    x: Tensor,
-    epsilon: Tensor,
-    widths: list[int] | None,
-    scale: Tensor | None,
-    ungated: Tensor | None,
-    kind: int,
-    alpha: float,
-    tau: float,
-) -> list[Tensor]:
-    _check(embeddings, x, epsilon, widths, scale, ungated, kind, alpha, tau, grad)
+def _fake_backward(grad: Tensor, embeddings: list[Tensor], x: Tensor, *rest: Any) -> list[Tensor]:
+    _check(grad, embeddings, x, *rest)
     return [*(field.new_empty(field.shape) for field in embeddings), x.new_empty(x.shape)]
 
 
@@ -601,25 +547,45 @@ torch.library.register_fake("lpfs::gated_concat", _fake_forward, lib=LIBRARY)
 torch.library.register_fake("lpfs::gated_concat_backward", _fake_backward, lib=LIBRARY)
 
 
+def _whole(fields: Sequence[Tensor], widths: list[int]) -> tuple[Sequence[Tensor], list[int]]:
+    """A list of neighbouring columns of one tensor, as `split` makes it, as that tensor.
+
+    Here and not in the operator, whose outputs must be as its fake says. A compiler sees the list:
+    it passes tensors of other types, and decides by itself what becomes a view.
+    """
+    first, columns, cut = fields[0] if fields else None, 0, []
+    if widths or len(fields) == 1 or type(first) is not Tensor:
+        return fields, widths
+    if torch._C._are_functorch_transforms_active():
+        return fields, widths
+    for field in fields:
+        if (
+            field.dim() != 2
+            or field.dtype != first.dtype
+            or field.shape[0] != first.shape[0]
+            or field.stride(0) != first.stride(0)
+            or (field.stride(1) != 1 and field.shape[1] != 1)
+            or field.data_ptr() != first.data_ptr() + columns * first.element_size()
+        ):
+            return fields, widths
+        cut.append(field.shape[1])
+        columns += field.shape[1]
+    # Neighbours by chance are no one tensor.
+    if first.untyped_storage()._cdata != fields[-1].untyped_storage()._cdata:
+        return fields, widths
+    shape, strides = (first.shape[0], columns), (first.stride(0), 1)
+    return [first.as_strided(shape, strides, first.storage_offset())], cut
+
+
 class _GatedConcat(torch.autograd.Function):
     """Embeddings come last because a Function tracks tensors, not lists of them."""
 
     @staticmethod
-    def forward(
-        x: Tensor,
-        epsilon: Tensor,
-        widths: list[int] | None,
-        scale: Tensor | None,
-        ungated: Tensor | None,
-        kind: int,
-        alpha: float,
-        tau: float,
-        *embeddings: Tensor,
-    ) -> Tensor:
+    def forward(x: Tensor, epsilon: Tensor, widths: list[int], *rest_and_embeddings: Any) -> Tensor:
+        rest, embeddings = rest_and_embeddings[:5], rest_and_embeddings[5:]
         operator = torch.ops.lpfs.gated_concat.default
-        rest = scale, ungated, kind, alpha, tau
-        y = below_autograd(operator, embeddings, x, epsilon, widths, *rest)
-        return cast(Tensor, y)
+        fields, cut = _whole(embeddings, widths)
+        return cast(Tensor, below_autograd(operator, fields, x, epsilon, cut, *rest))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -631,10 +597,13 @@ class _GatedConcat(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, epsilon, scale, ungated, *embeddings = ctx.saved_tensors
         widths, *gate = ctx.rest
-        *grad_embeddings, grad_x = torch.ops.lpfs.gated_concat_backward.default(
-            grad, embeddings, x, epsilon, widths, scale, ungated, *gate
+        fields, cut = _whole(embeddings, widths)
+        *grad_fields, grad_x = torch.ops.lpfs.gated_concat_backward.default(
+            grad, fields, x, epsilon, cut, scale, ungated, *gate
         )
-        return grad_x, *[None] * 7, *grad_embeddings
+        if len(fields) < len(embeddings):
+            grad_fields = grad_fields[0].split(cut, 1)
+        return grad_x, *[None] * 7, *grad_fields
 
 
 def _autograd_forward(
@@ -700,7 +669,8 @@ def gated_concat(
     Args:
         embeddings: one `[B, Dᵢ]` per field, widths and strides as they come; or, with `widths`, one
             packed `[B, ΣD]`. float64, float32, float16 or bfloat16, all the same; under autocast
-            they are promoted like those of `torch.cat`.
+            they are promoted like those of `torch.cat`. A list of neighbouring columns of one
+            tensor is taken as that tensor, and gets its gradients as views of one.
         x: `[N]`, one gate parameter per field; float32, or float64 for float64 embeddings. A field
             is dead where it is exactly 0: it outputs +0 and is not read.
         epsilon: ε > 0, of x's dtype and without dimensions; a schedule may change it in place.
@@ -717,8 +687,8 @@ def gated_concat(
 
     Raises:
         TypeError: a dtype is not as above.
-        ValueError: a shape, device or option is not as above; and, on the CPU only, ε is not
-            positive and finite or x holds a NaN: a value on a GPU is not looked at.
+        ValueError: a shape, device or option is not as above; and, on the CPU or after
+            `check_values()`, ε is not positive and finite or x holds a NaN.
 
     >>> fields = [torch.ones(2, 1), torch.ones(2, 2), torch.ones(2, 1)]
     >>> x, epsilon = torch.tensor([1.0, 0.0, 3.0]), torch.tensor(1.0)
@@ -745,9 +715,11 @@ def gated_concat(
     operator = torch.ops.lpfs.gated_concat.default
     try:
         y = operator(embeddings, x, epsilon, widths or None, scale, ungated, *gate)
-    except RuntimeError:
+    except RuntimeError as error:
+        if "gated_concat: " not in str(error):
+            raise
         # The C++ library finds faults too, but cannot raise another type.
-        _check(embeddings, x, epsilon, widths, scale, ungated, *gate)
+        _check(None, embeddings, x, epsilon, widths, scale, ungated, *gate)
         if x.device.type == "cpu":
             _check_values("gated_concat", x, epsilon)
         raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, NoReturn
@@ -56,10 +57,29 @@ def check_shape(
         fault(operator, name, expected, list(tensor.shape))
 
 
-def check_values(
+_checking = os.environ.get("LPFS_CHECK_VALUES", "") not in ("", "0")
+
+
+def check_values(enabled: bool = True) -> None:
+    """Make operators on a GPU look at values too, as those on the CPU always do; for debugging.
+
+    ε ≤ 0, a NaN in x, a negative λ and the like then raise ValueError where they are used. Looking
+    waits for the device, so it is off unless the environment has `LPFS_CHECK_VALUES=1`; and nothing
+    is looked at while a CUDA graph is captured.
+    """
+    global _checking
+    _checking = enabled
+
+
+def values_are_checked(device: torch.device) -> bool:
+    """Whether a launcher should look at values."""
+    return _checking and not _capturing(device)
+
+
+def refuse_values(
     operator: str, name: str, tensor: Tensor, expected: str, wrong: Tensor, *, where: bool = False
 ) -> None:
-    """Fault the first value of `tensor` at which `wrong` holds; never call it on a CUDA tensor."""
+    """Fault the first value of `tensor` at which `wrong` holds; waits for the device."""
     if bool(wrong.any()):
         position = int(wrong.flatten().nonzero()[0])
         value = f"{tensor.flatten()[position].item():g}"

@@ -24,14 +24,15 @@ from .launch import (
     check_device,
     check_dtype,
     check_shape,
-    check_values,
     device_table,
     dtype_name,
     fault,
     jit,
     on_stream,
+    refuse_values,
     tl,
     triton,
+    values_are_checked,
 )
 from .library import LIBRARY, below_autograd, define, implement
 
@@ -101,10 +102,10 @@ def _check_overlap(params: Sequence[Tensor], momentum_buffers: Sequence[Tensor])
 
 def _check_values(lr: Tensor, lam: Tensor, budget: Tensor | None) -> None:
     wrong = ~((lr >= 0) & lr.isfinite())
-    check_values("proximal_sgd_", "lr", lr, "be at least 0 and finite", wrong)
-    check_values("proximal_sgd_", "lam", lam, "be at least 0", ~(lam >= 0))
+    refuse_values("proximal_sgd_", "lr", lr, "be at least 0 and finite", wrong)
+    refuse_values("proximal_sgd_", "lam", lam, "be at least 0", ~(lam >= 0))
     if budget is not None:
-        check_values("proximal_sgd_", "budget", budget, "be at least 0", budget < 0)
+        refuse_values("proximal_sgd_", "budget", budget, "be at least 0", budget < 0)
 
 
 @jit
@@ -263,6 +264,8 @@ def launch(
     """One launch for all parameters; CPU tensors are taken under Triton's interpreter."""
     _check(params, grads, momentum_buffers, lr, lam, budget)
     _check_overlap(params, momentum_buffers)
+    if values_are_checked(lr.device):
+        _check_values(lr, lam, budget)
     device, count = lr.device, len(params)
     sizes = [param.numel() for param in params]
     total = sum(sizes)
@@ -416,7 +419,7 @@ def proximal_sgd_(
     Raises:
         TypeError: a dtype is not as above.
         ValueError: a count, shape, stride or device is not as above, or two tensors that change
-            share memory; and, on the CPU only, a negative value.
+            share memory; and, on the CPU or after `check_values()`, a negative value.
         RuntimeError: gradients are enabled and an argument requires them.
 
     >>> x, velocity = torch.tensor([3.0, -2.0, 1.0]), torch.zeros(3)
@@ -439,7 +442,9 @@ def proximal_sgd_(
     operator = torch.ops.lpfs.proximal_sgd_.default
     try:
         live, used = operator(params, grads, momentum_buffers, lr, lam, budget, *options)
-    except RuntimeError:
+    except RuntimeError as error:
+        if "proximal_sgd_: " not in str(error):
+            raise
         # The C++ library finds faults too, but cannot raise another type.
         _check(params, grads, momentum_buffers, lr, lam, budget)
         _check_overlap(params, momentum_buffers)

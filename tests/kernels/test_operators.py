@@ -277,7 +277,7 @@ def test_faults_of_device(name: str) -> None:
     else:
         call = replace(call, **{name: getattr(call, name).to("meta")})
     with pytest.raises(ValueError, match="must be on") as fault:
-        gated_concat._check(*call.args)
+        gated_concat._check(None, *call.args)
     like = "embeddings[0]" if name in ("embeddings[1]", "x") else "x"
     assert str(fault.value) == f"gated_concat: {name} must be on cpu like {like}, got meta"
 
