@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -58,7 +59,7 @@ def demo(
     log = ClickLog(Recipe(rows=rows, seed=seed))
     console.print(f"A click log of {rows:,} rows: 27 fields, 10 of which decide about the click.")
     settings = Settings(keep=10, seed=seed)
-    roles = {
+    notes = {
         field.name: field.role if field.of is None else f"{field.role} of {field.of}"
         for field in log.truth
     }
@@ -68,8 +69,8 @@ def demo(
         ),
         settings,
         out,
-        f"lpfs demo, {rows:,} rows",
-        roles,
+        f"a generated log of {rows:,} rows",
+        notes,
     )
     found, noise = judge(log, summary.kept)
     console.print(
@@ -203,6 +204,35 @@ def predict(
 
 
 @app.command()
+def show(run: Run) -> None:
+    """Print what a run found once more."""
+    from lpfs.report.terminal import print_run, print_summary
+    from lpfs.run import load_summary
+
+    summary = _checked(lambda: load_summary(run))
+    print_run(console, summary)
+    print_summary(console, summary)
+
+
+@app.command()
+def report(
+    run: Run,
+    out: Annotated[
+        Path, typer.Option(metavar="FILE.html", help="The file to write; must not exist.")
+    ] = Path("report.html"),
+) -> None:
+    """Write one page about a run, the one that lies in its directory as report.html."""
+    _require_new_file(out, ".html")
+    from lpfs.report.page import page
+    from lpfs.run import load_history, load_summary
+
+    text: str = _checked(lambda: page(load_summary(run), load_history(run)))
+    with _appearing(out) as place:
+        place.write_text(text, encoding="utf-8")
+    console.print(f"Written to {out}.")
+
+
+@app.command()
 def generate(
     out: Annotated[Path, typer.Argument(help="FILE.parquet, FILE.csv or FILE.tsv[.gz] (Criteo).")],
     rows: Annotated[int, typer.Option(min=1, help="How many.")] = 300_000,
@@ -216,12 +246,8 @@ def generate(
 
     recipe = Recipe.criteo if ".tsv" in out.suffixes else Recipe
     log = ClickLog(recipe(rows=rows, seed=seed))
-    partial = out.with_name(f".partial-{out.name}")
-    try:
-        _checked(lambda: log.write(partial))
-        partial.replace(out)
-    finally:
-        partial.unlink(missing_ok=True)
+    with _appearing(out) as place:
+        _checked(lambda: log.write(place))
     truth = out.with_name(out.name + ".truth.json")
     truth.write_text(json.dumps([asdict(field) for field in log.truth], indent=1) + "\n")
     console.print(f"{rows:,} rows written to {out}, the truth about their fields to {truth}.")
@@ -240,7 +266,7 @@ def _select(
     settings: Settings,
     out: Path,
     source: str,
-    roles: dict[str, str] | None = None,
+    notes: dict[str, str] | None = None,
 ) -> Summary:
     from lpfs.report.terminal import StageBars, print_columns, print_summary
     from lpfs.run import save, summarise
@@ -249,7 +275,7 @@ def _select(
 
     with StageBars(console) as bars:
         data = _load_once(lambda cache: load(bars, cache))
-        if roles is None:
+        if notes is None:
             print_columns(console, data.fields)
         try:
             selection = _checked(lambda: select(data, settings, progress=bars))
@@ -260,8 +286,8 @@ def _select(
         + (" (chosen by the number of rows)" if settings.protocol is None else "")
     )
     write = summarise if console.quiet else partial(save, directory=out)
-    summary: Summary = _checked(lambda: write(selection, data, source=source))
-    print_summary(console, summary, roles)
+    summary: Summary = _checked(lambda: write(selection, data, source=source, notes=notes))
+    print_summary(console, summary)
     return summary
 
 
@@ -311,6 +337,17 @@ def _require_device(device: str) -> None:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError):
         _refuse(f"--device: expected cpu or cuda where there is one, got {device!r}")
+
+
+@contextmanager
+def _appearing(out: Path) -> Iterator[Path]:
+    """A file beside the wanted one, which takes its name once it is complete."""
+    place = out.with_name(f".partial-{out.name}")
+    try:
+        yield place
+        place.replace(out)
+    finally:
+        place.unlink(missing_ok=True)
 
 
 def _checked(action: Callable[[], Any]) -> Any:

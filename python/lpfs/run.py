@@ -6,6 +6,7 @@ model.safetensors   the weights of the pruned and hot-started model
 model.json          what it is built from (`DLRM(**model.json)`)
 encoders.json       vocabularies and transforms of the fields that the model still reads
 gates.png           the gates' trajectories and where they ended
+report.html         all of it on one page
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import json
 import platform
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,6 +33,7 @@ import lpfs
 from lpfs.data import Data, DataError, Encoder
 from lpfs.models import DLRM
 from lpfs.report.gates import plot_gates
+from lpfs.report.page import page
 from lpfs.selection import Protocol, Scored, Selection, Settings
 from lpfs.training import Metrics
 
@@ -62,6 +64,8 @@ class Summary(BaseModel):
     schema_version: Literal[1] = 1
     source: str
     """What was read, as it was named."""
+    notes: dict[str, str] = {}
+    """What is known about fields from elsewhere: their truth in a generated log."""
     kept: list[str]
     """The names of the kept fields, in the model's order."""
     gates: dict[str, float]
@@ -93,11 +97,14 @@ class Summary(BaseModel):
     seed: int
 
 
-def summarise(selection: Selection, data: Data, source: str) -> Summary:
+def summarise(
+    selection: Selection, data: Data, source: str = "", notes: Mapping[str, str] | None = None
+) -> Summary:
     """What `selection.json` says of a selection."""
     trajectory = selection.trajectory
     return Summary(
         source=source,
+        notes=dict(notes or {}),
         kept=selection.kept,
         gates=selection.gates,
         died=[Died(name=name, step=step) for name, step in trajectory.path()],
@@ -128,7 +135,13 @@ def summarise(selection: Selection, data: Data, source: str) -> Summary:
     )
 
 
-def save(selection: Selection, data: Data, directory: Path, source: str = "") -> Summary:
+def save(
+    selection: Selection,
+    data: Data,
+    directory: Path,
+    source: str = "",
+    notes: Mapping[str, str] | None = None,
+) -> Summary:
     """Write the files of a run into a directory that must not exist yet or be empty.
 
     Args:
@@ -136,11 +149,12 @@ def save(selection: Selection, data: Data, directory: Path, source: str = "") ->
         data: what it was given.
         directory: where to.
         source: the name of the data, for people.
+        notes: field → what is known about it.
 
     Raises:
         OSError: if that cannot be done; then nothing is left behind.
     """
-    summary = summarise(selection, data, source)
+    summary = summarise(selection, data, source, notes)
     history = selection.trajectory.table()
     history["loss"] = [selection.losses[int(step) - 1] for step in history["step"]]
     model = selection.model
@@ -156,6 +170,7 @@ def save(selection: Selection, data: Data, directory: Path, source: str = "") ->
         encoders = [encoder for encoder in data.encoders if encoder.name in read]
         (place / "encoders.json").write_bytes(ENCODERS.dump_json(encoders) + b"\n")
         plot_gates(history, selection.kept, selection.gates, place / "gates.png")
+        (place / "report.html").write_text(page(summary, history), encoding="utf-8")
     return summary
 
 

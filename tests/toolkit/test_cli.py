@@ -20,6 +20,7 @@ from lpfs.data import ByColumn, ByFraction, InOrder, load
 from .command import QUICK, below, check_run, lpfs, succeed
 
 ROWS = 3000
+COMMANDS = ("demo", "select", "predict", "show", "report", "generate")
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,7 @@ def test_a_newcomers_three_commands(tmp_path: Path) -> None:
     help_ = in_a_shell("--help")
     assert help_.returncode == 0
     assert not help_.stderr
-    for command in ("demo", "select", "generate"):
+    for command in COMMANDS:
         assert command in help_.stdout
     log, run = tmp_path / "log.parquet", tmp_path / "run"
     assert in_a_shell("generate", log, "--rows", ROWS).returncode == 0
@@ -57,7 +58,7 @@ def test_a_newcomers_three_commands(tmp_path: Path) -> None:
     assert again.stderr == f"lpfs: {run}: already exists\n"
 
 
-@pytest.mark.parametrize("command", [[], ["demo"], ["select"], ["generate"]])
+@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)])
 def test_help(command: list[str]) -> None:
     for option in ("-h", "--help"):
         assert "Usage: lpfs" in succeed(*command, option)
@@ -179,6 +180,7 @@ FILES = {
     "model.json",
     "encoders.json",
     "gates.png",
+    "report.html",
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.progress import (
@@ -110,23 +110,28 @@ def print_columns(console: Console, fields: Sequence[Field]) -> None:
     console.print(table)
 
 
-def print_summary(
-    console: Console, summary: Summary, roles: Mapping[str, str] | None = None
-) -> None:
-    """The kept fields with their gates, the metrics, and what pruning changed.
+def print_run(console: Console, summary: Summary) -> None:
+    """What was run: the data, the protocol, rows and steps."""
+    rows = ", ".join(f"{rows:,} {part}" for part, rows in summary.rows.items())
+    steps = ", ".join(
+        f"{TITLES.get(stage, stage).lower()} {steps:,}" for stage, steps in summary.steps.items()
+    )
+    console.print(f"{summary.source or 'A log'}: {rows} rows", highlight=False)
+    console.print(
+        f"Gates {summary.settings.gate}, protocol {summary.protocol}, batches of "
+        f"{summary.batch_size}, seed {summary.seed}; steps: {steps}"
+    )
 
-    Args:
-        console: where to.
-        summary: of the run.
-        roles: field → what it is in truth, where that is known.
-    """
+
+def print_summary(console: Console, summary: Summary) -> None:
+    """The kept fields with their gates, the metrics, and what pruning changed."""
     table = Table("kept field", title=f"{len(summary.kept)} of {len(summary.gates)} fields")
     table.add_column("gate", justify="right")
-    if roles is not None:
+    if summary.notes:
         table.add_column("in truth")
     for name in summary.kept:
         row = [name, f"{summary.gates[name]:+.3f}"]
-        table.add_row(*row, *([] if roles is None else [roles[name]]))
+        table.add_row(*row, *([summary.notes.get(name, "")] if summary.notes else []))
     console.print(table)
     died = ", ".join(f"{death.name} ({death.step})" for death in summary.died)
     console.print(f"Removed, in the order of their last death (step): {died or 'none'}")
