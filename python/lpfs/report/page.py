@@ -118,6 +118,10 @@ def page(summary: Summary, history: Mapping[str, Sequence[float]]) -> str:
     )
 
 
+def _signed(gate: float) -> str:
+    return f"{gate:+.3f}".replace("-", "−")
+
+
 def _kind(name: str, kept: set[str]) -> str:
     return "kept" if name in kept else "gone"
 
@@ -200,10 +204,10 @@ def _charts(history: Mapping[str, Sequence[float]], x: NDArray[np.float64]) -> l
     }
     charts = []
     for title, values in columns.items():
-        low = 0.0 if not title.startswith("Loss") else values[shown].min()
-        ticks, share = _scale(values, low)
-        charts.append({"title": title, "ticks": ticks, "curve": _line(x, share, shown)})
-    epsilon = np.log10(np.asarray(history["epsilon"], dtype=float))
+        low = values[shown].min() if title.startswith("Loss") else 0.0
+        ticks, share = _scale(values[shown], low)
+        charts.append({"title": title, "ticks": ticks, "curve": _line(x[shown], share)})
+    epsilon = np.log10(np.asarray(history["epsilon"], dtype=float))[shown]
     low, high = math.floor(epsilon.min() + 1e-6), math.ceil(epsilon.max() - 1e-6)
     high = max(high, low + 1)
     ticks = [
@@ -211,12 +215,12 @@ def _charts(history: Mapping[str, Sequence[float]], x: NDArray[np.float64]) -> l
         for i in range(low, high + 1, max(1, (high - low) // 3))
     ]
     share = (epsilon - low) / (high - low)
-    charts.append({"title": "ε", "ticks": ticks, "curve": _line(x, share, shown)})
+    charts.append({"title": "ε", "ticks": ticks, "curve": _line(x[shown], share)})
     return charts
 
 
-def _line(x: NDArray[np.float64], share: NDArray[np.float64], shown: NDArray[np.int64]) -> Curve:
-    return Curve(_points(x[shown], share[shown]), "plain")
+def _line(x: NDArray[np.float64], share: NDArray[np.float64]) -> Curve:
+    return Curve(_points(x, share), "plain")
 
 
 def _scale(values: NDArray[np.float64], low: float) -> tuple[list[Tick], NDArray[np.float64]]:
@@ -279,7 +283,7 @@ def _fields(
                 "name": name,
                 "index": index[name],
                 "kind": kind,
-                "gate": f"{summary.gates[name]:+.3f}" if kind == "kept" else "0",
+                "gate": _signed(summary.gates[name]) if kind == "kept" else "0",
                 "share": round(100 * abs(summary.gates[name]) / largest, 1),
                 "spark": Curve(_points(x[shown], gates[name][shown] / peak), kind),
                 "fate": fates[name],

@@ -137,7 +137,9 @@ def print_summary(console: Console, summary: Summary) -> None:
     console.print(f"Removed, in the order of their last death (step): {died or 'none'}")
     console.print(
         f"{summary.deaths} deaths, {summary.revivals} revivals, "
-        f"{len(summary.cuts)} deaths were cuts (gate above 0.1 of its start just before)"
+        f"{len(summary.cuts)} of the deaths "
+        + ("was a cut" if len(summary.cuts) == 1 else "were cuts")
+        + " (gate above 0.1 of its start just before)"
     )
 
     table = Table("test part", title="Predictions")
