@@ -1,5 +1,7 @@
 # make demo   install everything into .venv and watch lpfs find the informative fields of a click log
 # make test   install everything into .venv and run format check, lint, types and all tests
+# make bench  measure the core set, in at most 20 minutes; bench-all: the full grid, in hours
+# make gpu    on a machine with a CUDA device and torch: the kernels' tests on it and the core set
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -9,7 +11,7 @@ CONSTRAINTS ?= constraints.txt
 PIP := $(VENV)/bin/pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test clean
+.PHONY: demo test bench bench-all gpu clean
 
 demo: $(INSTALLED)
 	rm -rf demo-run
@@ -20,6 +22,14 @@ test: $(INSTALLED)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n 2
+
+# fbgemm is an opponent; where it does not install, its rows are missing.
+bench bench-all: $(INSTALLED)
+	-$(PIP) install -q --no-deps fbgemm-gpu-cpu==1.8.0
+	$(VENV)/bin/python -m bench $(if $(filter bench,$@),core --minutes 19,all)
+
+gpu:
+	$(PYTHON) tests/gpu/run.py
 
 # torch comes first and the build is not isolated: an isolated one would download a second torch.
 $(INSTALLED): pyproject.toml setup.py $(CONSTRAINTS) $(wildcard csrc/*)

@@ -1,0 +1,1 @@
+"""How fast the operators are beside what people would write instead: `python -m bench core`."""

@@ -1,0 +1,119 @@
+"""What is measured: one case is one shape, in one environment, with every contestant."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+
+TUNED = {
+    "THP_MEM_ALLOC_ENABLE": "1",
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": "34359738368",
+}
+"""Keeps memory that was freed mapped; without it, each large tensor is faulted in page by page."""
+
+LIMIT_BYTES = 16 << 30
+"""What the hungriest contestant may occupy: ten tensors of the size of all embeddings."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """`what` is concat (list or packed), lookup (with the embedding lookup) or step (optimiser)."""
+
+    what: str
+    fields: int
+    width: int = 1
+    batch: int = 1
+    layout: str = "list"
+    dtype: str = "float32"
+    dead: int = 0
+    threads: int = 2
+    allocator: str = "tuned"
+    device: str = "cpu"
+    contestants: str = "all"
+
+    @property
+    def bytes(self) -> int:
+        """Of all embeddings together."""
+        item = torch.empty((), dtype=getattr(torch, self.dtype)).element_size()
+        return self.batch * self.fields * self.width * item
+
+    @property
+    def name(self) -> str:
+        parts = [f"{self.fields}·{self.width} × {self.batch:,}", self.layout, self.dtype]
+        parts += [f"{self.dead} % dead"] if self.dead else []
+        parts += [f"{self.threads} threads"] if self.device == "cpu" else []
+        parts += ["default allocator"] if self.allocator != "tuned" else []
+        return ", ".join(parts)
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def fit(case: Case) -> Case:
+    """The case with as many rows as `LIMIT_BYTES` allows."""
+    while 10 * case.bytes > LIMIT_BYTES:
+        case = replace(case, batch=case.batch // 2)
+    return case
+
+
+SHAPES = ((27, 16), (378, 16), (392, 16), (2000, 8))
+BATCHES = (512, 4096, 65_536)
+LAYOUTS = ("list", "packed")
+
+
+def steps(device: str) -> list[Case]:
+    return [Case("step", n, layout="budget", device=device) for n in (27, 392, 2000, 20_000)]
+
+
+def core(device: str) -> list[Case]:
+    """Enough to judge every target: at most 20 minutes on two cores."""
+    cases = []
+    for layout in LAYOUTS:
+        cases += [Case("concat", 27, 16, batch, layout, device=device) for batch in BATCHES]
+        cases += [Case("concat", 392, 16, batch, layout, device=device) for batch in (512, 4096)]
+        half_dead = [(27, 4096), (27, 65_536), (392, 4096)]
+        cases += [
+            Case("concat", n, 16, batch, layout, dead=50, device=device, contestants="dead")
+            for n, batch in half_dead
+        ]
+        # Half of the largest batch: other programs may need memory too.
+        cases.append(Case("concat", 392, 16, 32_768, layout, device=device, contestants="floor"))
+        cases.append(Case("concat", 27, 16, 4096, layout, "bfloat16", device=device))
+    cases += [Case("concat", n, 16, 1, device=device) for n in (27, 392)]
+    cases += [
+        Case("concat", 27, 16, batch, device=device, contestants="fbgemm") for batch in (512, 4096)
+    ]
+    cases.append(Case("lookup", 27, 16, 4096, "packed", device=device))
+    cases += steps(device)
+    if device == "cpu":
+        for layout in LAYOUTS:
+            cases.append(Case("concat", 27, 16, 4096, layout, threads=1))
+            cases.append(Case("concat", 27, 16, 65_536, layout, allocator="default"))
+    return cases
+
+
+def full(device: str) -> list[Case]:
+    """The whole grid: hours, and resumable."""
+    threads = (2, 1) if device == "cpu" else (1,)
+    allocators = ("tuned", "default") if device == "cpu" else ("tuned",)
+    cases = core(device)
+    for allocator in allocators:
+        for count in threads:
+            for dead in (0, 50, 90):
+                for dtype in ("float32", "bfloat16"):
+                    for n, width in SHAPES:
+                        for batch in BATCHES:
+                            for layout in LAYOUTS:
+                                case = Case(
+                                    "concat", n, width, batch, layout, dtype, dead, count, allocator
+                                )
+                                cases.append(fit(replace(case, device=device)))
+    cases += [
+        Case("lookup", n, 16, batch, "packed", device=device)
+        for n in (27, 392)
+        for batch in BATCHES
+    ]
+    return list(dict.fromkeys(cases))
