@@ -61,6 +61,7 @@ def test_a_death_records_the_gate_just_before(kind: str) -> None:
     just_before = abs(gate.gates()["a"])
     gate.x.data[0] = 0
     trajectory.record(LR, LAM)
+    gate.set_epsilon(0.001)
     (death,) = trajectory.deaths
     assert (death.fields, death.step) == (("a",), 2)
     assert death.gate_before == pytest.approx(just_before, rel=1e-6)
