@@ -105,6 +105,20 @@ def test_the_seed_decides_everything(log: Data, protocol: Protocol) -> None:
     assert first.losses != other.losses
 
 
+def test_all_fields_start_from_the_same_weights(log: Data) -> None:
+    starts: list[torch.Tensor] = []
+
+    def build(*args: Any, **options: Any) -> DLRM:
+        model = DLRM(*args, **options)
+        if not model.first_layer.weight.is_meta:
+            starts.append(model.first_layer.weight.detach().clone())
+        return model
+
+    select(log, Settings(**SMALL, keep=3, protocol="one-pass"), build=build)
+    ours, all_fields = starts
+    assert torch.equal(ours, all_fields)
+
+
 def test_the_callers_random_numbers_are_left_alone(log: Data) -> None:
     torch.manual_seed(7)
     expected = torch.rand(3)
