@@ -91,7 +91,8 @@ class Selection:
     `pruned` and `hot_start`. `logit_change` is max|Δlogit| over the test part at pruning, and
     `logit_bound` what it may be. `last_step_change` and `first_step_change` are the mean |Δlogit|
     on validation rows of the last step before pruning and of the first one after it, which learns
-    from the same batch.
+    from the same batch. Where the log's negatives are sub-sampled, metrics and `model` are
+    corrected for it.
     """
 
     settings: Settings
@@ -192,10 +193,15 @@ class _Run:
             raise RuntimeError(f"pruning changed a logit by {change:.3g}, more than {bound:.3g}")
 
         first_step_change = self._hot_start(smaller, smaller_optimizer, last_batch)
+        everything = self._all_fields()
+        # Training rows without a click may be a sample; test rows never are.
+        correction = math.log(data.negatives)
+        smaller.add_to_logits(correction)
+        everything.add_to_logits(correction)
         metrics: dict[Scored, Metrics] = {
-            "all": evaluate(self._all_fields(), data.test),
-            "gated": score(gated, labels),
-            "pruned": score(pruned, labels),
+            "all": evaluate(everything, data.test),
+            "gated": score(gated + correction, labels),
+            "pruned": score(pruned + correction, labels),
             "hot_start": evaluate(smaller, data.test),
         }
         return Selection(

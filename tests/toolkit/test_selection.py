@@ -269,3 +269,18 @@ def test_predicting_leaves_the_mode(log: Data, training: bool) -> None:
     model = run(log, epochs=0).model.train(training)
     assert torch.equal(predict(model, log.test, 7), predict(model, log.test, 7))
     assert model.training == training
+
+
+def test_metrics_are_corrected_for_negatives_left_out() -> None:
+    source = ClickLog(Recipe(rows=20_000, seed=1))
+    split = InOrder(test=0.2)
+    settings = Settings(keep=5, epochs=0, protocol="one-pass", batch_size=128)
+    whole, sampled = (
+        select(load(source, label="click", split=split, negatives=share), settings)
+        for share in (1.0, 0.25)
+    )
+    rate = float(np.mean(load(source, label="click", split=split).test.labels))
+    constant = -(rate * math.log(rate) + (1 - rate) * math.log(1 - rate))
+    for run in (whole, sampled):
+        # Uncorrected, the odds would be four times too high, and the loss far above a constant's.
+        assert run.metrics["hot_start"].log_loss < constant + 0.02

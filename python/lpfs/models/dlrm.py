@@ -142,6 +142,13 @@ class DLRM(nn.Module):
             "numbers": "fields" if self.dense is None else "mlp",
         }
 
+    @torch.no_grad()
+    def add_to_logits(self, constant: float) -> None:
+        """Raise every logit, as sub-sampled negatives require."""
+        last = self.top[-1]
+        assert isinstance(last, nn.Linear)
+        last.bias.add_(constant)
+
     def places(self) -> dict[str, Place]:
         """See `lpfs.prune.Prunable`."""
         places, row = {}, 0
