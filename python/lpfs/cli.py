@@ -115,6 +115,9 @@ def select(
         str, typer.Option(help="bins; log, quantile; or mlp: all through one dense MLP.")
     ] = "bins",
     min_count: Annotated[int, typer.Option(help="Rarer values share one code.", min=1)] = 2,
+    negatives: Annotated[
+        float, typer.Option(help="Share of the rows with label 0 to train on; corrected for.")
+    ] = 1.0,
     dim: Annotated[int, typer.Option(help="Width of every embedding.")] = 16,
     lr: Annotated[float, typer.Option(help="Adagrad's learning rate.")] = 0.01,
     batch_size: Annotated[int | None, typer.Option(help="Default: by the number of rows.")] = None,
@@ -127,6 +130,9 @@ def select(
     epochs: Annotated[int, typer.Option(help="Passes after pruning, at most.")] = 1,
     seed: Seed = 0,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    tensorboard: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write scalars for TensorBoard there.")
+    ] = None,
 ) -> None:
     """Select fields of a log, remove the others, and train the smaller model on."""
     _require_new(out)
@@ -169,6 +175,7 @@ def select(
             numbers=_names(number),
             ignore=_names(ignore),
             min_count=min_count,
+            negatives=negatives,
             transform="log" if numbers == "mlp" else numbers,  # type: ignore[arg-type]
             cache=cache,
             progress=bars.reading,
@@ -176,6 +183,7 @@ def select(
         settings,
         out,
         str(data),
+        tensorboard=tensorboard,
     )
     console.print(f"Written to {out}.")
 
@@ -267,18 +275,29 @@ def _select(
     out: Path,
     source: str,
     notes: dict[str, str] | None = None,
+    tensorboard: Path | None = None,
 ) -> Summary:
+    from lpfs.report.tensorboard import Scalars
     from lpfs.report.terminal import StageBars, print_columns, print_summary
     from lpfs.run import save, summarise
     from lpfs.selection import select
-    from lpfs.training import DivergedError
+    from lpfs.training import DivergedError, Progress
+
+    wanted = tensorboard if not console.quiet else None
+    scalars = _checked(lambda: Scalars(wanted) if wanted else None)
 
     with StageBars(console) as bars:
+
+        def progress(step: Progress) -> None:
+            bars(step)
+            if scalars is not None:
+                scalars(step)
+
         data = _load_once(lambda cache: load(bars, cache))
         if notes is None:
             print_columns(console, data.fields)
         try:
-            selection = _checked(lambda: select(data, settings, progress=bars))
+            selection = _checked(lambda: select(data, settings, progress=progress))
         except DivergedError as error:
             _fail(str(error), status=1)
     console.print(
@@ -287,6 +306,8 @@ def _select(
     )
     write = summarise if console.quiet else partial(save, directory=out)
     summary: Summary = _checked(lambda: write(selection, data, source=source, notes=notes))
+    if scalars is not None:
+        scalars.finish(selection.trajectory.table())
     print_summary(console, summary)
     return summary
 

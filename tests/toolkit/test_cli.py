@@ -6,6 +6,7 @@ import gzip
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 
 from lpfs import selection
 from lpfs.data import ByColumn, ByFraction, InOrder, load
+from lpfs.run import load_summary
 
 from .command import QUICK, below, check_run, lpfs, succeed
 
@@ -53,9 +55,9 @@ def test_a_newcomers_three_commands(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert "6 of 27 fields" in done.stdout
     check_run(run, load(log, label="click"))
-    again = in_a_shell("select", log, "--label", "click", "--keep", 6, "--out", run, *QUICK)
-    assert (again.returncode, again.stdout) == (2, "")
-    assert again.stderr == f"lpfs: {run}: already exists\n"
+    again = lpfs("select", log, "--label", "click", "--keep", 6, "--out", run, *QUICK)
+    assert (again.status, again.out) == (2, "")
+    assert again.err == f"lpfs: {run}: already exists\n"
 
 
 @pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)])
@@ -321,3 +323,30 @@ def test_a_loss_that_is_no_number_ends_the_run(logs: Path, tmp_path: Path) -> No
     assert "loss" in ended.err
     assert "step" in ended.err
     assert not below(tmp_path)
+
+
+def test_tensorboard(logs: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="the extra tensorboard is not installed")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    options = [*LABEL, "--out", tmp_path / "run", "--tensorboard", tmp_path / "tb", *QUICK]
+    succeed("select", logs / "log.parquet", *options)
+    events = EventAccumulator(str(tmp_path / "tb")).Reload()
+    summary = load_summary(tmp_path / "run")
+    tags = set(events.Tags()["scalars"])
+    stages = {f"{stage}/loss" for stage in ("pretrain", "select", "all")}
+    assert stages | {"select/alive", "select/epsilon", "select/lam", "select/lr"} <= tags
+    assert events.Scalars("select/alive")[-1].value == 5
+    assert {tag for tag in tags if tag.startswith("gate/")} == {f"gate/{n}" for n in summary.gates}
+    removed = summary.died[0].name
+    assert [event.value for event in events.Scalars(f"gate/{removed}")][-1] == 0
+
+
+def test_tensorboard_is_not_there(
+    logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    options = ["--out", tmp_path / "run", "--tensorboard", tmp_path / "tb"]
+    expected = ["--tensorboard", "pip install"]
+    refused(tmp_path, expected, "select", logs / "log.parquet", *LABEL, *options)

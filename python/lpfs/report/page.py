@@ -23,7 +23,7 @@ POINTS = 400
 ALL_POINTS = 40_000
 """Points of all curves together: a page with a thousand fields should still open at once."""
 SPARK_POINTS = 60
-BARS = 30
+BARS = 21
 SCORED = {
     "all": "all fields",
     "gated": "gated",
@@ -100,6 +100,7 @@ def page(summary: Summary, history: Mapping[str, Sequence[float]]) -> str:
         fields=_fields(summary, gates, x),
         tables=[
             ("Settings", [(name, _text(value)) for name, value in settings.items()]),
+            ("Reading", [(name, _text(value)) for name, value in summary.reading.items()]),
             (
                 "Run",
                 [
@@ -128,7 +129,7 @@ def _kind(name: str, kept: set[str]) -> str:
 
 def _text(value: object) -> str:
     if value is None:
-        return "by default"
+        return "not set"
     if isinstance(value, list):
         return ", ".join(map(_text, value)) or "none"
     return f"{value:,}" if type(value) is int else str(value)
