@@ -306,6 +306,7 @@ def report(device: str, measured: list[Measured]) -> list[str]:
     for title, chosen in (
         ("Host time: one row", [m for m in lists if m.case.batch == 1]),
         ("With the lookup", [m for m in measured if m.case.what == "lookup"]),
+        ("A training step", [m for m in measured if m.case.what == "training"]),
         ("The proximal step", [m for m in measured if m.case.what == "step"]),
         ("All contestants", common),
     ):

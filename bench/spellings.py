@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -106,6 +107,8 @@ def build(case: Case) -> Entries:
     generator = torch.Generator().manual_seed(0)
     if case.what == "step":
         return _steps(case, generator)
+    if case.what == "training":
+        return _trainings(case, generator)
     if case.what == "lookup":
         return _lookups(case, generator)
     return _concats(case, generator)
@@ -194,8 +197,8 @@ def _fbgemm(fields: list[Tensor], x: Tensor, epsilon: Tensor, kind: str) -> dict
     dtype = fields[0].dtype
 
     def bare() -> Tensor:
-        (y,) = torch.ops.fbgemm.permute_multi_embedding(fields, *arguments)
-        return y
+        permuted: list[Tensor] = torch.ops.fbgemm.permute_multi_embedding(fields, *arguments)
+        return permuted[0]
 
     def gated() -> Tensor:
         return bare() * gates(x, epsilon, kind, dtype).repeat_interleave(width)
@@ -240,6 +243,57 @@ def _lookups(case: Case, generator: torch.Generator) -> Entries:
     return Entries([table, x], upstream, contestants)
 
 
+def _trainings(case: Case, generator: torch.Generator) -> Entries:
+    """A whole step of a DLRM: lookup, gates, MLP, loss, both optimisers; as a graph on a GPU."""
+    n, width, batch, device = case.fields, case.width, case.batch, torch.device(case.device)
+    index = torch.randint(1000, (batch, n), generator=generator) + 1000 * torch.arange(n)
+    index = index.to(device)
+    label = torch.randint(2, (batch,), generator=generator).to(device, torch.float32)
+
+    def step(gated: bool) -> Callable[[], None]:
+        sizes = [n * width, 1024, 512, 256]
+        layers: list[torch.nn.Module] = []
+        for before, after in pairwise(sizes):
+            layers += [torch.nn.Linear(before, after), torch.nn.ReLU()]
+        mlp = torch.nn.Sequential(*layers, torch.nn.Linear(sizes[-1], 1)).to(device)
+        table = torch.nn.Embedding(1000 * n, width, device=device)
+        optimizer = torch.optim.SGD([*mlp.parameters(), *table.parameters()], lr=0.01)
+        x = torch.ones(n, device=device, requires_grad=True)
+        velocity, budget = torch.zeros(n, device=device), torch.tensor(n, device=device)
+        lr, lam, epsilon = (torch.tensor(v, device=device) for v in (1e-3, float("inf"), 0.1))
+
+        def run() -> None:
+            optimizer.zero_grad()
+            fields = table(index).flatten(1)
+            if gated:
+                x.grad = None
+                fields = lpfs_kernels.gated_concat([fields], x, epsilon, [width] * n)
+            F.binary_cross_entropy_with_logits(mlp(fields)[:, 0], label).backward()
+            optimizer.step()
+            if x.grad is not None:
+                with torch.no_grad():
+                    lpfs_kernels.proximal_sgd_([x], [x.grad], [velocity], lr, lam, budget)
+                    epsilon.mul_(0.9999)
+
+        return run if device.type == "cpu" else _captured(run)
+
+    contestants = {"ours": Contestant(step(True)), "without gates": Contestant(step(False))}
+    return Entries([], None, contestants)
+
+
+def _captured(run: Callable[[], None]) -> Callable[[], None]:
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            run()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph.replay
+
+
 def _steps(case: Case, generator: torch.Generator) -> Entries:
     """One proximal step that keeps half of the gates. Learning rate 0 so that nothing moves."""
     n, device = case.fields, torch.device(case.device)
@@ -281,7 +335,7 @@ def _steps(case: Case, generator: torch.Generator) -> Entries:
 
     arguments = x.clone(), grad, buffer.clone(), lr, lam
     compiled, compiled_budget = _compiled(case, by_hand), _compiled(case, by_hand_with_budget)
-    contestants = {
+    contestants: dict[str, Callable[[], Any]] = {
         "ours": ours,
         "ours, budget": ours_with_budget,
         "eager: SGD, softshrink": eager,
