@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from hypothesis import strategies as st
@@ -101,4 +102,93 @@ def calls(
         draw(st.integers(0, len(reference.KINDS) - 1)),
         draw(st.sampled_from([0.0, 1.0, 10.0])),
         draw(st.sampled_from([2.0, 3.0])),
+    )
+
+
+def a_call(
+    rows: int, widths: list[int], dtype: torch.dtype = torch.float32, packed: bool = False
+) -> Call:
+    generator = torch.Generator().manual_seed(0)
+    compute = torch.float64 if dtype == torch.float64 else torch.float32
+    embeddings = [matrix(rows, width, dtype, "contiguous", generator) for width in widths]
+    return Call(
+        [torch.cat(embeddings, 1)] if packed else embeddings,
+        torch.linspace(-1, 1, len(widths), dtype=compute),
+        torch.tensor(0.1, dtype=compute),
+        widths if packed else [],
+        None,
+        None,
+        reference.KINDS.index("lpfs++"),
+        10.0,
+        2.0,
+    )
+
+
+def a_gradient(call: Call) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    columns = sum(embedding.shape[1] for embedding in call.embeddings)
+    rows, dtype = call.embeddings[0].shape[0], call.embeddings[0].dtype
+    return matrix(rows, columns, dtype, "contiguous", generator)
+
+
+@dataclass(frozen=True)
+class Step:
+    """The arguments of proximal_sgd_."""
+
+    params: list[Tensor]
+    grads: list[Tensor]
+    momentum_buffers: list[Tensor]
+    lr: Tensor
+    lam: Tensor
+    budget: Tensor | None = None
+    momentum: float = 0.9
+    dampening: float = 0.0
+    nesterov: bool = False
+    maximize: bool = False
+
+    def clone(self) -> Step:
+        return replace(
+            self,
+            params=[param.clone() for param in self.params],
+            momentum_buffers=[buffer.clone() for buffer in self.momentum_buffers],
+        )
+
+    @property
+    def options(self) -> dict[str, Any]:
+        names = ("momentum", "dampening", "nesterov", "maximize")
+        return {name: getattr(self, name) for name in names}
+
+    def exact(self) -> tuple[Tensor, Tensor]:
+        """Take the step as the reference does."""
+        tensors = (self.params, self.grads, self.momentum_buffers, self.lr, self.lam, self.budget)
+        return reference.proximal_sgd_(*tensors, **self.options)
+
+
+@st.composite
+def steps(draw: st.DrawFn) -> Step:
+    dtype = draw(st.sampled_from([torch.float32, torch.float64]))
+    shapes = draw(st.lists(st.sampled_from([(), (0,), (1,), (7,), (3, 4)]), min_size=1, max_size=4))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
+
+    # Few, round numbers: ties are common, and sums that are exact in one implementation are in all.
+    def numbers(shape: tuple[int, ...]) -> Tensor:
+        return torch.randint(-8, 9, shape, generator=generator).to(dtype) / 4
+
+    def grad(shape: tuple[int, ...]) -> Tensor:
+        if draw(st.booleans()):
+            return numbers(shape)
+        return numbers(()).expand(shape) if draw(st.booleans()) else numbers(shape[::-1]).t()
+
+    budget = draw(st.none() | st.integers(0, 40))
+    return Step(
+        [numbers(shape) for shape in shapes],
+        [grad(shape) for shape in shapes],
+        [numbers(shape) for shape in shapes],
+        torch.tensor(draw(st.sampled_from([0.5, 0.125])), dtype=dtype),
+        torch.tensor(draw(st.sampled_from([0.0, 0.25, 2.0, float("inf")])), dtype=dtype),
+        None if budget is None else torch.tensor(budget),
+        draw(st.sampled_from([0.0, 0.5, 1.0])),
+        draw(st.sampled_from([0.0, 0.5])),
+        draw(st.booleans()),
+        draw(st.booleans()),
     )

@@ -17,11 +17,8 @@ from torch import Tensor
 import lpfs_kernels
 from lpfs_kernels import reference
 
-from .strategies import DTYPES
-from .test_cpu_gated_concat import FAULTS as GATED_CONCAT_FAULTS
-from .test_cpu_gated_concat import a_call, a_gradient
-from .test_cpu_proximal_sgd import FAULTS as PROXIMAL_SGD_FAULTS
-from .test_cpu_proximal_sgd import Step
+from . import faults
+from .strategies import DTYPES, Step, a_call, a_gradient
 
 # Inductor's own imports warn, whatever is compiled.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated")
@@ -218,14 +215,8 @@ def test_a_graph_that_needs_the_old_values_notices_the_step() -> None:
         product.backward()
 
 
-def type_of(message: str) -> type[Exception]:
-    """A fault of dtype ends with the name of one."""
-    last = getattr(torch, message.rpartition(" ")[2], None)
-    return TypeError if isinstance(last, torch.dtype) else ValueError
-
-
 @pytest.mark.parametrize("python", [False, True])
-@pytest.mark.parametrize(("wrong", "message"), GATED_CONCAT_FAULTS)
+@pytest.mark.parametrize(("wrong", "message"), faults.GATED_CONCAT)
 def test_faults_of_gated_concat(wrong: dict[str, Any], message: str, python: bool) -> None:
     """From Python a fault has a type of its own and the words of C++."""
     call = replace(a_call(8, [2, 2]), **wrong)
@@ -235,7 +226,7 @@ def test_faults_of_gated_concat(wrong: dict[str, Any], message: str, python: boo
         run = partial(gated_concat._reference_forward, *call.args)
     else:
         run = partial(lpfs_kernels.gated_concat, *call.args[:6], **call.gate)
-    with pytest.raises(type_of(message)) as fault:
+    with pytest.raises(faults.type_of(message)) as fault:
         run()
     assert str(fault.value) == f"gated_concat: {message}"
 
@@ -247,7 +238,7 @@ def test_unknown_kind() -> None:
 
 
 @pytest.mark.parametrize("python", [False, True])
-@pytest.mark.parametrize(("wrong", "message"), PROXIMAL_SGD_FAULTS)
+@pytest.mark.parametrize(("wrong", "message"), faults.PROXIMAL_SGD)
 def test_faults_of_the_proximal_step(wrong: dict[str, Any], message: str, python: bool) -> None:
     lists = [[torch.full((3,), value), torch.full((2,), value)] for value in (3.0, 1.0, 2.0)]
     step = replace(Step(*lists, torch.tensor(0.5), torch.tensor(0.1)), **wrong)
@@ -256,7 +247,7 @@ def test_faults_of_the_proximal_step(wrong: dict[str, Any], message: str, python
         run = partial(proximal_sgd._reference, *vars(step).values())
     else:
         run = partial(lpfs_kernels.proximal_sgd_, *tensors, **step.options)
-    with pytest.raises(type_of(message)) as fault:
+    with pytest.raises(faults.type_of(message)) as fault:
         run()
     assert str(fault.value) == f"proximal_sgd_: {message}"
 

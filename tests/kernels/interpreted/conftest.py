@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from triton.runtime.interpreter import GridExecutor, InterpreterBuilder
 
+import lpfs_kernels
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """The interpreter computes with NumPy, which warns of infinities and NaN."""
@@ -40,6 +42,14 @@ def program_order(seed: int) -> Iterator[None]:
 
     with patch.object(InterpreterBuilder, "set_grid_idx", shuffled):
         yield
+
+
+@contextmanager
+def values_checked() -> Iterator[None]:
+    """Let launchers look at values."""
+    lpfs_kernels.check_values()
+    yield
+    lpfs_kernels.check_values(False)
 
 
 class Traffic:

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from lpfs_kernels import launch, reference
 
-from ..strategies import DTYPES, LAYOUTS, Call, calls, matrix
-from ..test_cpu_gated_concat import a_call, a_gradient, assert_plus_zero, grad_x_tolerance
-from .conftest import Traffic, program_order
+from ..strategies import DTYPES, LAYOUTS, Call, a_call, a_gradient, calls, matrix
+from ..tolerances import check_backward, check_forward
+from .conftest import Traffic, program_order, values_checked
 
 operator = import_module("lpfs_kernels.gated_concat")
 
@@ -38,54 +38,19 @@ def small(*, table: bool = False) -> Iterator[None]:
         yield
 
 
-def assert_close(got: Tensor, exact: Tensor, compute: torch.dtype) -> None:
-    """`got` is `exact`, a product with a gate, up to the roundings on the way.
-
-    The factor has at most 24 roundings of half a unit (20 of the gate, then scale and product; no
-    sum in it cancels); one more comes at the store, a whole one where the interpreter truncates.
-    """
-    stored = torch.finfo(got.dtype)
-    last = stored.eps if got.dtype == torch.bfloat16 else stored.eps / 2
-    relative = 24 * torch.finfo(compute).eps / 2 + last
-    tolerance = 1.01 * relative * exact.abs() + stored.smallest_normal * stored.eps
-    off = (got.double() - exact).abs()
-    assert torch.equal(got.isnan(), exact.isnan())
-    assert bool(((off <= tolerance) | (got == exact) | exact.isnan()).all())
+ROUNDINGS = 24
+"""20 of the gate (see test_gates), and those of scale and product."""
 
 
 def assert_forward(call: Call) -> Tensor:
-    got, double = operator.launch_forward(*call.args), call.double()
-    exact = reference.gated_concat(*double.args[:6], **double.gate)
-    assert (got.dtype, got.shape) == (call.embeddings[0].dtype, exact.shape)
-    assert got.is_contiguous()
-    assert_close(got, exact, call.x.dtype)
-    for field, dead in zip(got.split([f.shape[1] for f in call.fields], 1), call.dead, strict=True):
-        if dead:
-            assert_plus_zero(field)
-    return got
+    y = operator.launch_forward(*call.args)
+    check_forward(y, call, ROUNDINGS, truncates=True)
+    return y
 
 
 def assert_backward(grad: Tensor, call: Call) -> list[Tensor]:
     *grads, grad_x = operator.launch_backward(grad, *call.args)
-    double = call.double()
-    exact, exact_x = reference.gated_concat_backward(grad.double(), *double.args[:6], **double.gate)
-    for got, want, embedding in zip(grads, exact, call.embeddings, strict=True):
-        assert (got.dtype, got.shape) == (embedding.dtype, embedding.shape)
-        assert got.is_contiguous()
-        assert_close(got, want, call.x.dtype)
-    widths = [field.shape[1] for field in call.fields]
-    for field, dead in zip(torch.cat(grads, 1).split(widths, 1), call.dead, strict=True):
-        if dead:
-            assert_plus_zero(field)
-
-    assert (grad_x.dtype, grad_x.shape) == (call.x.dtype, call.x.shape)
-    assert torch.equal(grad_x.isnan(), exact_x.isnan())
-    off, tolerance = (grad_x.double() - exact_x).abs(), grad_x_tolerance(grad, call)
-    assert bool(((off <= tolerance) | (grad_x == exact_x) | exact_x.isnan()).all())
-    unread = call.dead & (not reference.revives(reference.KINDS[call.kind], call.alpha))
-    if call.ungated is not None:
-        unread = unread | call.ungated
-    assert_plus_zero(grad_x[unread])
+    check_backward(grads, grad_x, grad, call, ROUNDINGS, truncates=True)
     return [*grads, grad_x]
 
 
@@ -201,6 +166,25 @@ def test_counters_return_to_zero_and_survive_an_error(monkeypatch: pytest.Monkey
         monkeypatch.undo()
         assert counters.any()
         assert_backward(grad, call)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"epsilon": torch.tensor(0.0)}, "epsilon must be positive and finite, got 0"),
+        ({"x": torch.tensor([0.5, float("nan")])}, "x must not be NaN, got nan at position 1"),
+    ],
+)
+def test_values_are_looked_at_when_asked_for(wrong: dict[str, Tensor], message: str) -> None:
+    call = replace(a_call(2, [2, 2]), **wrong)  # type: ignore[arg-type]
+    grad = a_gradient(call)
+    operator.launch_forward(*call.args)
+    operator.launch_backward(grad, *call.args)
+    with values_checked():
+        with pytest.raises(ValueError, match=f"^gated_concat: {message}$"):
+            operator.launch_forward(*call.args)
+        with pytest.raises(ValueError, match=f"^gated_concat_backward: {message}$"):
+            operator.launch_backward(grad, *call.args)
 
 
 def test_offsets_beyond_32_bits() -> None:

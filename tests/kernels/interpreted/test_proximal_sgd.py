@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ..test_cpu_proximal_sgd import Step, exact, steps
-from .conftest import Traffic
+from ..strategies import Step, steps
+from .conftest import Traffic, values_checked
 
 operator = import_module("lpfs_kernels.proximal_sgd")
 
@@ -24,7 +24,7 @@ def run(step: Step) -> tuple[Tensor, Tensor]:
 
 def assert_equal(step: Step) -> None:
     want, got = step.clone(), step.clone()
-    live, lam = exact(want)
+    live, lam = want.exact()
     got_live, got_lam = run(got)
     assert (got_live.dtype, got_live.shape) == (torch.int64, ())
     assert (got_lam.dtype, got_lam.shape) == (step.lam.dtype, ())
@@ -73,6 +73,24 @@ def test_nan_and_infinity_end_as_in_the_reference() -> None:
         )
         assert_equal(step)
         assert_equal(replace(step, lam=torch.tensor(float("inf")), lr=torch.tensor(0.0)))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"lr": torch.tensor(-0.5)}, "lr must be at least 0 and finite, got -0.5"),
+        ({"lam": torch.tensor(-1.0)}, "lam must be at least 0, got -1"),
+        ({"budget": torch.tensor(-1)}, "budget must be at least 0, got -1"),
+    ],
+)
+def test_values_are_looked_at_when_asked_for(wrong: dict[str, Tensor], message: str) -> None:
+    x, zeros = torch.tensor([3.0, -1.0]), torch.zeros(2)
+    lr, lam = torch.tensor(0.5), torch.tensor(0.25)
+    step = replace(Step([x], [zeros], [zeros.clone()], lr, lam), **wrong)
+    with values_checked(), pytest.raises(ValueError, match=f"^proximal_sgd_: {message}$"):
+        run(step)
+    assert x.tolist() == [3.0, -1.0]
+    run(step)
 
 
 def test_one_launch(traffic: Traffic) -> None:

@@ -1,0 +1,109 @@
+"""What is wrong with arguments, and what every implementation says of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+WIDE = torch.ones(8, 2)
+GATED_CONCAT: list[tuple[dict[str, Any], str]] = [
+    ({"embeddings": []}, "embeddings must hold at least one tensor, got none"),
+    ({"kind": 7}, "kind must be an index from 0 to 4, got 7"),
+    ({"alpha": -1.0}, "alpha must be at least 0, got -1"),
+    ({"tau": 0.0}, "tau must be positive, got 0"),
+    (
+        {"widths": [2, 2]},
+        "embeddings must hold one packed tensor when widths are given, got 2",
+    ),
+    (
+        {"embeddings": [WIDE.int(), WIDE]},
+        "embeddings[0] must be float64, float32, float16 or bfloat16, got int32",
+    ),
+    (
+        {"embeddings": [WIDE, WIDE.half()]},
+        "embeddings[1] must be float32 like embeddings[0], got float16",
+    ),
+    (
+        {"embeddings": [WIDE, WIDE[:, 0]]},
+        "embeddings[1] must have 2 dimensions, got shape [8]",
+    ),
+    (
+        {"embeddings": [WIDE, WIDE[1:]]},
+        "embeddings[1] must have 8 rows like embeddings[0], got 7",
+    ),
+    (
+        {"embeddings": [WIDE], "widths": [3, -1]},
+        "widths[1] must be at least 0, got -1",
+    ),
+    (
+        {"embeddings": [WIDE], "widths": [1, 2]},
+        "widths must add up to the 2 columns of embeddings[0], got 3",
+    ),
+    ({"x": torch.ones(2).half()}, "x must be float32 for float32 embeddings, got float16"),
+    ({"x": torch.ones(3)}, "x must have shape [2], one element per field, got [3]"),
+    ({"epsilon": torch.tensor(0.1).double()}, "epsilon must be float32 like x, got float64"),
+    ({"epsilon": torch.ones(1)}, "epsilon must have shape [], got [1]"),
+    ({"scale": torch.ones(2).double()}, "scale must be float32 like x, got float64"),
+    ({"scale": torch.ones(2, 1)}, "scale must have shape [2] like x, got [2, 1]"),
+    ({"ungated": torch.ones(2).byte()}, "ungated must be bool, got uint8"),
+    ({"ungated": torch.ones(1).bool()}, "ungated must have shape [2] like x, got [1]"),
+    ({"epsilon": torch.tensor(-0.1)}, "epsilon must be positive and finite, got -0.1"),
+    ({"epsilon": torch.tensor(0.0)}, "epsilon must be positive and finite, got 0"),
+    ({"epsilon": torch.tensor(float("nan"))}, "epsilon must be positive and finite, got nan"),
+    ({"epsilon": torch.tensor(float("inf"))}, "epsilon must be positive and finite, got inf"),
+    ({"x": torch.tensor([0.0, float("nan")])}, "x must not be NaN, got nan at position 1"),
+]
+
+ONE = torch.tensor(1.0)
+PROXIMAL_SGD: list[tuple[dict[str, Any], str]] = [
+    ({"params": []}, "params must hold at least one tensor, got none"),
+    ({"grads": [torch.ones(3)]}, "grads must hold 2 tensors like params, got 1"),
+    ({"momentum_buffers": []}, "momentum_buffers must hold 2 tensors like params, got 0"),
+    (
+        {"params": [torch.ones(3).half(), torch.ones(2)]},
+        "params[0] must be float32 or float64, got float16",
+    ),
+    (
+        {"params": [torch.ones(3), torch.ones(2).double()]},
+        "params[1] must be float32 like params[0], got float64",
+    ),
+    (
+        {"grads": [torch.ones(3), torch.ones(2).half()]},
+        "grads[1] must be float32 like params[1], got float16",
+    ),
+    (
+        {"grads": [torch.ones(3), torch.ones(2, 1)]},
+        "grads[1] must have shape [2] like params[1], got [2, 1]",
+    ),
+    (
+        {"momentum_buffers": [torch.ones(3), torch.ones(4)]},
+        "momentum_buffers[1] must have shape [2] like params[1], got [4]",
+    ),
+    (
+        {"params": [ONE.expand(3), torch.ones(2)]},
+        "params[0] must be contiguous, got strides [0]",
+    ),
+    (
+        {"momentum_buffers": [torch.ones(6)[::2], torch.ones(2)]},
+        "momentum_buffers[0] must be contiguous, got strides [2]",
+    ),
+    ({"lr": ONE.double()}, "lr must be float32 like params[0], got float64"),
+    ({"lr": torch.ones(1)}, "lr must have shape [], got [1]"),
+    ({"lam": ONE.double()}, "lam must be float32 like params[0], got float64"),
+    ({"lam": torch.ones(1)}, "lam must have shape [], got [1]"),
+    ({"budget": ONE}, "budget must be int64, got float32"),
+    ({"budget": torch.tensor([1])}, "budget must have shape [], got [1]"),
+    ({"lr": torch.tensor(-0.5)}, "lr must be at least 0 and finite, got -0.5"),
+    ({"lr": torch.tensor(float("nan"))}, "lr must be at least 0 and finite, got nan"),
+    ({"lr": torch.tensor(float("inf"))}, "lr must be at least 0 and finite, got inf"),
+    ({"lam": torch.tensor(-1.0)}, "lam must be at least 0, got -1"),
+    ({"lam": torch.tensor(float("nan"))}, "lam must be at least 0, got nan"),
+    ({"budget": torch.tensor(-1)}, "budget must be at least 0, got -1"),
+]
+
+
+def type_of(message: str) -> type[Exception]:
+    """A fault of dtype ends with the name of one."""
+    last = getattr(torch, message.rpartition(" ")[2], None)
+    return TypeError if isinstance(last, torch.dtype) else ValueError

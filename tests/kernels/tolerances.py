@@ -1,0 +1,108 @@
+"""How far from the reference in fp64 an implementation of gated_concat may be, and where not."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lpfs_kernels import reference
+
+from .strategies import Call
+
+
+def check_forward(got: Tensor, call: Call, roundings: int, *, truncates: bool = False) -> None:
+    """Hold an output to the reference; see `assert_rounded`."""
+    double = call.double()
+    exact = reference.gated_concat(*double.args[:6], **double.gate)  # type: ignore[arg-type]
+    assert (got.dtype, got.shape) == (call.embeddings[0].dtype, exact.shape)
+    assert got.is_contiguous()
+    assert_rounded(got, exact, call.x.dtype, roundings, truncates)
+    for field, dead in zip(got.split([f.shape[1] for f in call.fields], 1), call.dead, strict=True):
+        if dead:
+            assert_plus_zero(field)
+
+
+def check_backward(
+    grads: list[Tensor],
+    grad_x: Tensor,
+    grad: Tensor,
+    call: Call,
+    roundings: int,
+    *,
+    truncates: bool = False,
+) -> None:
+    """Hold the gradients that came of the upstream gradient `grad` to the reference."""
+    double = call.double()
+    exact, exact_x = reference.gated_concat_backward(
+        grad.double(),
+        *double.args[:6],
+        **double.gate,  # type: ignore[arg-type]
+    )
+    for got, want, embedding in zip(grads, exact, call.embeddings, strict=True):
+        assert (got.dtype, got.shape) == (embedding.dtype, embedding.shape)
+        assert got.is_contiguous()
+        assert_rounded(got, want, call.x.dtype, roundings, truncates)
+    widths = [field.shape[1] for field in call.fields]
+    for field, dead in zip(torch.cat(grads, 1).split(widths, 1), call.dead, strict=True):
+        if dead:
+            assert_plus_zero(field)
+
+    assert (grad_x.dtype, grad_x.shape) == (call.x.dtype, call.x.shape)
+    assert torch.equal(grad_x.isnan(), exact_x.isnan())
+    off, tolerance = (grad_x.double() - exact_x).abs(), grad_x_tolerance(grad, call)
+    assert bool(((off <= tolerance) | (grad_x == exact_x) | exact_x.isnan()).all()), (
+        off,
+        tolerance,
+    )
+    unread = call.dead & (not reference.revives(reference.KINDS[call.kind], call.alpha))
+    if call.ungated is not None:
+        unread = unread | call.ungated
+    assert_plus_zero(grad_x[unread])
+
+
+def assert_rounded(
+    got: Tensor, exact: Tensor, compute: torch.dtype, roundings: int, truncates: bool
+) -> None:
+    """`got` is `exact`, a product with a gate, up to the roundings on the way.
+
+    They cost half a last place each, since no sum in a gate cancels. One more comes when the
+    product is stored, a whole place if bf16 is truncated there; absolute where it is subnormal.
+    """
+    stored = torch.finfo(got.dtype)
+    last = stored.eps if truncates and got.dtype == torch.bfloat16 else stored.eps / 2
+    relative = roundings * torch.finfo(compute).eps / 2 + last
+    tolerance = 1.01 * relative * exact.abs() + stored.smallest_normal * stored.eps
+    off = (got.double() - exact).abs()
+    assert torch.equal(got.isnan(), exact.isnan())
+    assert bool(((off <= tolerance) | (got == exact) | exact.isnan()).all())
+
+
+def assert_plus_zero(values: Tensor) -> None:
+    assert not values.any()
+    assert not values.signbit().any()
+
+
+def grad_x_tolerance(grad: Tensor, call: Call) -> Tensor:
+    """How far the gate's gradient g′·scale·Σ may be from exact.
+
+    Σ: each product is rounded, and one of at most 16,384 products that four lanes or more add up
+    passes at most 4,096 additions before it reaches a double (in fp64, all of them), so that
+    |error| ≤ min(n, 4,096)·eps·Σ|a·b|. g′ has at most 16 roundings, but 1 − tanh² cancels and
+    exp(−u) multiplies the relative error of u by u: with u·exp(−u) < 1, what comes of one rounding
+    in either is at most 8·eps·|x|/ε².
+    """
+    double, eps = call.double(), torch.finfo(call.x.dtype).eps
+    x, epsilon = double.x, double.epsilon
+    slope = reference.gate_derivative(x, epsilon, **double.gate).nan_to_num()  # type: ignore[arg-type]
+    slope_error = 16 * eps * slope.abs()
+    if reference.KINDS[call.kind] in ("gaussian", "tanh"):
+        slope_error = slope_error + 8 * eps * x.abs() / epsilon**2
+    if double.scale is not None:
+        slope, slope_error = slope * double.scale, slope_error * double.scale
+    tolerance = []
+    upstreams = grad.double().split([field.shape[1] for field in call.fields], 1)
+    for i, (field, upstream) in enumerate(zip(double.fields, upstreams, strict=True)):
+        additions = field.numel() if call.x.dtype == torch.float64 else min(field.numel(), 4096)
+        total = (field * upstream).abs().nan_to_num().sum()
+        tolerance.append((slope_error[i] + (additions + 1) * eps * slope[i].abs()) * total)
+    return torch.stack(tolerance) + torch.finfo(call.x.dtype).tiny
