@@ -93,6 +93,8 @@ class Summary(BaseModel):
     rows: dict[str, int]
     """Rows of the train, validation and test part."""
     settings: Settings
+    reading: dict[str, Any]
+    """How the log was read: label, split, types and transforms; see `lpfs.data.load`."""
     versions: dict[str, str]
     seed: int
 
@@ -124,6 +126,7 @@ def summarise(
         steps=selection.steps,
         rows={name: len(getattr(data, name)) for name in ("train", "validation", "test")},
         settings=selection.settings,
+        reading=data.options,
         versions={
             "lpfs": lpfs.__version__,
             "numpy": np.__version__,

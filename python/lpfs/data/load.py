@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,9 @@ class Data:
     negatives: float = 1.0
     """The share of rows with label 0 that training and validation part have: add its logarithm to
     the logits of a model trained on them."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """How the log was read, as JSON has it: the arguments of `load` that decide what the arrays
+    hold."""
 
     @property
     def coded(self) -> tuple[Field, ...]:
@@ -132,10 +135,12 @@ def load(
         min_count=min_count,
         transform=transform,
     )
+    options: dict[str, Any] = asdict(settings) | {"split": repr(settings.split)}
+    options = {k: list(v) if isinstance(v, tuple) else v for k, v in options.items()}
     name = cached.key(
         {
             "version": _VERSION,
-            "settings": asdict(settings) | {"split": repr(settings.split)},
+            "settings": options,
             "content": [file.identity() for file in sources],
         }
     )
@@ -160,7 +165,14 @@ def load(
         for part in PARTS
     )
     data = Data(
-        tuple(meta.fields), tuple(meta.encoders), train, validation_part, test, name, negatives
+        tuple(meta.fields),
+        tuple(meta.encoders),
+        train,
+        validation_part,
+        test,
+        name,
+        negatives,
+        options,
     )
     if cache is None:
         weakref.finalize(data, shutil.rmtree, root, ignore_errors=True)
