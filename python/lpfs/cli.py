@@ -29,7 +29,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-console = Console()
+# Names of fields are not markup, whatever is in them.
+console = Console(markup=False, emoji=False)
 # typer exports none of click's exceptions but this one's child.
 UsageError: Any = typer.BadParameter.__base__
 

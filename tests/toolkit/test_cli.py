@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import html
 import json
 import subprocess
 import sys
@@ -208,6 +209,23 @@ def test_a_seed_decides_everything(logs: Path, tmp_path: Path) -> None:
         a, b, c = ((tmp_path / run / name).read_bytes() for run in "abc")
         assert a == b
         assert a != c
+
+
+def test_any_name_can_be_a_column(tmp_path: Path) -> None:
+    names = ["[bold]", "[/x]", ":smile:", "<i>&", "a,b", "ünï çödé", "gate:a", "with space", "%d{}"]
+    columns = {name: [f"v{i * (j + 3) % 7}" for i in range(ROWS)] for j, name in enumerate(names)}
+    table = pa.table({"label": [i % 3 % 2 for i in range(ROWS)], **columns})
+    pa.parquet.write_table(table, tmp_path / "log.parquet")
+    run = tmp_path / "run"
+    out = succeed("select", tmp_path / "log.parquet", "--keep", 4, "--out", run, *QUICK)
+    summary = check_run(run, load(tmp_path / "log.parquet"))
+    assert set(summary.gates) == set(names)
+    for said in (out, succeed("show", run)):
+        for name in names:
+            assert name in said
+    page = (run / "report.html").read_text()
+    assert all(html.escape(name) in page for name in names)
+    succeed("predict", run, tmp_path / "log.parquet", "--out", tmp_path / "p.parquet")
 
 
 LABEL = ["--label", "click", "--keep", "5"]

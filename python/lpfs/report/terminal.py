@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 from rich.console import Console
 from rich.progress import (
@@ -50,6 +51,7 @@ class StageBars:
         )
         self._tasks: dict[str, TaskID] = {}
         self._begun: dict[str, float] = {}
+        self._before: dict[str, Step] = {}
         self._last = time.monotonic()
 
     def __enter__(self) -> StageBars:
@@ -58,6 +60,7 @@ class StageBars:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._settle()
         self._progress.stop()
 
     def __call__(self, step: Step) -> None:
@@ -65,8 +68,13 @@ class StageBars:
         note = f"loss {step.loss:.4f}"
         if step.alive is not None:
             note = f"{step.alive} alive, {note}"
-        done = f"{step.step}/{step.steps}"
-        self._show(step.stage, step.step, step.steps, step.rows, done, note)
+        # A stage may train on one part of the rows and then on another, counting anew.
+        passed = self._before.get(step.stage)
+        steps, rows = (passed.step, passed.rows) if passed else (0, 0)
+        if step.step == step.steps:
+            self._before[step.stage] = replace(step, step=steps + step.step, rows=rows + step.rows)
+        steps, rows, total = steps + step.step, rows + step.rows, steps + step.steps
+        self._show(step.stage, steps, total, rows, f"{steps}/{total}", note)
 
     def reading(self, chunk: Reading) -> None:
         """Show how much of the source is read, and then encoded."""
@@ -81,6 +89,7 @@ class StageBars:
     ) -> None:
         now = time.monotonic()
         if stage not in self._tasks:
+            self._settle()
             # It has been running since the stage before it was last heard of.
             self._begun[stage] = self._last
             self._tasks[stage] = self._progress.add_task(
@@ -96,6 +105,11 @@ class StageBars:
             rate=f"{rows / seconds:,.0f} rows/s",
             note=note,
         )
+
+    def _settle(self) -> None:
+        """A stage that stopped early has no time left."""
+        for task in self._progress.tasks:
+            self._progress.update(task.id, total=task.completed)
 
 
 def print_columns(console: Console, fields: Sequence[Field]) -> None:
