@@ -344,7 +344,6 @@ class Arrangement(NamedTuple):
 
     rows: int
     columns: int
-    widths: list[int]
     layout: Tensor | None
     blocks: int
     warps: int
@@ -405,7 +404,7 @@ def _arrange(
         "CHUNKS": chunks,
     }
     blocks = triton.cdiv(rows, block_rows) * chunks
-    return Arrangement(rows, columns, cut, layout, blocks, warps, constants)
+    return Arrangement(rows, columns, layout, blocks, warps, constants)
 
 
 def _pointers(tensors: Sequence[Tensor], source: str) -> Any:
@@ -547,45 +546,49 @@ torch.library.register_fake("lpfs::gated_concat", _fake_forward, lib=LIBRARY)
 torch.library.register_fake("lpfs::gated_concat_backward", _fake_backward, lib=LIBRARY)
 
 
-def _whole(fields: Sequence[Tensor], widths: list[int]) -> tuple[Sequence[Tensor], list[int]]:
+def _whole(
+    fields: Sequence[Tensor], widths: list[int] | None
+) -> tuple[Sequence[Tensor], list[int] | None]:
     """A list of neighbouring columns of one tensor, as `split` makes it, as that tensor.
 
-    Here and not in the operator, whose outputs must be as its fake says. A compiler sees the list:
-    it passes tensors of other types, and decides by itself what becomes a view.
+    Backward then allocates one buffer; forward would gain less than it costs to look. Not in the
+    operator, whose outputs must be as its fake says. A compiler sees the list: it passes tensors of
+    other types, and decides by itself what becomes a view.
     """
-    first, columns, cut = fields[0] if fields else None, 0, []
-    if widths or len(fields) == 1 or type(first) is not Tensor:
+    if widths or len(fields) < 2 or type(fields[0]) is not Tensor:
         return fields, widths
     if torch._C._are_functorch_transforms_active():
         return fields, widths
+    first, cut = fields[0], []
+    dtype, shape, strides = first.dtype, first.shape, first.stride()
+    address, itemsize = first.data_ptr(), first.element_size()
     for field in fields:
+        own = field.shape
         if (
-            field.dim() != 2
-            or field.dtype != first.dtype
-            or field.shape[0] != first.shape[0]
-            or field.stride(0) != first.stride(0)
-            or (field.stride(1) != 1 and field.shape[1] != 1)
-            or field.data_ptr() != first.data_ptr() + columns * first.element_size()
+            field.data_ptr() != address
+            or len(own) != 2
+            or own[0] != shape[0]
+            or field.dtype != dtype
+            or field.stride() != strides
         ):
             return fields, widths
-        cut.append(field.shape[1])
-        columns += field.shape[1]
+        cut.append(own[1])
+        address += own[1] * itemsize
     # Neighbours by chance are no one tensor.
-    if first.untyped_storage()._cdata != fields[-1].untyped_storage()._cdata:
+    storages = first.untyped_storage(), fields[-1].untyped_storage()
+    if strides[1] != 1 or storages[0]._cdata != storages[1]._cdata:
         return fields, widths
-    shape, strides = (first.shape[0], columns), (first.stride(0), 1)
-    return [first.as_strided(shape, strides, first.storage_offset())], cut
+    return [first.as_strided((shape[0], sum(cut)), strides, first.storage_offset())], cut
 
 
 class _GatedConcat(torch.autograd.Function):
     """Embeddings come last because a Function tracks tensors, not lists of them."""
 
     @staticmethod
-    def forward(x: Tensor, epsilon: Tensor, widths: list[int], *rest_and_embeddings: Any) -> Tensor:
-        rest, embeddings = rest_and_embeddings[:5], rest_and_embeddings[5:]
+    def forward(*args: Any) -> Tensor:
+        (x, epsilon, widths, *rest), embeddings = args[:8], args[8:]
         operator = torch.ops.lpfs.gated_concat.default
-        fields, cut = _whole(embeddings, widths)
-        return cast(Tensor, below_autograd(operator, fields, x, epsilon, cut, *rest))
+        return cast(Tensor, below_autograd(operator, embeddings, x, epsilon, widths, *rest))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -670,7 +673,7 @@ def gated_concat(
         embeddings: one `[B, Dᵢ]` per field, widths and strides as they come; or, with `widths`, one
             packed `[B, ΣD]`. float64, float32, float16 or bfloat16, all the same; under autocast
             they are promoted like those of `torch.cat`. A list of neighbouring columns of one
-            tensor is taken as that tensor, and gets its gradients as views of one.
+            tensor gets its gradients as views of one.
         x: `[N]`, one gate parameter per field; float32, or float64 for float64 embeddings. A field
             is dead where it is exactly 0: it outputs +0 and is not read.
         epsilon: ε > 0, of x's dtype and without dimensions; a schedule may change it in place.

@@ -1,4 +1,4 @@
-"""A list of neighbouring columns of one tensor is served as that tensor."""
+"""A list of neighbouring columns of one tensor gets its gradients as such."""
 
 from __future__ import annotations
 
@@ -59,10 +59,10 @@ def both_ways(fields: list[Tensor]) -> tuple[Tensor, list[Tensor], list[int]]:
 
 
 @pytest.mark.parametrize("cut", CUTS.values(), ids=CUTS)
-def test_one_buffer_in_and_one_out(cut: Callable[[Tensor], Sequence[Tensor]]) -> None:
+def test_one_gradient_buffer(cut: Callable[[Tensor], Sequence[Tensor]]) -> None:
     fields = [field.detach() for field in cut(torch.randn(6, 8))]
     y, grads, embeddings = both_ways(fields)
-    assert embeddings == [1, 1]
+    assert embeddings == [len(fields), 1]
     *grads_of_fields, _ = grads
     assert len({grad.untyped_storage().data_ptr() for grad in grads_of_fields}) == 1
     assert grads[0].untyped_storage().nbytes() == y.nbytes
