@@ -304,28 +304,14 @@ if triton is not None:
     implement("proximal_sgd_", "CUDA", launch)
 
 
-def _reference(
-    params: list[Tensor],
-    grads: list[Tensor],
-    momentum_buffers: list[Tensor],
-    lr: Tensor,
-    lam: Tensor,
-    budget: Tensor | None,
-    momentum: float,
-    dampening: float,
-    nesterov: bool,
-    maximize: bool,
-) -> tuple[Tensor, Tensor]:
-    _check(params, grads, momentum_buffers, lr, lam, budget)
+def _reference(*call: Any) -> tuple[Tensor, Tensor]:
+    tensors, (momentum, dampening, nesterov, maximize) = call[:6], call[6:]
+    params, _, momentum_buffers, lr, lam, budget = tensors
+    _check(*tensors)
     _check_overlap(params, momentum_buffers)
     _check_values(lr, lam, budget)
     return reference.proximal_sgd_(
-        params,
-        grads,
-        momentum_buffers,
-        lr,
-        lam,
-        budget,
+        *tensors,
         momentum=momentum,
         dampening=dampening,
         nesterov=nesterov,
@@ -336,19 +322,9 @@ def _reference(
 implement("proximal_sgd_", "CPU", _reference)
 
 
-def _fake(
-    params: list[Tensor],
-    grads: list[Tensor],
-    momentum_buffers: list[Tensor],
-    lr: Tensor,
-    lam: Tensor,
-    budget: Tensor | None,
-    momentum: float,
-    dampening: float,
-    nesterov: bool,
-    maximize: bool,
-) -> tuple[Tensor, Tensor]:
-    _check(params, grads, momentum_buffers, lr, lam, budget)
+def _fake(*call: Any) -> tuple[Tensor, Tensor]:
+    _check(*call[:6])
+    lr: Tensor = call[3]
     return lr.new_empty((), dtype=torch.int64), lr.new_empty(())
 
 

@@ -274,7 +274,7 @@ def test_faults_of_device(name: str) -> None:
 
 
 def test_without_the_library_and_triton() -> None:
-    """The reference serves, and says so once."""
+    """The reference serves, under the same schemas, and says so once."""
     program = """if True:
         import sys, torch
         def load_library(path):
@@ -286,8 +286,13 @@ def test_without_the_library_and_triton() -> None:
             y = lpfs_kernels.gated_concat([torch.ones(1, 1)], x, epsilon, kind="lpfs")
         y.sum().backward()
         print(y.item(), x.grad.item())
+        for name in ("gated_concat", "gated_concat_backward", "proximal_sgd_"):
+            print(getattr(torch.ops.lpfs, name).default._schema)
     """
     command = [sys.executable, "-c", program]
     run = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert run.stdout.split() == ["0.5", "0.5"]
+    numbers, *schemas = run.stdout.splitlines()
+    assert numbers == "0.5 0.5"
+    names = ("gated_concat", "gated_concat_backward", "proximal_sgd_")
+    assert schemas == [str(getattr(OPERATORS, name).default._schema) for name in names]
     assert run.stderr.count("did not load") == 1
