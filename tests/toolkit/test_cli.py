@@ -9,6 +9,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -18,7 +19,9 @@ import pytest
 
 from lpfs import selection
 from lpfs.data import ByColumn, ByFraction, InOrder, load
+from lpfs.report.tensorboard import Scalars
 from lpfs.run import load_summary
+from lpfs.training import Progress
 
 from .command import QUICK, below, check_run, lpfs, succeed
 
@@ -359,6 +362,51 @@ def test_tensorboard(logs: Path, tmp_path: Path) -> None:
     assert {tag for tag in tags if tag.startswith("gate/")} == {f"gate/{n}" for n in summary.gates}
     removed = summary.died[0].name
     assert [event.value for event in events.Scalars(f"gate/{removed}")][-1] == 0
+
+
+def test_scalars_appear_with_the_first_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Writer:
+        def __init__(self, directory: str) -> None:
+            Path(directory).mkdir()
+            self.written: list[tuple[str, float, int]] = []
+            self.closed = False
+            writers.append(self)
+
+        def add_scalar(self, tag: str, value: float, step: int) -> None:
+            self.written.append((tag, value, step))
+
+        def close(self) -> None:
+            self.closed = True
+
+    writers: list[Writer] = []
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    module = SimpleNamespace(SummaryWriter=Writer)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    scalars = Scalars(tmp_path / "tb")
+    assert not below(tmp_path)
+    scalars(Progress("pretrain", 20, 30, 200, 0.5))
+    scalars(Progress("select", 40, 50, 400, 0.25, alive=3))
+    history = {
+        "step": [1, 2],
+        "alive": [4, 3],
+        "loss": [1, 1],
+        "lam": [0.5, 0.75],
+        "gate:a": [1, 0],
+    }
+    scalars.finish(history)
+    (writer,) = writers
+    assert writer.closed
+    assert sorted(writer.written) == [
+        ("gate/a", 0, 2),
+        ("gate/a", 1, 1),
+        ("pretrain/loss", 0.5, 20),
+        ("select/alive", 3, 40),
+        ("select/lam", 0.5, 1),
+        ("select/lam", 0.75, 2),
+        ("select/loss", 0.25, 40),
+    ]
 
 
 def test_tensorboard_is_not_there(
