@@ -601,9 +601,11 @@ class _GatedConcat(torch.autograd.Function):
         x, epsilon, scale, ungated, *embeddings = ctx.saved_tensors
         widths, *gate = ctx.rest
         fields, cut = _whole(embeddings, widths)
-        *grad_fields, grad_x = torch.ops.lpfs.gated_concat_backward.default(
-            grad, fields, x, epsilon, cut, scale, ungated, *gate
-        )
+        operator = torch.ops.lpfs.gated_concat_backward.default
+        args = grad, fields, x, epsilon, cut, scale, ungated, *gate
+        # Where a second derivative may follow, autograd has to see the operator to refuse it.
+        results = operator(*args) if torch.is_grad_enabled() else below_autograd(operator, *args)
+        *grad_fields, grad_x = results
         if len(fields) < len(embeddings):
             grad_fields = grad_fields[0].split(cut, 1)
         return grad_x, *[None] * 7, *grad_fields

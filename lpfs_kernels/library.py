@@ -59,13 +59,15 @@ def apply(function: Any, *args: Any) -> Any:
     """`function.apply`, for a kernel at the Autograd key.
 
     Under `torch.func` a transform has chosen its level by the time the kernel runs;
-    `Function.apply` would choose once more and find no kernel. Where gradients are off, most of its
-    host time can be saved.
+    `Function.apply` would choose once more and find no kernel. Without, it would inspect the
+    signature of `forward` on every call. Where gradients are off, `forward` is all there is to do.
     """
     if torch._C._are_functorch_transforms_active():
         with enable_single_level_autograd_function():
             return super(torch.autograd.Function, function).apply(*args)
-    return function.apply(*args) if torch.is_grad_enabled() else function.forward(*args)
+    if torch.is_grad_enabled():
+        return super(torch.autograd.Function, function).apply(*args)
+    return function.forward(*args)
 
 
 def below_autograd(operator: Callable[..., Any], *args: Any) -> Any:
@@ -75,5 +77,8 @@ def below_autograd(operator: Callable[..., Any], *args: Any) -> Any:
     still to be served by this call, and it needs them.
     """
     nested = torch._C._are_functorch_transforms_active()
-    with torch._C._AutoDispatchBelowAutograd(), torch.set_grad_enabled(nested):
-        return operator(*args)
+    with torch._C._AutoDispatchBelowAutograd():
+        if torch.is_grad_enabled() == nested:
+            return operator(*args)
+        with torch.set_grad_enabled(nested):
+            return operator(*args)
