@@ -143,6 +143,11 @@ SELECTIONS: dict[str, tuple[str, list[object], dict[str, Any]]] = {
         ["--label", "click", "--keep", 1, "--gate", "tanh"],
         {"label": "click"},
     ),
+    "negatives": (
+        "log.parquet",
+        ["--label", "click", "--keep", 4, "--negatives", 0.5],
+        {"label": "click", "negatives": 0.5},
+    ),
     "lam": ("log.parquet", ["--label", "click", "--lam", 0.5], {"label": "click"}),
 }
 
@@ -270,6 +275,7 @@ BAD: list[tuple[str | tuple[str, str | bytes], list[str], list[str]]] = [
     ("log.parquet", [*LABEL, "--batch-size", "0"], ["--batch-size", "got 0"]),
     ("log.parquet", [*LABEL, "--dim", "0"], ["--dim", "got 0"]),
     ("log.parquet", [*LABEL, "--min-count", "0"], ["--min-count"]),
+    ("log.parquet", [*LABEL, "--negatives", "0"], ["negatives", "above 0", "got 0"]),
     ("log.parquet", [*LABEL, "--protocol", "two-pass"], ["--protocol", "held-out", "two-pass"]),
     ("log.parquet", [*LABEL, "--numbers", "words"], ["--numbers", "quantile", "words"]),
     ("log.parquet", [*LABEL, "--test", "1.5"], ["test", "between 0 and 1", "got 1.5"]),

@@ -38,6 +38,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (place / "last.tsv.gz").write_bytes(gzip.compress(b"".join(lines[-TEST:])))
     for log, label, numbers in FORMATS:
         options = ["--label", label, "--numbers", numbers, "--keep", 12, "--in-order"]
+        if log == "csv":
+            options += ["--negatives", 0.4]
         succeed("select", place / f"log.{log}", *options, "--out", place / log, *QUICK)
     return place
 
