@@ -20,8 +20,8 @@ LIBRARY = torch.library.Library("lpfs", "FRAGMENT")
 
 
 def _load() -> bool:
-    (*found,) = Path(__file__).parent.glob("_C.*")
-    libraries = [path for path in found if path.suffix in (".so", ".pyd")]
+    here = Path(__file__).parent
+    libraries = [path for path in here.glob("_C.*") if path.suffix in (".so", ".pyd")]
     try:
         for path in libraries:
             torch.ops.load_library(path)
