@@ -45,7 +45,9 @@ class Case:
     def name(self) -> str:
         parts = [f"{self.fields}·{self.width} × {self.batch:,}", self.layout, self.dtype]
         parts += [f"{self.dead} % dead"] if self.dead else []
-        parts += [f"{self.threads} threads"] if self.device == "cpu" else []
+        parts += (
+            [f"{self.threads} thread{'s' * (self.threads > 1)}"] if self.device == "cpu" else []
+        )
         parts += ["default allocator"] if self.allocator != "tuned" else []
         return ", ".join(parts)
 
