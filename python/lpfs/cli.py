@@ -111,7 +111,13 @@ def select(
     ] = "lpfs++",
     alpha: Annotated[float, typer.Option(help="How readily LPFS++ revives a field.")] = 10.0,
     tau: Annotated[float, typer.Option(help="The root of ε in LPFS++.")] = 2.0,
-    rescale: Annotated[bool, typer.Option(help="Divide gates by their root mean square.")] = True,
+    rescale: Annotated[
+        bool | None,
+        typer.Option(
+            "--rescale/--no-rescale",
+            help="Divide gates by their root mean square. Default: for lpfs++.",
+        ),
+    ] = None,
     numbers: Annotated[
         str, typer.Option(help="bins; log, quantile; or mlp: all through one dense MLP.")
     ] = "bins",
@@ -121,7 +127,10 @@ def select(
     ] = 1.0,
     dim: Annotated[int, typer.Option(help="Width of every embedding.")] = 16,
     lr: Annotated[float, typer.Option(help="Adagrad's learning rate.")] = 0.01,
-    batch_size: Annotated[int | None, typer.Option(help="Default: by the number of rows.")] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(help="Of all processes together. Default: by the number of rows."),
+    ] = None,
     protocol: Annotated[
         str | None,
         typer.Option(
