@@ -20,7 +20,7 @@ BUSY = 0.1
 """A row counts unless other programs took more than this share of the machine meanwhile."""
 
 LARGE = 32 << 20
-"""Smaller copies, repeated, find their data in the cache: no floor for data that came from memory."""
+"""A smaller copy, repeated, stays in the cache: no floor for data that comes from memory."""
 
 Row = dict[str, Any]
 
@@ -320,7 +320,7 @@ def report(device: str, measured: list[Measured]) -> list[str]:
             lines += section(f"{title} (ms)", [])
             for m in chosen:
                 name = f"{m.case.fields:,} gates" if m.case.what == "step" else m.case.name
-                lines += [f"**{name}**", "", *contestants(m)]
+                lines += [f"**{name}**", "", *contestants(m), ""]
     return lines
 
 

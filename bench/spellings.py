@@ -18,7 +18,7 @@ from lpfs_kernels import reference
 from .grid import Case
 
 try:
-    import fbgemm_gpu  # type: ignore  # noqa: F401, PGH003  # registers torch.ops.fbgemm
+    import fbgemm_gpu  # type: ignore  # noqa: F401  # registers torch.ops.fbgemm
 except (ImportError, OSError):
     FBGEMM = False
 else:
