@@ -7,8 +7,11 @@ import torch
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if not torch.cuda.is_available():
-        skip = pytest.mark.skip(reason="there is no CUDA device")
-        for item in items:
-            if "/gpu/" in item.path.as_posix():
+    skip = pytest.mark.skip(reason="there is no CUDA device")
+    # Warnings of drivers and compilers on machines that nobody has seen are not our errors.
+    warn = pytest.mark.filterwarnings("default")
+    for item in items:
+        if "/gpu/" in item.path.as_posix():
+            item.add_marker(warn)
+            if not torch.cuda.is_available():
                 item.add_marker(skip)
