@@ -203,7 +203,7 @@ def test_hot_start_and_held_out_rows(
     out = succeed("select", logs / "log.parquet", "--out", tmp_path / "run", *options)
     summary = check_run(tmp_path / "run", load(logs / "log.parquet", label="click"))
     assert summary.protocol == "held-out"
-    assert "Protocol: held-out, batches of 128 (chosen by the number of rows)" in out
+    assert "Protocol: held-out, batches of 64 (chosen by the number of rows)" in out
     assert summary.steps["hot_start"] > 0
     assert summary.first_step_change is not None
     assert len(summary.kept) == 6
