@@ -17,7 +17,6 @@ from pathlib import Path
 
 import torch
 
-from lpfs.cli import judge
 from lpfs.data import ClickLog, Recipe
 from lpfs.run import Summary, load_summary
 
@@ -72,7 +71,7 @@ def main() -> None:
         rows = []
         for seed in SEEDS:
             summary, seconds = run(Path(place, f"demo{seed}"), "demo", "--seed", str(seed))
-            found, noise = judge(ClickLog(Recipe(seed=seed)), summary.kept)
+            found, noise = ClickLog(Recipe(seed=seed)).judge(summary.kept)
             rows.append(row(f"{seed}: {found} of 10 found, {noise} noise", summary, seconds))
             print(rows[-1], flush=True)
         lines += table("seed", rows)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -14,8 +13,10 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 
+from lpfs.files import appearing
+
 if TYPE_CHECKING:
-    from lpfs.data import ClickLog, Data
+    from lpfs.data import Data
     from lpfs.report.terminal import StageBars
     from lpfs.run import Summary
     from lpfs.selection import Settings
@@ -73,7 +74,7 @@ def demo(
         f"a generated log of {rows:,} rows",
         notes,
     )
-    found, noise = judge(log, summary.kept)
+    found, noise = log.judge(summary.kept)
     console.print(
         f"Seed {seed}: {found} of 10 informative fields found (a near copy counts for its "
         f"original, once), {noise} noise fields kept. Written to {out}."
@@ -245,7 +246,7 @@ def report(
     from lpfs.run import load_history, load_summary
 
     text: str = _checked(lambda: page(load_summary(run), load_history(run)))
-    with _appearing(out) as place:
+    with appearing(out) as place:
         place.write_text(text, encoding="utf-8")
     console.print(f"Written to {out}.")
 
@@ -264,19 +265,11 @@ def generate(
 
     recipe = Recipe.criteo if ".tsv" in out.suffixes else Recipe
     log = ClickLog(recipe(rows=rows, seed=seed))
-    with _appearing(out) as place:
+    with appearing(out) as place:
         _checked(lambda: log.write(place))
     truth = out.with_name(out.name + ".truth.json")
     truth.write_text(json.dumps([asdict(field) for field in log.truth], indent=1) + "\n")
     console.print(f"{rows:,} rows written to {out}, the truth about their fields to {truth}.")
-
-
-def judge(log: ClickLog, kept: list[str]) -> tuple[int, int]:
-    """How many informative fields are among the kept ones, a near copy counting once for its
-    original, and how many noise fields."""
-    truth = {field.name: field for field in log.truth}
-    found = {truth[name].of or name for name in kept if truth[name].role in ("informative", "copy")}
-    return len(found), sum(truth[name].role == "noise" for name in kept)
 
 
 def _select(
@@ -368,17 +361,6 @@ def _require_device(device: str) -> None:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError):
         _refuse(f"--device: expected cpu or cuda where there is one, got {device!r}")
-
-
-@contextmanager
-def _appearing(out: Path) -> Iterator[Path]:
-    """A file beside the wanted one, which takes its name once it is complete."""
-    place = out.with_name(f".partial-{out.name}")
-    try:
-        yield place
-        place.replace(out)
-    finally:
-        place.unlink(missing_ok=True)
 
 
 def _checked(action: Callable[[], Any]) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor
 from lpfs.data import DataError, stream
 from lpfs.data.read import Input
 from lpfs.data.schema import Report
+from lpfs.files import appearing
 from lpfs.run import load_encoders, load_model
 from lpfs.training import Metrics, score
 
@@ -74,9 +74,8 @@ def score_file(
         OSError: if `out` cannot be written.
     """
     schema = pa.schema([("probability", pa.float64())])
-    partial = out.with_name(f".partial-{out.name}")
     logits, labels, rows = [], [], 0
-    try:
+    with appearing(out) as partial:
         with pa.parquet.ParquetWriter(partial, schema) as file:
             for piece, truth in score_rows(directory, source, label=label, progress=progress):
                 rows += len(piece)
@@ -96,8 +95,4 @@ def score_file(
                     f"expected 0 and 1, all {rows} rows have {truths[0]:.0f}",
                 )
             metrics = score(torch.cat(logits), truths)
-        partial.replace(out)
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
     return Scores(rows, metrics)

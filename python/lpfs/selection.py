@@ -286,14 +286,16 @@ class _Run:
 
         # Several passes over few rows would let the tables learn those rows by heart.
         tables = {place.table for place in model.places().values() if place.table is not None}
+        for table in tables:
+            table.requires_grad_(not held_out)
         rows = self.first_rows if held_out else self.last_rows
         for_weights = self._passes(rows, self.batch_size)
         for_gates = self._passes(self.last_rows, HELD_OUT_BATCH)
         for step, batch in enumerate(itertools.islice(for_weights, steps), start=1):
-            for table in tables:
-                # The last step moves what the hot start will move, to be comparable.
-                table.requires_grad_(not held_out or step == steps)
             if step == steps:
+                # The last step moves what the hot start will move, to be comparable.
+                for table in tables:
+                    table.requires_grad_(True)
                 before = predict(model, self.probe)
             prox.zero_grad()
             loss = train_step(model, optimizer, batch, "select", step)

@@ -19,7 +19,7 @@ single fields takes the copies of the strong fields first. t runs from 0 to 1 ov
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -177,6 +177,15 @@ class ClickLog:
                 for truth in self.truth
             ]
         )
+
+    def judge(self, kept: Sequence[str]) -> tuple[int, int]:
+        """How many informative fields are among the kept ones, a near copy counting once for its
+        original, and how many noise fields."""
+        truth = {field.name: field for field in self.truth}
+        found = {
+            truth[name].of or name for name in kept if truth[name].role in ("informative", "copy")
+        }
+        return len(found), sum(truth[name].role == "noise" for name in kept)
 
     def batches(self, chunk_rows: int = BLOCK) -> Iterator[pa.RecordBatch]:
         """The log in pieces of at most `chunk_rows` rows; their size does not change the log."""
