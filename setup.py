@@ -28,7 +28,12 @@ extension = CppExtension(
         "csrc/gated_concat_loops.cpp",
         "csrc/proximal_sgd.cpp",
     ],
-    depends=["csrc/gates.h", "csrc/gated_concat_loops.h", "csrc/launch.h"],
+    depends=[
+        "csrc/gates.h",
+        "csrc/gated_concat_loops.h",
+        "csrc/launch.h",
+        "csrc/vectors.h",
+    ],
     extra_compile_args=[
         "-O3",
         "-g0",
