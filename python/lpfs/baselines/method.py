@@ -1,0 +1,245 @@
+"""What every method of feature selection gets and gives: model → train → rank or select → prune.
+
+A harness pre-trains one model per seed and hands it to every method in a `Task`. A method works on
+a copy and returns an `Outcome`: a score per feature, the trained model, and how to prune it. A
+*ranking* method is run once, and its scores serve every budget; a *selecting* one is run per
+budget, which it gets in `Task.keep`.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from lpfs.baselines.gates import FieldGate, gate_in
+from lpfs.data import Part
+from lpfs.prune import prune
+from lpfs.training import predict
+
+RowsOfGates = Literal["one-pass", "held-out", "same-rows"]
+
+
+@dataclass(frozen=True)
+class Feed:
+    """Which rows are learnt from while features are selected, and in how many steps.
+
+    A step takes the next `batch_size` rows of `weights`, in order and again from the start after
+    the last; gates learn from the same batch, or from the next `gates_batch_size` rows of `gates`.
+    """
+
+    weights: Part
+    batch_size: int
+    steps: int
+    gates: Part | None = None
+    gates_batch_size: int = 1024
+    still_tables: bool = False
+    """Whether tables stay as pre-trained, as they must where weights see rows many times."""
+
+
+def split_rows(
+    train: Part,
+    rows_of_gates: RowsOfGates,
+    batch_size: int,
+    *,
+    pretrain: float = 0.3,
+    held_out: float = 0.2,
+    epochs: int = 4,
+    least_steps: int = 1000,
+) -> tuple[Part, Feed]:
+    """The rows to pre-train on, and the feed of the selection that follows.
+
+    - `one-pass`: pre-train on the first `pretrain` of the rows, select on the rest, each row once;
+    - `held-out`: pre-train on all but the last `held_out` of the rows; weights go on learning from
+      those with their tables still, gates from the last ones, at least `least_steps` steps;
+    - `same-rows`: as one pass, but both learn from the same rows `epochs` times: gates learn from
+      rows that the weights have seen. What that costs is to be shown; it is no choice to make.
+
+    Raises ValueError for another name or for a part without rows.
+
+    >>> import numpy as np
+    >>> part = Part(np.zeros((100, 1), "i4"), np.zeros((100, 0), "f4"), np.zeros(100, "u1"))
+    >>> first, feed = split_rows(part, "one-pass", batch_size=10)
+    >>> len(first), len(feed.weights), feed.steps, feed.gates
+    (30, 70, 7, None)
+    """
+    if rows_of_gates not in ("one-pass", "held-out", "same-rows"):
+        raise ValueError(
+            f"rows_of_gates must be one-pass, held-out or same-rows, got {rows_of_gates!r}"
+        )
+    border = int((1 - held_out if rows_of_gates == "held-out" else pretrain) * len(train))
+    first, last = train[:border], train[border:]
+    if not len(first) or not len(last):
+        raise ValueError(f"train: {len(train)} rows are too few to select on")
+    steps = math.ceil(len(last) / batch_size)
+    if rows_of_gates == "held-out":
+        steps = max(steps, least_steps)
+        return first, Feed(first, batch_size, steps, gates=last, still_tables=True)
+    return first, Feed(last, batch_size, steps * (epochs if rows_of_gates == "same-rows" else 1))
+
+
+@dataclass(frozen=True)
+class Task:
+    """One selection to be made. Nothing in it is changed by a method."""
+
+    model: nn.Module
+    """Pre-trained, without gate: `forward(codes, numbers)`, `features`, and what `Prunable` asks
+    for."""
+    optimizer: torch.optim.Optimizer
+    """The weights' optimiser, with its state."""
+    feed: Feed
+    validation: Part
+    """Rows that nothing learns from: for scores that are computed after training."""
+    keep: int | None = None
+    """How many features shall remain. A selecting method needs it, a ranking one ignores it."""
+    seed: int = 0
+    costs: Mapping[str, float] = field(default_factory=dict)
+    """Feature → what it costs in production, 1 where nothing is said; few methods look at it."""
+    on_step: Callable[[int], None] = lambda step: None
+    """Called after every training step with its number, from 1 on."""
+
+    @property
+    def features(self) -> dict[str, int]:
+        """Feature → width, in the order in which the gate receives them."""
+        return dict(self.model.features)  # type: ignore[arg-type]
+
+    @property
+    def unseen(self) -> Part:
+        """Rows that weights do not learn from: the gates' rows, or else the validation part."""
+        return self.validation if self.feed.gates is None else self.feed.gates
+
+
+@dataclass(frozen=True)
+class Change:
+    """How far removal moved the logits of a part."""
+
+    largest: float
+    mean: float
+    scale: float
+    """The largest |logit| before it: rounding is to be judged beside this."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a method found. `model` still has every feature, with whatever gate was learnt."""
+
+    scores: dict[str, float]
+    """Feature → score; the higher, the rather it is kept."""
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    factors: dict[str, float]
+    """Feature → what its embedding is multiplied by when it is kept; folded in by `prune`."""
+    steps: int
+    seconds: float = 0.0
+    """Wall time of the whole method: its steps and its scoring."""
+
+    def kept(self, keep: int) -> list[str]:
+        """The `keep` features with the highest scores, of equals the first, in the model's order.
+
+        Raises ValueError if there are not so many.
+        """
+        if not 1 <= keep <= len(self.scores):
+            raise ValueError(f"keep must be between 1 and {len(self.scores)}, got {keep}")
+        best = set(sorted(self.scores, key=lambda name: -self.scores[name])[:keep])
+        return [name for name in self.scores if name in best]
+
+    def prune(self, keep: int) -> tuple[nn.Module, torch.optim.Optimizer]:
+        """A smaller model with the best features alone, and its optimiser, ready to train on."""
+        kept = self.kept(keep)
+        return only(self.model, self.optimizer, kept, {n: self.factors[n] for n in kept})
+
+    def change(self, smaller: nn.Module, part: Part) -> Change:
+        """How far a pruned model's logits are from those before removal, over a part."""
+        before, after = predict(self.model, part), predict(smaller, part)
+        moved = (after - before).abs()
+        return Change(moved.max().item(), moved.mean().item(), before.abs().max().item())
+
+
+def only(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    kept: Sequence[str],
+    factors: Mapping[str, float] | None = None,
+) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """A copy of a model, and of its optimiser, with the kept features alone and no gate.
+
+    With a model just built, this is the model to retrain cold.
+    """
+    prunable: Any = model
+    gate = Kept(prunable.features, factors or dict.fromkeys(kept, 1.0))
+    with gate_in(model, gate):
+        smaller, smaller_optimizer = prune(prunable, optimizer)
+    return smaller, smaller_optimizer
+
+
+class Kept(FieldGate):
+    """Constant factors for the kept fields and exact zeros for the others."""
+
+    def __init__(self, fields: Mapping[str, int], factors: Mapping[str, float]) -> None:
+        super().__init__(fields)
+        self.kept_factors = dict(factors)
+        values = [self.kept_factors.get(name, 0.0) for name in fields]
+        self.register_buffer("values", torch.tensor(values))
+
+    def weights(self, packed: Tensor) -> Tensor:
+        values = self.values
+        assert isinstance(values, Tensor)
+        return values.to(packed)
+
+    def kept(self) -> list[str]:
+        """See `lpfs.FeatureGate`."""
+        return [name for name in self.fields if name in self.kept_factors]
+
+    def gates(self) -> dict[str, float]:
+        """See `lpfs.FeatureGate`."""
+        return {name: self.kept_factors.get(name, 0.0) for name in self.fields}
+
+
+class Method(BaseModel, ABC):
+    """A way to find the features that matter; its fields are its hyper-parameters.
+
+    Defaults are those of the method's paper; the class's docstring names it. `space` holds the
+    values among which a harness may search: the same number of combinations for every method that
+    has anything to tune.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: ClassVar[str]
+    selecting: ClassVar[bool] = False
+    """Whether a run serves one budget (`Task.keep`) alone."""
+    learns_gates: ClassVar[bool] = False
+    """Whether it matters which rows gates learn from (`Feed.gates`)."""
+    space: ClassVar[Mapping[str, Sequence[Any]]] = {}
+
+    def run(self, task: Task) -> Outcome:
+        """Train a copy of the task's model and score its features.
+
+        Raises:
+            ValueError: if the task lacks something, or its features do not suit the method.
+            DivergedError: if the loss becomes NaN or infinite.
+        """
+        if self.selecting and not (task.keep and 1 <= task.keep <= len(task.features)):
+            raise ValueError(
+                f"keep: {self.name} needs a number from 1 to {len(task.features)}, got {task.keep}"
+            )
+        model, optimizer = copy.deepcopy((task.model, task.optimizer))
+        start = time.perf_counter()
+        with torch.random.fork_rng():
+            torch.manual_seed(task.seed)
+            outcome = self._run(replace(task, model=model, optimizer=optimizer))
+        if unusual := [name for name, score in outcome.scores.items() if math.isnan(score)]:
+            raise ValueError(f"{self.name}: the score of {unusual[0]!r} is not a number")
+        return replace(outcome, seconds=time.perf_counter() - start)
+
+    @abstractmethod
+    def _run(self, task: Task) -> Outcome:
+        """As `run`, free to change the task's model and optimiser."""
