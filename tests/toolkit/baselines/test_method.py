@@ -150,7 +150,7 @@ def test_a_score_that_is_no_number_is_an_error(make_task: MakeTask) -> None:
             scores = dict.fromkeys(task.features, float("nan"))
             return Outcome(scores, task.model, task.optimizer, scores, 0)
 
-    with pytest.raises(ValueError, match="broken: the score of '..' is not a number"):
+    with pytest.raises(ValueError, match=r"broken: the score of '..' is not a number"):
         Broken().run(make_task())
 
 
