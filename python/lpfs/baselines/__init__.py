@@ -4,6 +4,13 @@
 Permutation(shuffle='set', repeats=1, metric='log_loss', batch_size=1024, groups=())
 """
 
+from lpfs.baselines.adafs import AdaFS
+from lpfs.baselines.autofield import AutoField
+from lpfs.baselines.cold import COLD
+from lpfs.baselines.fscd import FSCD
+from lpfs.baselines.group_lasso import GroupLasso
+from lpfs.baselines.hard_concrete import HardConcrete
+from lpfs.baselines.l1 import L1
 from lpfs.baselines.lpfs import LPFS, LPFSPlusPlus
 from lpfs.baselines.method import (
     Change,
@@ -18,9 +25,34 @@ from lpfs.baselines.method import (
 )
 from lpfs.baselines.permutation import Permutation
 from lpfs.baselines.random import Random
+from lpfs.baselines.shark import SHARK
+from lpfs.baselines.shuffle_gate import ShuffleGate
+from lpfs.baselines.single_field import SingleField
+from lpfs.baselines.stg import STG
+from lpfs.baselines.trees import Trees
+from lpfs.baselines.umec import UMEC
 
 METHODS: dict[str, type[Method]] = {
-    method.name: method for method in (LPFSPlusPlus, LPFS, Permutation, Random)
+    method.name: method
+    for method in (
+        LPFSPlusPlus,
+        LPFS,
+        GroupLasso,
+        L1,
+        FSCD,
+        UMEC,
+        Permutation,
+        COLD,
+        AutoField,
+        AdaFS,
+        STG,
+        HardConcrete,
+        ShuffleGate,
+        SHARK,
+        Trees,
+        SingleField,
+        Random,
+    )
 }
 """Name → method, as configurations name them."""
 

@@ -24,6 +24,7 @@ class LPFS(Method):
 
     name: ClassVar[str] = "lpfs"
     selecting: ClassVar[bool] = True
+    exact: ClassVar[bool] = True
     learns_gates: ClassVar[bool] = True
     space: ClassVar[Mapping[str, Sequence[object]]] = {
         "lr": (3e-4, 1e-3, 3e-3, 1e-2),

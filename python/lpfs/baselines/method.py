@@ -216,6 +216,8 @@ class Method(BaseModel, ABC):
     name: ClassVar[str]
     selecting: ClassVar[bool] = False
     """Whether a run serves one budget (`Task.keep`) alone."""
+    exact: ClassVar[bool] = False
+    """Whether what it removes is multiplied by exactly zero when it ends."""
     learns_gates: ClassVar[bool] = False
     """Whether it matters which rows gates learn from (`Feed.gates`)."""
     space: ClassVar[Mapping[str, Sequence[Any]]] = {}

@@ -92,6 +92,13 @@ class DLRM(nn.Module):
             names.append(DENSE)
         return dict.fromkeys(names, self.dim)
 
+    def reads(self) -> dict[str, list[str]]:
+        """Feature → the fields of the data that it is made of."""
+        return {
+            name: self.numbers if name not in self.categories and self.dense is not None else [name]
+            for name in self.features
+        }
+
     @property
     def first_layer(self) -> nn.Linear:
         """The layer whose columns read the features."""

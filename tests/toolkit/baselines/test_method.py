@@ -18,7 +18,7 @@ from lpfs.training import predict
 from .conftest import MakeTask
 
 LEARNING = [name for name, method in METHODS.items() if method.learns_gates]
-EXACT = [name for name, method in METHODS.items() if method.selecting]
+EXACT = [name for name, method in METHODS.items() if method.exact]
 
 
 def outcome_of(name: str, task: Task) -> Outcome:
