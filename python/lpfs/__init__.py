@@ -1,22 +1,27 @@
 """Feature selection for click-through-rate models by LPFS and LPFS++ gates."""
 
+from lpfs.checkpoint import Checkpoints, StoppedError
 from lpfs.gate import FeatureGate
 from lpfs.optim import ProximalSGD
 from lpfs.plan import Budget, Penalty
+from lpfs.pretrained import Pretrained
 from lpfs.prune import Place, Prunable, prune
 from lpfs.selection import Selection, Settings, select
 from lpfs.trajectory import Death, Trajectory
 
 __all__ = [
     "Budget",
+    "Checkpoints",
     "Death",
     "FeatureGate",
     "Penalty",
     "Place",
+    "Pretrained",
     "ProximalSGD",
     "Prunable",
     "Selection",
     "Settings",
+    "StoppedError",
     "Trajectory",
     "prune",
     "select",

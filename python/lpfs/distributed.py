@@ -11,10 +11,10 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -26,6 +26,8 @@ STEP_TIMEOUT = timedelta(minutes=5)
 """How long a process waits for another in a step; longer, and the run fails on all."""
 READ_TIMEOUT = timedelta(days=2)
 """The same while one process of a machine reads the log and the others wait."""
+
+T = TypeVar("T")
 
 _patient: dist.ProcessGroup | None = None
 
@@ -147,6 +149,31 @@ def exchange(value: Any) -> list[Any]:
     values: list[Any] = [None] * size()
     dist.all_gather_object(values, value, group=_patient)
     return values
+
+
+def any_of(*flags: bool) -> tuple[bool, ...]:
+    """Whether each flag is set on one process at least."""
+    if size() == 1:
+        return flags
+    return tuple(count > 0 for count in total(torch.tensor(flags, dtype=torch.int32)).tolist())
+
+
+def on_first(action: Callable[[], T]) -> T:
+    """What the action returns on the first process, which alone runs it. Raises what it raises, if
+    that is an OSError, on all."""
+    if size() == 1:
+        return action()
+    outcome: list[Any] = [None]
+    if rank() == 0:
+        try:
+            outcome = [action()]
+        except OSError as error:
+            outcome = [error]
+    dist.broadcast_object_list(outcome, src=0, group=_patient)
+    (result,) = outcome
+    if isinstance(result, OSError):
+        raise result
+    return cast(T, result)
 
 
 def require_same(what: str, value: Any) -> None:

@@ -3,17 +3,46 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
+
+PARTIAL = ".partial-"
 
 
 @contextlib.contextmanager
 def appearing(out: Path) -> Iterator[Path]:
     """A file beside the wanted one, which takes its name once it is complete."""
-    place = out.with_name(f".partial-{out.name}")
+    place = out.with_name(f"{PARTIAL}{out.name}")
     try:
         yield place
         place.replace(out)
     finally:
         with contextlib.suppress(OSError):
             place.unlink(missing_ok=True)
+
+
+def write_durably(out: Path, content: bytes) -> None:
+    """A file that is whole under its name even if the power goes at any moment.
+
+    Raises OSError, which names the file, if that cannot be done; then nothing is left behind.
+    """
+    try:
+        with appearing(out) as place, place.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        sync(out.parent)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(out)) from error
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's content, or a directory's list of names, is on the disk."""
+    if os.name == "nt" and path.is_dir():
+        return  # Windows opens no directories, and writes their names through.
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)

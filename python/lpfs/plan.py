@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -69,6 +71,15 @@ class Plan:
     def taken(self) -> int:
         """How many steps were taken. Waits for the device."""
         return int(self._taken)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Steps and trajectory; the gate and its optimiser have state dicts of their own."""
+        return {"taken": self.taken, "trajectory": self.trajectory.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` returned, once gate and optimiser have theirs back."""
+        self._taken.fill_(state["taken"])
+        self.trajectory.load_state_dict(state["trajectory"])
 
     @torch.no_grad()
     def step(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -13,14 +13,18 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
+import lpfs
 from lpfs import distributed
+from lpfs.checkpoint import Checkpoints
 from lpfs.data import Batch, Data, Part
 from lpfs.gate import FeatureGate
 from lpfs.models import DLRM
 from lpfs.optim import ProximalSGD
 from lpfs.plan import Budget, Penalty, Plan
+from lpfs.pretrained import Pretrained
 from lpfs.prune import prune
 from lpfs.schedule import Constant, preset
+from lpfs.stages import Stages, first_difference
 from lpfs.training import (
     EarlyStopping,
     Metrics,
@@ -104,6 +108,7 @@ class Selection:
     steps: dict[str, int]
     model: nn.Module
     optimizer: torch.optim.Optimizer
+    pretrained: Pretrained
     kept: list[str]
     gates: dict[str, float]
     trajectory: Trajectory
@@ -121,6 +126,8 @@ def select(
     *,
     build: Callable[..., DLRM] = DLRM,
     progress: ProgressCallback | None = None,
+    checkpoints: Checkpoints | None = None,
+    pretrained: Pretrained | None = None,
 ) -> Selection:
     """Pre-train, select, prune and hot-start a model on a dataset.
 
@@ -129,14 +136,27 @@ def select(
     a held-out part, in turn with the weights, whose tables then stay as pre-trained. Nothing is
     chosen on the test part.
 
+    Args:
+        data: what `lpfs.data.load` returned.
+        settings: everything else that decides the result.
+        build: makes the model; called with `DLRM`'s arguments.
+        progress: called every 20 steps and at the end of a stage.
+        checkpoints: where to write the state of the run from time to time. If there is some
+            already, the run goes on from the last one and ends as if it had never been interrupted,
+            bit for bit on the CPU. They stay when it ends: remove them once the result is safe.
+        pretrained: of an earlier selection, to start from in place of pre-training.
+
     Raises:
-        ValueError: if `keep` does not fit the fields, a named field does not exist, or a part has
-            no rows.
+        ValueError: if `keep` does not fit the fields, a named field does not exist, a part has no
+            rows, every field died, or the checkpoints or the pre-trained model are of a run with
+            other data or settings.
         DivergedError: if the loss becomes NaN or infinite.
+        StoppedError: if `checkpoints.stop` was called, after a last checkpoint.
+        OSError: if a checkpoint cannot be written; those before it stay.
     """
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
-        return _Run(data, settings, build, progress).run()
+        return _Run(data, settings, build, progress, checkpoints, pretrained).run()
 
 
 def choose_protocol(rows: int, settings: Settings) -> tuple[Protocol, int]:
@@ -170,6 +190,8 @@ class _Run:
         settings: Settings,
         build: Callable[..., DLRM],
         progress: ProgressCallback | None,
+        checkpoints: Checkpoints | None,
+        pretrained: Pretrained | None,
     ) -> None:
         self.data, self.settings, self.build, self.progress = data, settings, build, progress
         self.protocol, self.batch_size = choose_protocol(len(data.train), settings)
@@ -177,38 +199,59 @@ class _Run:
         border = int(share * len(data.train))
         self.first_rows, self.last_rows = data.train[:border], data.train[border:]
         self.probe = data.validation[:PROBE_ROWS]
-        self.steps: dict[str, int] = {}
-        self.losses: list[float] = []
-        self._require_possible()
-        distributed.require_same("data and settings", (data.key, settings))
+        config = self._require_possible()
+        self.origin = {
+            "protocol": self.protocol,
+            "rows": border,
+            "reading": data.options,
+            "data": data.key,
+            "model": config,
+        }
+        if pretrained and (difference := first_difference(pretrained.origin, self.origin)):
+            raise ValueError(f"the pre-trained model does not fit: {difference}")
+        self.start = pretrained
+        identity = {
+            **settings.model_dump(mode="json"),
+            **self.origin,
+            "from": pretrained.digest() if pretrained else None,
+            "processes": distributed.size(),
+            "versions": {"lpfs": lpfs.__version__, "torch": torch.__version__},
+        }
+        distributed.require_same("data and settings", identity)
+        self.stages = Stages(identity, checkpoints, settings.device)
 
     def run(self) -> Selection:
-        settings, data = self.settings, self.data
-        model = self._new_model().to(settings.device)
-        optimizer = _adagrad(model, settings.lr)
-        self._train_once("pretrain", model, optimizer, self.first_rows)
-        plan, last_batch, last_step_change = self._select(model, optimizer)
-        gate = plan.gate
+        settings, data, stages = self.settings, self.data, self.stages
+        model, optimizer = self._learner()
+        stages.own("model", model)
+        stages.own("optimizer", optimizer)
+        pretrained = self._pretrain(model, optimizer)
 
-        labels = np.asarray(data.test.labels)
-        gated = predict(model, data.test)
+        plan = self._insert_gates(model)
+        stages.disown("model")
+        stages.own("gated", model)
+        stages.own("gate", plan.gate)
+        stages.own("gate_optimizer", plan.optimizer)
+        stages.own("plan", plan)
+        last_batch = self._select(model, optimizer, plan)
+
         smaller, smaller_optimizer = prune(model, optimizer)
-        pruned = predict(smaller, data.test)
-        change = (gated - pruned).abs().max().item()
-        bound = LOGIT_TOLERANCE * max(1.0, gated.abs().max().item())
-        if not change <= bound:
-            raise RuntimeError(f"pruning changed a logit by {change:.3g}, more than {bound:.3g}")
+        self._compare(model, smaller)
+        stages.disown("gated", "optimizer", "gate_optimizer")
+        del model, optimizer
+        stages.own("smaller", smaller)
+        stages.own("smaller_optimizer", smaller_optimizer)
+        self._hot_start(smaller, smaller_optimizer, last_batch)
+        everything = self._all_fields(pretrained)
 
-        first_step_change = self._hot_start(smaller, smaller_optimizer, last_batch)
-        everything = self._all_fields()
         # Training rows without a click may be a sample; test rows never are.
-        correction = math.log(data.negatives)
-        smaller.add_to_logits(correction)
-        everything.add_to_logits(correction)
+        for network in (smaller, everything):
+            network.add_to_logits(math.log(data.negatives))
+        numbers = stages.numbers
         metrics: dict[Scored, Metrics] = {
             "all": evaluate(everything, data.test),
-            "gated": score(gated + correction, labels),
-            "pruned": score(pruned + correction, labels),
+            "gated": Metrics(**numbers["gated"]),
+            "pruned": Metrics(**numbers["pruned"]),
             "hot_start": evaluate(smaller, data.test),
         }
         return Selection(
@@ -218,26 +261,35 @@ class _Run:
             steps=self.steps,
             model=smaller,
             optimizer=smaller_optimizer,
-            kept=gate.kept(),
-            gates=gate.gates(),
+            pretrained=pretrained,
+            kept=plan.gate.kept(),
+            gates=plan.gate.gates(),
             trajectory=plan.trajectory,
-            losses=self.losses,
+            losses=stages.losses,
             metrics=metrics,
-            logit_change=change,
-            logit_bound=bound,
-            last_step_change=last_step_change,
-            first_step_change=first_step_change,
+            logit_change=numbers["logit_change"],
+            logit_bound=numbers["logit_bound"],
+            last_step_change=numbers["last_step_change"],
+            first_step_change=numbers.get("first_step_change"),
         )
 
-    def _require_possible(self) -> None:
+    @property
+    def steps(self) -> dict[str, int]:
+        """Training steps by stage that is done."""
+        steps: dict[str, int] = self.stages.numbers.setdefault("steps", {})
+        return steps
+
+    def _require_possible(self) -> dict[str, Any]:
+        """The model's shape. Raises ValueError unless the settings fit the data."""
         for name in ("train", "validation", "test"):
             if not len(getattr(self.data, name)):
                 raise ValueError(f"the {name} part has no rows")
         with torch.device("meta"):
-            features = self._new_model().features
-        gate = FeatureGate(features, **self._gate_options(features))
+            model = self._new_model()
+        gate = FeatureGate(model.features, **self._gate_options(model.features))
         if self.settings.keep is not None:
             Budget.require_reachable(gate, self.settings.keep)
+        return model.config()
 
     def _new_model(self) -> DLRM:
         settings = self.settings
@@ -250,26 +302,36 @@ class _Run:
                 numbers=settings.numbers,
             )
 
-    def _train_once(
-        self, stage: str, model: DLRM, optimizer: torch.optim.Optimizer, part: Part
-    ) -> None:
-        """One pass over a part, in order."""
-        steps = math.ceil(len(part) / self.batch_size)
-        for step, batch in enumerate(part.batches(self.batch_size), start=1):
-            loss = train_step(model, optimizer, batch, stage, step)
-            self._report(stage, step, steps, loss)
-        self.steps[stage] = self.steps.get(stage, 0) + steps
+    def _learner(self) -> tuple[DLRM, torch.optim.Optimizer]:
+        """A new model on the device, and its optimiser."""
+        model = self._new_model().to(self.settings.device)
+        return model, torch.optim.Adagrad(model.parameters(), lr=self.settings.lr)
 
-    def _select(self, model: DLRM, optimizer: torch.optim.Optimizer) -> tuple[Plan, Batch, float]:
-        """Train weights and gates until the plan is done.
+    def _pretrain(self, model: DLRM, optimizer: torch.optim.Optimizer) -> Pretrained:
+        """One pass over the first rows, or what an earlier run made of them."""
+        stages, stage = self.stages, "pretrain"
+        if stage not in stages.done:
+            steps = self._steps_over(self.first_rows)
+            if self.start is not None:
+                self.start.load_into(model, optimizer)
+                pretrained = self.start
+            else:
+                batches = self._passes(self.first_rows, self.batch_size, stages.taken)
+                for step, batch in zip(stages.remaining(stage, steps), batches, strict=False):
+                    loss = train_step(model, optimizer, batch, stage, step)
+                    self._report(stage, step, steps, loss)
+                pretrained = Pretrained.of(model, optimizer, steps, self.origin)
+            stages.keep("pretrained", pretrained.state())
+            self.steps[stage] = pretrained.steps
+            stages.finish(stage)
+        return Pretrained(**stages.kept["pretrained"])
 
-        Returns the plan, the last batch, and how far the step on it moved the logits.
-        """
-        settings, held_out = self.settings, self.protocol == "held-out"
+    def _insert_gates(self, model: DLRM) -> Plan:
+        settings = self.settings
         gate = model.insert_gate(**self._gate_options(model.features)).gate
         assert gate is not None
-        steps = math.ceil(len(self.last_rows) / self.batch_size)
-        if held_out:
+        steps = self._steps_over(self.last_rows)
+        if self._is_held_out:
             steps = max(steps, HELD_OUT_STEPS)
         scaled = preset("scaled", settings.gate, steps)
         prox = ProximalSGD(
@@ -277,47 +339,56 @@ class _Run:
             lr=settings.gate_lr or scaled.gate_lr(0),
             momentum=scaled.momentum if settings.momentum is None else settings.momentum,
         )
-        plan: Plan
         if settings.keep is not None:
-            plan = Budget(gate, prox, settings.keep, steps)
-        else:
-            rate = None if settings.gate_lr is None else Constant(settings.gate_lr)
-            plan = Penalty(gate, prox, settings.lam or 0.0, steps, lr=rate)
+            return Budget(gate, prox, settings.keep, steps)
+        rate = None if settings.gate_lr is None else Constant(settings.gate_lr)
+        return Penalty(gate, prox, settings.lam or 0.0, steps, lr=rate)
 
-        # Several passes over few rows would let the tables learn those rows by heart.
-        tables = {place.table for place in model.places().values() if place.table is not None}
-        for table in tables:
-            table.requires_grad_(not held_out)
+    def _select(self, model: DLRM, optimizer: torch.optim.Optimizer, plan: Plan) -> Batch:
+        """Train weights and gates until the plan is done; the last batch."""
+        stages, stage, steps, held_out = self.stages, "select", plan.steps, self._is_held_out
+        gate, prox = plan.gate, plan.optimizer
         rows = self.first_rows if held_out else self.last_rows
-        for_weights = self._passes(rows, self.batch_size)
-        for_gates = self._passes(self.last_rows, HELD_OUT_BATCH)
-        for step, batch in enumerate(itertools.islice(for_weights, steps), start=1):
-            if step == steps:
-                # The last step moves what the hot start will move, to be comparable.
+        if stage not in stages.done:
+            # Several passes over few rows would let the tables learn those rows by heart.
+            tables = {place.table for place in model.places().values() if place.table is not None}
+            for_weights = self._passes(rows, self.batch_size, stages.taken)
+            for_gates = self._passes(self.last_rows, HELD_OUT_BATCH, stages.taken)
+            for step, batch in zip(stages.remaining(stage, steps), for_weights, strict=False):
                 for table in tables:
-                    table.requires_grad_(True)
-                before = predict(model, self.probe)
-            prox.zero_grad()
-            loss = train_step(model, optimizer, batch, "select", step)
-            if held_out:
-                unseen = forward_loss(model, next(for_gates))
-                finite(unseen, "select", step)
-                (gate.x.grad,) = torch.autograd.grad(unseen, [gate.x])
-                distributed.sum_gradients([gate.x])
-            prox.step()
-            plan.step()
-            self.losses.append(loss)
-            self._report("select", step, steps, loss, gate)
-        self.steps["select"] = steps
+                    # The last step moves what the hot start will move, to be comparable.
+                    table.requires_grad_(not held_out or step == steps)
+                if step == steps:
+                    before = predict(model, self.probe)
+                prox.zero_grad()
+                loss = train_step(model, optimizer, batch, stage, step)
+                if held_out:
+                    unseen = forward_loss(model, next(for_gates))
+                    finite(unseen, stage, step)
+                    (gate.x.grad,) = torch.autograd.grad(unseen, [gate.x])
+                    distributed.sum_gradients([gate.x])
+                prox.step()
+                plan.step()
+                stages.losses.append(loss)
+                self._report(stage, step, steps, loss, gate)
 
-        living = int(gate.x.count_nonzero())
-        if isinstance(plan, Budget) and living != plan.allowed(steps - 1):
-            raise RuntimeError(
-                f"{living} gates differ from zero, {plan.allowed(steps - 1)} were asked for"
-            )
-        change = self._mean_change(model, before)
-        finite(torch.tensor(change), "select", steps)
-        return plan, batch, change
+            living = int(gate.x.count_nonzero())
+            if isinstance(plan, Budget) and living != plan.allowed(steps - 1):
+                raise RuntimeError(
+                    f"{living} gates differ from zero, {plan.allowed(steps - 1)} were asked for"
+                )
+            if not gate.kept():
+                raise ValueError(f"lam: every field died, expected less than {self.settings.lam}")
+            change = self._mean_change(model, before)
+            finite(torch.tensor(change), stage, steps)
+            stages.numbers["last_step_change"] = change
+            self.steps[stage] = steps
+            stages.finish(stage)
+        return next(self._passes(rows, self.batch_size, steps - 1))
+
+    @property
+    def _is_held_out(self) -> bool:
+        return self.protocol == "held-out"
 
     def _gate_options(self, features: Iterable[str]) -> dict[str, Any]:
         settings = self.settings
@@ -334,35 +405,63 @@ class _Run:
             "rescale": features if rescaled else (),
         }
 
-    def _hot_start(
-        self, model: DLRM, optimizer: torch.optim.Optimizer, last_batch: Batch
-    ) -> float | None:
-        """Train the pruned model on; how far the first step moved its logits.
+    def _compare(self, model: DLRM, smaller: DLRM) -> None:
+        """Predict the test part with gates and pruned; the two must agree."""
+        if "prune" in self.stages.done:
+            return
+        gated, pruned = (predict(network, self.data.test) for network in (model, smaller))
+        change = (gated - pruned).abs().max().item()
+        bound = LOGIT_TOLERANCE * max(1.0, gated.abs().max().item())
+        if not change <= bound:
+            raise RuntimeError(f"pruning changed a logit by {change:.3g}, more than {bound:.3g}")
+        labels, correction = np.asarray(self.data.test.labels), math.log(self.data.negatives)
+        self.stages.numbers |= {
+            "gated": asdict(score(gated + correction, labels)),
+            "pruned": asdict(score(pruned + correction, labels)),
+            "logit_change": change,
+            "logit_bound": bound,
+        }
+        self.stages.finish("prune")
+
+    def _hot_start(self, model: DLRM, optimizer: torch.optim.Optimizer, last_batch: Batch) -> None:
+        """Train the pruned model on, and note how far the first step moved its logits.
 
         The first batch is the last one before pruning, so that the two steps differ by the fold
         alone.
         """
-        before = predict(model, self.probe)
-        changes: list[float] = []
+        stages, taken = self.stages, self.stages.taken
+        before = None if taken or "hot_start" in stages.done else predict(model, self.probe)
 
-        def measure_first() -> None:
-            if not changes:
-                changes.append(self._mean_change(model, before))
+        def measure(step: int) -> None:
+            if step == 1:
+                assert before is not None
+                stages.numbers["first_step_change"] = self._mean_change(model, before)
 
-        limit = self.settings.epochs * math.ceil(len(self.data.train) / self.batch_size)
-        batches = itertools.chain([last_batch], self._shuffled_passes())
-        self._train_until_worse("hot_start", model, optimizer, batches, limit, measure_first)
-        return changes[0] if changes else None
+        limit = self.settings.epochs * self._steps_over(self.data.train)
+        batches = self._shuffled_passes(max(0, taken - 1))
+        if not taken:
+            batches = itertools.chain([last_batch], batches)
+        self._train_until_worse("hot_start", model, optimizer, batches, limit, measure)
 
-    def _all_fields(self) -> DLRM:
+    def _all_fields(self, pretrained: Pretrained) -> DLRM:
         """The same network without gates: the same rows, and no more steps than ours took."""
-        allowed = sum(self.steps.values())
-        model = self._new_model().to(self.settings.device)
-        optimizer = _adagrad(model, self.settings.lr)
-        self._train_once("all", model, optimizer, self.first_rows)
-        self._train_once("all", model, optimizer, self.last_rows)
-        further = allowed - self.steps["all"]
-        self._train_until_worse("all_on", model, optimizer, self._shuffled_passes(), further)
+        stages, stage = self.stages, "all"
+        model, optimizer = self._learner()
+        pretrained.load_into(model, optimizer)
+        stages.own("everything", model)
+        stages.own("everything_optimizer", optimizer)
+        if stage not in stages.done:
+            steps = self._steps_over(self.last_rows)
+            batches = self._passes(self.last_rows, self.batch_size, stages.taken)
+            for step, batch in zip(stages.remaining(stage, steps), batches, strict=False):
+                loss = train_step(model, optimizer, batch, stage, step)
+                self._report(stage, step, steps, loss)
+            # It went through pre-training like ours: the same steps, so they were not made again.
+            self.steps[stage] = pretrained.steps + steps
+            stages.finish(stage)
+        ours = sum(self.steps[stage] for stage in ("pretrain", "select", "hot_start"))
+        batches = self._shuffled_passes(stages.taken)
+        self._train_until_worse("all_on", model, optimizer, batches, ours - self.steps[stage])
         return model
 
     def _train_until_worse(
@@ -372,28 +471,45 @@ class _Run:
         optimizer: torch.optim.Optimizer,
         batches: Iterable[Batch],
         limit: int,
-        after_step: Callable[[], None] = lambda: None,
+        after_step: Callable[[int], None] = lambda _: None,
     ) -> None:
         """At most `limit` further steps, and the parameters with the lowest validation loss."""
+        stages = self.stages
+        if stage in stages.done:
+            return
         stopping = EarlyStopping(model, self.data.validation, PATIENCE, stage)
+        stages.own("stopping", stopping)
         check_every = max(1, len(self.data.train) // self.batch_size // CHECKS_PER_PASS)
-        taken = 0
-        for taken, batch in enumerate(itertools.islice(batches, limit), start=1):
-            loss = train_step(model, optimizer, batch, stage, taken)
-            after_step()
-            self._report(stage, taken, limit, loss)
-            if (taken % check_every == 0 or taken == limit) and stopping.check(taken):
+        step = 0
+        for step, batch in zip(stages.remaining(stage, limit), batches, strict=False):
+            loss = train_step(model, optimizer, batch, stage, step)
+            after_step(step)
+            self._report(stage, step, limit, loss)
+            if (step % check_every == 0 or step == limit) and stopping.check(step):
                 break
         stopping.restore()
-        self.steps[stage] = taken
+        stages.disown("stopping")
+        self.steps[stage] = step
+        stages.finish(stage)
 
-    def _passes(self, part: Part, batch_size: int) -> Iterator[Batch]:
+    def _steps_over(self, part: Part) -> int:
+        return math.ceil(len(part) / self.batch_size)
+
+    def _passes(self, part: Part, batch_size: int, skip: int) -> Iterator[Batch]:
+        """The batches of one pass after the other in order, without the first `skip` of them."""
+        skip %= math.ceil(len(part) / batch_size)
         while True:
-            yield from part.batches(batch_size)
+            yield from part.batches(batch_size, start=skip * batch_size)
+            skip = 0
 
-    def _shuffled_passes(self) -> Iterator[Batch]:
-        for seed in itertools.count():
-            yield from self.data.train.batches(self.batch_size, seed=seed)
+    def _shuffled_passes(self, skip: int) -> Iterator[Batch]:
+        """The same over all training rows, each pass in another order."""
+        first, skip = divmod(skip, self._steps_over(self.data.train))
+        for seed in itertools.count(first):
+            yield from self.data.train.batches(
+                self.batch_size, start=skip * self.batch_size, seed=seed
+            )
+            skip = 0
 
     def _mean_change(self, model: DLRM, before: Tensor) -> float:
         return (predict(model, self.probe) - before).abs().mean().item()
@@ -403,8 +519,5 @@ class _Run:
     ) -> None:
         if self.progress is not None and (step % REPORT_EVERY == 0 or step == steps):
             alive = None if gate is None else len(gate.kept())
-            self.progress(Progress(stage, step, steps, step * self.batch_size, loss, alive))
-
-
-def _adagrad(model: DLRM, lr: float) -> torch.optim.Optimizer:
-    return torch.optim.Adagrad(model.parameters(), lr=lr)
+            rows = (step - self.stages.begun) * self.batch_size
+            self.progress(Progress(stage, step, steps, rows, loss, alive))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,7 +38,7 @@ class Progress:
     step: int
     steps: int
     rows: int
-    """Rows seen in this stage."""
+    """Rows seen in this stage since this process went on with it."""
     loss: float
     alive: int | None = None
     """Living fields, while there are gates."""
@@ -141,6 +142,20 @@ class EarlyStopping:
         else:
             self._strikes += 1
         return self._strikes >= self.patience
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best parameters and how long they have been the best."""
+        return {
+            "best": self.best,
+            "best_step": self.best_step,
+            "strikes": self._strikes,
+            "state": self._state,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` returned."""
+        self.best, self.best_step = state["best"], state["best_step"]
+        self._strikes, self._state = state["strikes"], state["state"]
 
     def restore(self) -> None:
         """Put the best parameters back into the model."""

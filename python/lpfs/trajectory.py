@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -94,6 +96,28 @@ class Trajectory:
             for column, value in zip(columns.values(), values, strict=True):
                 column.append(value)
         return columns
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that was recorded so far. Waits for the device."""
+        self.look()
+        return {
+            "rows": torch.stack(self._rows) if self._rows else None,
+            "last_is_spare": self._last_is_spare,
+            "seen": self._seen,
+            "revivals": self.revivals,
+            "deaths": [[list(d.fields), d.step, d.gate_before] for d in self._deaths],
+            "x": self._x,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` returned, with a gate over the same fields."""
+        self._rows = [] if state["rows"] is None else list(state["rows"])
+        self._last_is_spare = state["last_is_spare"]
+        self._seen = self._calls = state["seen"]
+        self.revivals = state["revivals"]
+        self._deaths = [Death(tuple(fields), *rest) for fields, *rest in state["deaths"]]
+        self._x = state["x"]
+        self._recorded.fill_(self._seen)
 
     def look(self) -> None:
         """Take over what was recorded since the last look. Waits for the device.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 
 from rich.console import Console
 from rich.progress import (
@@ -51,7 +50,6 @@ class StageBars:
         )
         self._tasks: dict[str, TaskID] = {}
         self._begun: dict[str, float] = {}
-        self._before: dict[str, Step] = {}
         self._last = time.monotonic()
 
     def __enter__(self) -> StageBars:
@@ -68,13 +66,8 @@ class StageBars:
         note = f"loss {step.loss:.4f}"
         if step.alive is not None:
             note = f"{step.alive} alive, {note}"
-        # A stage may train on one part of the rows and then on another, counting anew.
-        passed = self._before.get(step.stage)
-        steps, rows = (passed.step, passed.rows) if passed else (0, 0)
-        if step.step == step.steps:
-            self._before[step.stage] = replace(step, step=steps + step.step, rows=rows + step.rows)
-        steps, rows, total = steps + step.step, rows + step.rows, steps + step.steps
-        self._show(step.stage, steps, total, rows, f"{steps}/{total}", note)
+        done = f"{step.step}/{step.steps}"
+        self._show(step.stage, step.step, step.steps, step.rows, done, note)
 
     def reading(self, chunk: Reading) -> None:
         """Show how much of the source is read, and then encoded."""
