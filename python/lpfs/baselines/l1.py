@@ -27,11 +27,11 @@ class L1(LearntGates):
 
     name: ClassVar[str] = "l1"
     space: ClassVar[Mapping[str, Sequence[object]]] = {
-        "lam": (0.003, 0.01, 0.03, 0.1),
+        "lam": (0.01, 0.03, 0.1, 0.3),
         "lr": (0.003, 0.01, 0.03),
     }
 
-    lam: float = Field(default=0.01, ge=0)
+    lam: float = Field(default=0.03, ge=0)
     lr: float = Field(default=0.01, gt=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)
 
