@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -13,10 +10,8 @@ import pytest
 from lpfs.report.page import page
 from lpfs.run import Summary, load_history, load_summary
 
+from .browser import Page, check_alone, needs_browser, opened
 from .command import QUICK, below, lpfs, succeed
-
-VOID = {"meta", "br", "link", "img", "input", "hr"}
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
 @pytest.fixture(scope="module")
@@ -27,40 +22,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     options = ["--label", "click", "--keep", 8, "--always-keep", "C1", *QUICK]
     succeed("select", log, "--out", place / "run", *options)
     return place / "run"
-
-
-class Page(HTMLParser):
-    """A strict reader: every element is closed in its place."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-        assert len(dict(attrs)) == len(attrs)
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if not {"style", "script"} & set(self.open):
-            self.text += data + " "
-
-    def all(self, tag: str, **attributes: str) -> list[dict[str, str | None]]:
-        return [
-            has for name, has in self.elements if name == tag and attributes.items() <= has.items()
-        ]
 
 
 def test_the_page_holds_the_run(run: Path) -> None:
@@ -91,11 +52,7 @@ def test_the_page_holds_the_run(run: Path) -> None:
 
 
 def test_the_page_needs_nothing_else(run: Path) -> None:
-    text = (run / "report.html").read_text()
-    assert not re.search(r"https?:|//[a-z]|@import|url\(|<link|<img|src=|href=", text)
-    assert "prefers-color-scheme: dark" in text
-    assert "@media print" in text
-    assert 'name="viewport"' in text
+    check_alone((run / "report.html").read_text())
 
 
 def test_report_again(run: Path, tmp_path: Path) -> None:
@@ -176,29 +133,16 @@ document.body.dataset.drawn = [...document.querySelectorAll("polyline")]
 </script></body>"""
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here")
+@needs_browser
 @pytest.mark.parametrize("width", [500, 1200])
 def test_in_a_browser(run: Path, tmp_path: Path, width: int) -> None:
     path = tmp_path / "page.html"
     path.write_text((run / "report.html").read_text().replace("</body>", POINT))
-    assert CHROMIUM is not None
-    done = subprocess.run(
-        [
-            *(CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic"),
-            *("--no-first-run", "--disable-background-networking", "--disable-component-update"),
-            *("--disable-sync", "--enable-logging=stderr", f"--user-data-dir={tmp_path / 'user'}"),
-            *(f"--window-size={width},900", "--dump-dom", path.as_uri()),
-        ],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=120,
-    )
-    assert "CONSOLE" not in done.stderr
-    assert 'data-ready="27"' in done.stdout
-    assert 'data-picked="19"' in done.stdout
-    assert re.search(r'data-tip="19 fields\s+step \d+ · gate 0"', done.stdout)
-    assert 'data-wide="false"' in done.stdout
-    drawn = re.search(r'data-drawn="(\d+)"', done.stdout)
+    left = opened(path, width)
+    assert 'data-ready="27"' in left
+    assert 'data-picked="19"' in left
+    assert re.search(r'data-tip="19 fields\s+step \d+ · gate 0"', left)
+    assert 'data-wide="false"' in left
+    drawn = re.search(r'data-drawn="(\d+)"', left)
     assert drawn is not None
     assert int(drawn[1]) >= 27 + 27 + 3

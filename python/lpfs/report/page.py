@@ -5,19 +5,29 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jinja2
 import numpy as np
 from numpy.typing import NDArray
+
+from lpfs.report.curves import (
+    HEIGHT,
+    Curve,
+    Tick,
+    along,
+    apart,
+    ceiling,
+    points,
+    render,
+    sample,
+    scale,
+    ticks,
+)
 
 if TYPE_CHECKING:
     from lpfs.run import Summary
 
-HEIGHT = 360
-"""Of the large chart, in pixels of CSS."""
 LABEL_HEIGHT = 14
 POINTS = 400
 ALL_POINTS = 40_000
@@ -39,23 +49,6 @@ STAGES = {
 }
 
 
-@dataclass(frozen=True)
-class Tick:
-    """A mark on an axis or beside a chart, `at` percent of its length."""
-
-    at: float
-    text: str
-
-
-@dataclass(frozen=True)
-class Curve:
-    """A line in a square of 1,000 × 1,000, y downwards."""
-
-    points: str
-    kind: str
-    index: int | None = None
-
-
 def page(summary: Summary, history: Mapping[str, Sequence[float]]) -> str:
     """The page as HTML, without a reference to anything outside.
 
@@ -66,19 +59,17 @@ def page(summary: Summary, history: Mapping[str, Sequence[float]]) -> str:
     steps = np.asarray(history["step"], dtype=float)
     names = list(summary.gates)
     gates = {name: np.abs(np.asarray(history[f"gate:{name}"], dtype=float)) for name in names}
-    shown = _sample(len(steps), min(POINTS, max(SPARK_POINTS, ALL_POINTS // len(names))))
-    x = _along(steps)
-    top = _ceiling(max(1.0, *(values[shown].max(initial=0) for values in gates.values())))
+    shown = sample(len(steps), min(POINTS, max(SPARK_POINTS, ALL_POINTS // len(names))))
+    x = along(steps)
+    top = ceiling(max(1.0, *(values[shown].max(initial=0) for values in gates.values())))
     kept = set(summary.kept)
     curves = [
-        Curve(_points(x[shown], gates[name][shown] / top), _kind(name, kept), i)
+        Curve(points(x[shown], gates[name][shown] / top), _kind(name, kept), i)
         for i, name in enumerate(names)
     ]
-    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
-        Path(__file__).with_name("page.html").read_text(encoding="utf-8")
-    )
     settings = summary.settings.model_dump(mode="json", exclude_defaults=False)
-    return template.render(
+    return render(
+        "page.html",
         summary=summary,
         source=Path(summary.source).name,
         rows=", ".join(f"{rows:,} {part}" for part, rows in summary.rows.items()) + " rows",
@@ -86,14 +77,13 @@ def page(summary: Summary, history: Mapping[str, Sequence[float]]) -> str:
         all=summary.metrics["all"],
         after=summary.metrics["hot_start"],
         scores=[(SCORED[name], metrics) for name, metrics in summary.metrics.items()],
-        height=HEIGHT,
         steps=[int(step) for step in steps[shown]],
         top=top,
         # Kept ones last, so that they lie above the others.
         curves=sorted(curves, key=lambda curve: curve.kind == "kept"),
-        step_ticks=_ticks(steps[-1], 8, start=steps[0]),
-        few_ticks=_ticks(steps[-1], 3, start=steps[0]),
-        gate_ticks=_ticks(top, 5),
+        step_ticks=ticks(steps[-1], 8, start=steps[0]),
+        few_ticks=ticks(steps[-1], 3, start=steps[0]),
+        gate_ticks=ticks(top, 5),
         labels=_labels(summary, gates, top),
         charts=_charts(history, x),
         **_histogram(summary),
@@ -135,55 +125,12 @@ def _text(value: object) -> str:
     return f"{value:,}" if type(value) is int else str(value)
 
 
-def _sample(length: int, most: int) -> NDArray[np.int64]:
-    """At most that many places, evenly spaced, the first and the last among them."""
-    return np.unique(np.linspace(0, length - 1, min(length, most)).round().astype(np.int64))
-
-
-def _along(steps: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.asarray((steps - steps[0]) / max(steps[-1] - steps[0], 1))
-
-
-def _points(x: NDArray[np.float64], y: NDArray[np.float64]) -> str:
-    places = np.stack([x, 1 - np.clip(y, 0, 1)], axis=1) * 1000
-    return " ".join(f"{a:.0f},{b:.0f}" for a, b in places)
-
-
-def _unit(largest: float, most: int) -> float:
-    """The smallest of 1, 2, 5, 10, … that divides up to `largest` into at most `most` pieces."""
-    power = 10.0 ** math.floor(math.log10(largest / most))
-    return next(power * unit for unit in (1, 2, 5, 10) if power * unit * most >= largest)
-
-
-def _ceiling(largest: float) -> float:
-    unit = _unit(largest, 5)
-    return math.ceil(round(largest / unit, 6)) * unit
-
-
-def _ticks(largest: float, most: int, start: float = 0.0) -> list[Tick]:
-    if largest <= start:
-        return [Tick(0, f"{largest:g}")]
-    unit = _unit(largest, most)
-    values = [i * unit for i in range(round(largest / unit) + 1) if i * unit <= largest * 1.0001]
-    return [
-        Tick(round(100 * (value - start) / (largest - start), 2), f"{round(value, 9):,g}")
-        for value in values
-        if value >= start
-    ]
-
-
 def _labels(summary: Summary, gates: Mapping[str, NDArray[np.float64]], top: float) -> list[Tick]:
     """Names beside the ends of the kept curves, moved apart; none where they would not fit."""
     if len(summary.kept) * LABEL_HEIGHT > HEIGHT:
         return []
     ends = sorted((HEIGHT * (1 - gates[name][-1] / top), name) for name in summary.kept)
-    places: list[float] = []
-    for y, _ in ends:
-        places.append(max(y, places[-1] + LABEL_HEIGHT if places else 0.0))
-    limit = float(HEIGHT)
-    for i in reversed(range(len(places))):
-        places[i] = min(places[i], limit)
-        limit = places[i] - LABEL_HEIGHT
+    places = apart([y for y, _ in ends], LABEL_HEIGHT, HEIGHT)
     return [
         Tick(round(100 * y / HEIGHT, 2), name) for y, (_, name) in zip(places, ends, strict=True)
     ]
@@ -191,7 +138,7 @@ def _labels(summary: Summary, gates: Mapping[str, NDArray[np.float64]], top: flo
 
 def _charts(history: Mapping[str, Sequence[float]], x: NDArray[np.float64]) -> list[dict[str, Any]]:
     """Small charts of what moved beside the gates."""
-    shown = _sample(len(x), POINTS // 2)
+    shown = sample(len(x), POINTS // 2)
     width = max(1, len(x) // 50)
     loss = np.asarray(history["loss"], dtype=float)
     sums = np.cumsum(np.concatenate([[0.0], loss]))
@@ -206,43 +153,26 @@ def _charts(history: Mapping[str, Sequence[float]], x: NDArray[np.float64]) -> l
     charts = []
     for title, values in columns.items():
         low = values[shown].min() if title.startswith("Loss") else 0.0
-        ticks, share = _scale(values[shown], low)
-        charts.append({"title": title, "ticks": ticks, "curve": _line(x[shown], share)})
+        marks, share = scale(values[shown], low)
+        charts.append(
+            {"title": title, "ticks": marks, "curve": Curve(points(x[shown], share), "plain")}
+        )
     epsilon = np.log10(np.asarray(history["epsilon"], dtype=float))[shown]
     low, high = math.floor(epsilon.min() + 1e-6), math.ceil(epsilon.max() - 1e-6)
     high = max(high, low + 1)
-    ticks = [
+    marks = [
         Tick(round(100 * (i - low) / (high - low), 2), f"{10.0**i:g}")
         for i in range(low, high + 1, max(1, (high - low) // 3))
     ]
     share = (epsilon - low) / (high - low)
-    charts.append({"title": "ε", "ticks": ticks, "curve": _line(x[shown], share)})
+    charts.append({"title": "ε", "ticks": marks, "curve": Curve(points(x[shown], share), "plain")})
     return charts
-
-
-def _line(x: NDArray[np.float64], share: NDArray[np.float64]) -> Curve:
-    return Curve(_points(x, share), "plain")
-
-
-def _scale(values: NDArray[np.float64], low: float) -> tuple[list[Tick], NDArray[np.float64]]:
-    """Ticks and the values as shares of the axis; it starts at 0, or just below `low`."""
-    high = float(values.max())
-    if high <= 0:
-        return [Tick(0, "0")], np.zeros_like(values)
-    unit = _unit(max(high - low, high * 1e-3), 3)
-    first = math.floor(low / unit)
-    last = max(math.ceil(round(high / unit, 6)), first + 1)
-    ticks = [
-        Tick(round(100 * (i - first) / (last - first), 2), f"{round(i * unit, 9):,g}")
-        for i in range(first, last + 1)
-    ]
-    return ticks, (values / unit - first) / (last - first)
 
 
 def _histogram(summary: Summary) -> dict[str, Any]:
     """Bars of the gates at the end; the first one is those at exactly zero."""
     final = np.abs(list(summary.gates.values()))
-    top = _ceiling(max(1.0, final.max()))
+    top = ceiling(max(1.0, final.max()))
     counts, edges = np.histogram(final[final != 0], bins=BARS - 1, range=(0, top))
     counts = np.concatenate([[(final == 0).sum()], counts])
     most = max(int(counts.max()), 1)
@@ -252,17 +182,17 @@ def _histogram(summary: Summary) -> dict[str, Any]:
         for n, text in zip(counts, texts, strict=True)
     ]
     step = 100 / BARS
-    ticks = [
-        Tick(round(step + t.at * (100 - step) / 100, 2), t.text) for t in _ticks(top, 4) if t.at
+    marks = [
+        Tick(round(step + t.at * (100 - step) / 100, 2), t.text) for t in ticks(top, 4) if t.at
     ]
-    return {"bars": bars, "most": f"{most:,}", "bar_ticks": [Tick(step / 2, "0"), *ticks]}
+    return {"bars": bars, "most": f"{most:,}", "bar_ticks": [Tick(step / 2, "0"), *marks]}
 
 
 def _fields(
     summary: Summary, gates: Mapping[str, NDArray[np.float64]], x: NDArray[np.float64]
 ) -> list[dict[str, Any]]:
     """Rows of the table: kept by falling gate, then removed, the last to die first."""
-    shown = _sample(len(x), SPARK_POINTS)
+    shown = sample(len(x), SPARK_POINTS)
     index = {name: i for i, name in enumerate(summary.gates)}
     largest = max((abs(summary.gates[name]) for name in summary.kept), default=1.0)
     cuts = {(name, cut.step): cut.gate_before for cut in summary.cuts for name in cut.names}
@@ -286,7 +216,7 @@ def _fields(
                 "kind": kind,
                 "gate": _signed(summary.gates[name]) if kind == "kept" else "0",
                 "share": round(100 * abs(summary.gates[name]) / largest, 1),
-                "spark": Curve(_points(x[shown], gates[name][shown] / peak), kind),
+                "spark": Curve(points(x[shown], gates[name][shown] / peak), kind),
                 "fate": fates[name],
             }
         )
