@@ -14,18 +14,33 @@ from lpfs.gate import FeatureGate
 
 
 @dataclass(frozen=True)
+class Cut:
+    """A part of a parameter, along one of its dimensions."""
+
+    parameter: Tensor
+    dim: int
+    part: slice
+
+
+@dataclass(frozen=True)
 class Place:
     """Where one field stands in a model: which columns of the first layer read it, and its table.
 
     `table` is the weight whose `rows` belong to the field; None where there is no such weight. They
     are `linear` if scaling them scales the field's embedding, as it does in a lookup; not if an
     activation lies between weight and gate.
+
+    Where other layers read the gated field too, it is `read_elsewhere`: its factor must then fold
+    into the table, which has to be linear and the field's own. What those layers have for the field
+    alone goes with it: that is `also`.
     """
 
     columns: slice
     table: Tensor | None = None
     rows: slice = field(default_factory=lambda: slice(None))
     linear: bool = True
+    read_elsewhere: bool = False
+    also: tuple[Cut, ...] = ()
 
 
 class Prunable(Protocol):
@@ -92,7 +107,7 @@ def prune(
             parameters in it are left out of the copy; schedulers must be made anew.
 
     Raises:
-        ValueError: if the model has no gate, or no field is alive.
+        ValueError: if the model has no gate, no field is alive, or a factor can be folded nowhere.
         TypeError: if the optimiser holds state that this function cannot scale.
 
     >>> from lpfs.models import DLRM
@@ -114,8 +129,10 @@ def prune(
 
     slices = _plan(model, gate, kept)
     memo: dict[int, Any] = {}
-    for parameter, part in slices.items():
-        value = part.take(parameter.detach(), power=-1)
+    for parameter, parts in slices.items():
+        value = parameter.detach()
+        for part in parts:
+            value = part.take(value, power=-1)
         memo[id(parameter)] = nn.Parameter(value, requires_grad=parameter.requires_grad)
     if optimizer is not None:
         _slice_state(optimizer, slices, memo)
@@ -154,13 +171,14 @@ class _Slice:
         return values.index_select(self.dim, index) * factor.view(shape)
 
 
-def _plan(model: Prunable, gate: FeatureGate, kept: Sequence[str]) -> dict[Tensor, _Slice]:
+def _plan(model: Prunable, gate: FeatureGate, kept: Sequence[str]) -> dict[Tensor, list[_Slice]]:
+    """What remains of every parameter that loses something, along each dimension that does."""
     places, factors = model.places(), gate.gates()
     if missing := set(gate.fields) - set(places):
         raise ValueError(f"the model names no place for the field {min(missing)!r}")
     weight = model.first_layer.weight
     columns = _Slice.of(weight, dim=1)
-    slices: dict[Tensor, _Slice] = {weight: columns}
+    slices: dict[Tensor, _Slice] = {}
     users: dict[Tensor, Tensor] = {}
     living: dict[Tensor, Tensor] = {}
     for name, place in places.items():
@@ -179,9 +197,28 @@ def _plan(model: Prunable, gate: FeatureGate, kept: Sequence[str]) -> dict[Tenso
             columns.remains[place.columns] = False
         elif place.table is not None and place.linear and _alone(place, users[place.table]):
             slices[place.table].factor[place.rows] = factors[name]
+        elif place.read_elsewhere:
+            raise ValueError(
+                f"{name!r} is read by more than the first layer, and has no table of its own to "
+                "fold its gate into"
+            )
         else:
             columns.factor[place.columns] = factors[name]
-    return slices
+    return {
+        weight: [columns],
+        **{table: [part] for table, part in slices.items()},
+        **_cuts({name: places[name] for name in gate.fields}, kept),
+    }
+
+
+def _cuts(places: Mapping[str, Place], kept: Sequence[str]) -> dict[Tensor, list[_Slice]]:
+    parts: dict[Tensor, dict[int, _Slice]] = {}
+    for name, place in places.items():
+        for cut in place.also:
+            dims = parts.setdefault(cut.parameter, {})
+            part = dims.setdefault(cut.dim, _Slice.of(cut.parameter, cut.dim))
+            part.remains[cut.part] = name in kept
+    return {parameter: list(dims.values()) for parameter, dims in parts.items()}
 
 
 def _alone(place: Place, users: Tensor) -> bool:
@@ -190,14 +227,17 @@ def _alone(place: Place, users: Tensor) -> bool:
 
 def _slice_state(
     optimizer: torch.optim.Optimizer,
-    slices: Mapping[Tensor, _Slice],
+    slices: Mapping[Tensor, Sequence[_Slice]],
     memo: dict[int, Any],
 ) -> None:
     """Put the sliced and scaled state where the deep copy will look for a copy of the old."""
-    for parameter, part in slices.items():
+    for parameter, parts in slices.items():
         for name, value in optimizer.state.get(parameter, {}).items():
             if isinstance(value, Tensor) and value.shape == parameter.shape:
-                memo[id(value)] = part.take(value, _gradient_power(optimizer, name))
+                power, remaining = _gradient_power(optimizer, name), value
+                for part in parts:
+                    remaining = part.take(remaining, power)
+                memo[id(value)] = remaining
             elif isinstance(value, Tensor) and value.numel() > 1:
                 raise TypeError(
                     f"{type(optimizer).__name__}: the state {name!r} has shape "

@@ -1,5 +1,8 @@
 """Networks with gates between embeddings and first layer."""
 
+from lpfs.models.dcn import DCNv2
+from lpfs.models.deep_fm import DeepFM
 from lpfs.models.dlrm import DLRM
+from lpfs.models.wide_deep import WideDeep
 
-__all__ = ["DLRM"]
+__all__ = ["DLRM", "DCNv2", "DeepFM", "WideDeep"]

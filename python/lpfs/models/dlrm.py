@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,9 @@ class DLRM(nn.Module):
     torch.Size([2])
     """
 
+    FIRST_ORDER: ClassVar[int] = 0
+    """Columns of every embedding that the MLP does not read, as they stand for a linear part."""
+
     _offsets: Tensor
 
     def __init__(
@@ -57,20 +60,21 @@ class DLRM(nn.Module):
         if numbers == "mlp" and self.numbers and DENSE in self.categories:
             raise ValueError(f"{DENSE!r} is the feature of all numbers, and a category's name")
         self.dim, self.hidden = dim, tuple(top)
+        self.width = dim + self.FIRST_ORDER
         self.gate: FeatureGate | None = None
         self.table: nn.Embedding | None = None
         self.number_table: nn.Parameter | None = None
         self.dense: nn.Sequential | None = None
         if self.categories:
-            self.table = nn.Embedding(sum(self.categories.values()), dim, sparse=True)
+            self.table = nn.Embedding(sum(self.categories.values()), self.width, sparse=True)
             nn.init.normal_(self.table.weight, std=0.01)
         if self.numbers and numbers == "fields":
-            self.number_table = nn.Parameter(torch.empty(2 * len(self.numbers), dim))
+            self.number_table = nn.Parameter(torch.empty(2 * len(self.numbers), self.width))
             nn.init.uniform_(self.number_table, -(0.5**0.5), 0.5**0.5)
         elif self.numbers:
             width = 2 * len(self.numbers)
             self.dense = nn.Sequential(
-                nn.Linear(width, 64), nn.ReLU(), nn.Linear(64, dim), nn.ReLU()
+                nn.Linear(width, 64), nn.ReLU(), nn.Linear(64, self.width), nn.ReLU()
             )
         self._category_columns: list[int] | None = None
         self._number_columns: list[int] | None = None
@@ -90,7 +94,7 @@ class DLRM(nn.Module):
             names += self.numbers
         elif self.dense is not None:
             names.append(DENSE)
-        return dict.fromkeys(names, self.dim)
+        return dict.fromkeys(names, self.width)
 
     def reads(self) -> dict[str, list[str]]:
         """Feature → the fields of the data that it is made of."""
@@ -117,6 +121,11 @@ class DLRM(nn.Module):
     def forward(self, codes: Tensor, numbers: Tensor) -> Tensor:
         """Logits `[B]` of codes `[B, categories]` (integers) and numbers `[B, numbers]` (fp32, NaN
         where missing), a column for every field the model was built with, removed ones included."""
+        packed = self.embed(codes, numbers)
+        return self.head(packed if self.gate is None else self.gate(packed))
+
+    def embed(self, codes: Tensor, numbers: Tensor) -> Tensor:
+        """What the gate reads, `[B, features · width]`."""
         blocks = []
         if self.table is not None:
             if self._category_columns is not None:
@@ -127,16 +136,17 @@ class DLRM(nn.Module):
         if self.number_table is not None:
             missing = numbers.isnan()
             value = numbers.masked_fill(missing, 0.0)
-            table = self.number_table.view(-1, 2, self.dim)
+            table = self.number_table.view(-1, 2, self.width)
             embedded = value[..., None] * table[:, 0] + missing[..., None] * table[:, 1]
             blocks.append(embedded.flatten(1))
         elif self.dense is not None:
             missing = numbers.isnan()
             blocks.append(self.dense(torch.cat([numbers.masked_fill(missing, 0.0), missing], 1)))
-        packed = blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=1)
-        if self.gate is not None:
-            packed = self.gate(packed)
-        logits: Tensor = self.top(packed).squeeze(1)
+        return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=1)
+
+    def head(self, gated: Tensor) -> Tensor:
+        """Logits `[B]` of the gated embeddings."""
+        logits: Tensor = self.top(gated).squeeze(1)
         return logits
 
     def config(self) -> dict[str, Any]:
