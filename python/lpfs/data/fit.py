@@ -46,10 +46,13 @@ def fit(raw: Raw, name: str, settings: Settings) -> tuple[Meta, list[NDArray[np.
     missing = np.zeros(len(raw.numbers), dtype=np.int64)
     for _, (codes, numbers, parts) in raw.pieces("codes", "numbers", "parts"):
         chosen = parts == TRAIN
+        if not chosen.all():
+            codes, numbers = codes[chosen], numbers[chosen]
         for j, count in enumerate(counts):
-            # Not bincount: it would make an array of all words for every piece.
-            np.add.at(count, codes[chosen, j], 1)
-        numbers = numbers[chosen]
+            if len(count) <= len(codes):
+                count += np.bincount(codes[:, j], minlength=len(count))
+            else:  # where bincount would make an array of all words for every piece
+                np.add.at(count, codes[:, j], 1)
         missing += (~np.isfinite(numbers)).sum(0)
         values.append(numbers[-seen % stride :: stride])
         seen += len(numbers)

@@ -10,7 +10,7 @@ import pyarrow as pa
 from lpfs.data.columns import SAMPLE_ROWS, Kind, decide
 from lpfs.data.error import DataError
 from lpfs.data.raw import named_parts
-from lpfs.data.read import Source, chunks
+from lpfs.data.read import Source, chunks, convertible
 from lpfs.data.schema import Column, Settings
 from lpfs.data.split import TEST, TRAIN, ByColumn, assign, carve, first_validation
 
@@ -83,6 +83,9 @@ def _sample(sources: Sequence[Source], look: Sequence[str], settings: Settings) 
     batches, named, rows = [], [], 0
     for chunk, _ in chunks(sources, wanted):
         batch = chunk.rows
+        for name in look if sources[0].text else ():
+            with convertible(chunk, name):
+                batch[name].unique().to_pylist()
         if isinstance(split, ByColumn):
             parts = named_parts(chunk, split)
             batch = batch.filter(pa.array(parts != TEST))

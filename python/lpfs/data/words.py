@@ -66,8 +66,12 @@ class Words:
         if not pa.types.is_string(column.type):
             indices, values = distinct(column)
             return self.number(values)[indices]
-        known = pc.index_in(pc.fill_null(column, ""), value_set=self._head)
-        result = known.fill_null(-1).to_numpy(zero_copy_only=False).copy()
+        if column.null_count:
+            column = pc.fill_null(column, "")
+        known = pc.index_in(column, value_set=self._head)
+        if not known.null_count:
+            return np.asarray(known)
+        result = np.array(known.fill_null(-1))
         new = np.flatnonzero(result < 0)
         if len(new):
             encoded = column.take(pa.array(new)).dictionary_encode()

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lpfs.data.ahead import ahead
-from lpfs.data.encode import BinEncoder, NumberEncoder
+from lpfs.data.ahead import together
+from lpfs.data.bins import QuickBins
+from lpfs.data.encode import BinEncoder, Encoder, NumberEncoder
 from lpfs.data.raw import Raw
 from lpfs.data.schema import PARTS, Meta, Progress, Report
 
 __all__ = ["write"]
+
+# Rows from which tables of bins pay.
+MANY = 1 << 18
 
 
 def write(
@@ -52,34 +56,55 @@ def write(
                 )
                 files[part, kind] = file
         done = 0
-        for codes, numbers, labels, parts in ahead(_encoded(ahead(pieces), meta, tables)):
-            for i, part in enumerate(PARTS):
-                rows = parts == i
-                files[part, "codes"].write(codes[rows].data)
-                files[part, "numbers"].write(numbers[rows].data)
-                files[part, "labels"].write(labels[rows].data)
-            done += len(labels)
+
+        encoders: list[Encoder | QuickBins] = [
+            QuickBins(encoder) if isinstance(encoder, BinEncoder) and raw.rows > MANY else encoder
+            for encoder in meta.encoders
+        ]
+
+        def encode(piece: tuple[int, list[NDArray[Any]]]) -> tuple[int, list[Arrays]]:
+            _, arrays = piece
+            return len(arrays[-1]), _parted(_encoded(arrays, encoders, tables), arrays[-1])
+
+        for rows, parted in together(encode, pieces):
+            for part, arrays in zip(PARTS, parted, strict=True):
+                for kind, array in arrays.items():
+                    files[part, kind].write(array.data)
+            done += rows
             report(Progress("encode", done, size * done // raw.rows, size))
 
 
+Arrays: TypeAlias = dict[str, NDArray[Any]]
+
+
 def _encoded(
-    pieces: Iterator[tuple[int, list[NDArray[Any]]]],
-    meta: Meta,
+    piece: list[NDArray[Any]],
+    encoders: Sequence[Encoder | QuickBins],
     tables: Sequence[NDArray[np.int32]],
-) -> Iterator[list[NDArray[Any]]]:
+) -> Arrays:
     """What models read in place of the numbers of words and the raw values."""
-    scalers = sum(isinstance(encoder, NumberEncoder) for encoder in meta.encoders)
-    for _, (words, values, labels, parts) in pieces:
-        codes = np.empty((len(labels), len(meta.encoders) - scalers), dtype=np.int32)
-        numbers = np.empty((len(labels), scalers), dtype=np.float32)
-        of_words = (table[words[:, j]] for j, table in enumerate(tables))
-        of_numbers = iter(values.T)
-        coded, scaled = iter(codes.T), iter(numbers.T)
-        for encoder in meta.encoders:
-            if isinstance(encoder, BinEncoder):
-                next(coded)[:] = encoder.apply(next(of_numbers))
-            elif isinstance(encoder, NumberEncoder):
-                next(scaled)[:] = encoder.apply(next(of_numbers))
-            else:
-                next(coded)[:] = next(of_words)
-        yield [codes, numbers, labels, parts]
+    words, values, labels, _ = piece
+    scalers = sum(isinstance(encoder, NumberEncoder) for encoder in encoders)
+    codes = np.empty((len(labels), len(encoders) - scalers), dtype=np.int32)
+    numbers = np.empty((len(labels), scalers), dtype=np.float32)
+    of_words = (table.take(words[:, j]) for j, table in enumerate(tables))
+    of_numbers = iter(values.T)
+    coded, scaled = iter(codes.T), iter(numbers.T)
+    for encoder in encoders:
+        if isinstance(encoder, BinEncoder | QuickBins):
+            next(coded)[:] = encoder.apply(next(of_numbers))
+        elif isinstance(encoder, NumberEncoder):
+            next(scaled)[:] = encoder.apply(next(of_numbers))
+        else:
+            next(coded)[:] = next(of_words)
+    return {"codes": codes, "numbers": numbers, "labels": labels}
+
+
+def _parted(arrays: Arrays, parts: NDArray[np.uint8]) -> list[Arrays]:
+    """The rows of each part. Where all are in one, as in a log split by time, they stay as they
+    are."""
+    chosen = [parts == i for i in range(len(PARTS))]
+    return [
+        arrays if rows.all() else {kind: array[rows] for kind, array in arrays.items()}
+        for rows in chosen
+    ]

@@ -30,7 +30,7 @@ from lpfs.data import (
     read,
     stream,
 )
-from lpfs.data.ahead import ahead
+from lpfs.data.ahead import ahead, together
 from lpfs.data.words import Words
 
 CENSUS = Path(__file__).parents[4] / "shared/data/census_income_kdd.parquet"
@@ -340,6 +340,28 @@ def test_reading_ahead_passes_errors_on_and_stops() -> None:
     assert next(early) == 0
     early.close()
     assert len(closed) == 2
+
+
+def test_working_together_keeps_the_order_and_passes_errors_on() -> None:
+    taken = []
+
+    def items() -> Iterator[int]:
+        for i in range(100):
+            taken.append(i)
+            yield i
+
+    results = together(lambda i: 1 // (i - 50), items(), threads=3)
+    assert [next(results) for _ in range(50)] == [1 // (i - 50) for i in range(50)]
+    assert len(taken) <= 50 + 2 * 3
+    with pytest.raises(ZeroDivisionError):
+        next(results)
+
+
+def test_many_rows_are_encoded_like_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    log = ClickLog(Recipe.criteo(rows=3_000))
+    few = load(log, label="click")
+    monkeypatch.setattr("lpfs.data.write.MANY", 0)
+    assert_same(load(log, label="click"), few)
 
 
 def test_directories_and_patterns_are_read_in_natural_order(tmp_path: Path) -> None:
