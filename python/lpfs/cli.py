@@ -40,6 +40,14 @@ def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
+def _buckets(text: str) -> dict[str, int]:
+    pairs = [name.rpartition("=") for name in _names(text)]
+    for column, _, buckets in pairs:
+        if not column or not buckets.isascii() or not buckets.isdigit():
+            _refuse(f"--hash: expected COL=BUCKETS,… with whole numbers, got {text!r}")
+    return {column: int(buckets) for column, _, buckets in pairs}
+
+
 Out = Annotated[Path, typer.Option("--out", help="The directory to write; must not exist.")]
 Run = Annotated[
     Path, typer.Argument(metavar="DIR", help="The directory that lpfs select has written.")
@@ -83,7 +91,13 @@ def demo(
 
 @app.command()
 def select(
-    data: Annotated[Path, typer.Argument(help="A Parquet, CSV or Criteo TSV file.")],
+    data: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="DATA…",
+            help="Parquet, CSV or Criteo TSV: a file, several in order, a directory or a pattern.",
+        ),
+    ],
     keep: Annotated[int | None, typer.Option(help="How many fields to keep.")] = None,
     out: Out = Path("lpfs-run"),
     label: Annotated[str, typer.Option(help="The column with 0 and 1.")] = "label",
@@ -97,6 +111,10 @@ def select(
     category: Annotated[str, typer.Option(metavar="COL,…", help="Columns of codes.")] = "",
     number: Annotated[str, typer.Option(metavar="COL,…", help="Columns of quantities.")] = "",
     ignore: Annotated[str, typer.Option(metavar="COL,…", help="Columns to leave out.")] = "",
+    hash_: Annotated[
+        str,
+        typer.Option("--hash", metavar="COL=BUCKETS,…", help="Categories too large to be listed."),
+    ] = "",
     always_keep: Annotated[
         str, typer.Option(metavar="COL,…", help="Fields without a gate; they count as kept.")
     ] = "",
@@ -141,6 +159,13 @@ def select(
     epochs: Annotated[int, typer.Option(help="Passes after pruning, at most.")] = 1,
     seed: Seed = 0,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    cache: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Keep the encoded log there, for further runs with the same data and columns.",
+        ),
+    ] = None,
     tensorboard: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write scalars for TensorBoard there.")
     ] = None,
@@ -176,24 +201,28 @@ def select(
         _refuse("--split and --in-order exclude each other")
     if numbers not in ("bins", "log", "quantile", "mlp"):
         _refuse(f"--numbers must be bins, log, quantile or mlp, got {numbers}")
+    hashed = _buckets(hash_)
     _require_device(device)
+    if cache is not None:
+        _require_directory("--cache", cache)
     _select(
-        lambda bars, cache: load(
+        lambda bars, scratch: load(
             data,
             label=label,
             split=ByColumn(split) if split else (InOrder if in_order else ByFraction)(test=test),
             categories=_names(category),
             numbers=_names(number),
             ignore=_names(ignore),
+            hashed=hashed,
             min_count=min_count,
             negatives=negatives,
             transform="log" if numbers == "mlp" else numbers,  # type: ignore[arg-type]
-            cache=cache,
+            cache=cache or scratch,
             progress=bars.reading,
         ),
         settings,
         out,
-        str(data),
+        ", ".join(map(str, data)),
         tensorboard=tensorboard,
     )
     console.print(f"Written to {out}.")
@@ -202,7 +231,10 @@ def select(
 @app.command()
 def predict(
     run: Run,
-    data: Annotated[Path, typer.Argument(help="Raw rows; columns of removed fields may be gone.")],
+    data: Annotated[
+        list[Path],
+        typer.Argument(metavar="DATA…", help="Raw rows; columns of removed fields may be gone."),
+    ],
     out: Annotated[
         Path, typer.Option(metavar="FILE.parquet", help="The file to write; must not exist.")
     ] = Path("predictions.parquet"),
@@ -352,6 +384,12 @@ def _require_writable(out: Path) -> None:
         _refuse(f"{out}: {parent} is not a directory")
     if not os.access(parent, os.W_OK | os.X_OK):
         _refuse(f"{out}: {parent} cannot be written")
+
+
+def _require_directory(option: str, path: Path) -> None:
+    if path.exists() and not path.is_dir():
+        _refuse(f"{option}: {path} is not a directory")
+    _require_writable(path)
 
 
 def _require_device(device: str) -> None:

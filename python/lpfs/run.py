@@ -92,6 +92,8 @@ class Summary(BaseModel):
     """Training steps by stage."""
     rows: dict[str, int]
     """Rows of the train, validation and test part."""
+    not_finite: dict[str, int] = {}
+    """Column → rows in which NaN or an infinity was taken for a missing number."""
     settings: Settings
     reading: dict[str, Any]
     """How the log was read: label, split, types and transforms; see `lpfs.data.load`."""
@@ -125,6 +127,7 @@ def summarise(
         batch_size=selection.batch_size,
         steps=selection.steps,
         rows={name: len(getattr(data, name)) for name in ("train", "validation", "test")},
+        not_finite={field.name: field.not_finite for field in data.fields if field.not_finite},
         settings=selection.settings,
         reading=data.options,
         versions={

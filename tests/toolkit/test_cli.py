@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import html
 import json
+import re
 import subprocess
 import sys
 import warnings
@@ -241,6 +242,7 @@ WRITTEN = "label,a,b,split\n" + "".join(
     f"{i % 2},w{i % 3},{i}.5,{'test' if i // 2 % 5 == 0 else 'train'}\n" for i in range(100)
 )
 KEEP = ["--keep", "1"]
+CRITEO = "".join("\t".join([str(i % 2), *["1"] * 13, *["ab"] * 26]) + "\n" for i in range(50))
 
 # file, or its content as (name, text), options, words of the line
 BAD: list[tuple[str | tuple[str, str | bytes], list[str], list[str]]] = [
@@ -253,6 +255,14 @@ BAD: list[tuple[str | tuple[str, str | bytes], list[str], list[str]]] = [
     (("log.csv", WRITTEN.replace("1,w1,7.5", "2,w1,7.5")), KEEP, ["row 8", "'label'", "0 or 1"]),
     (("log.csv", WRITTEN.replace("0,w", "1,w")), KEEP, ["'label'", "expected 0 and 1", "have 1"]),
     (("log.csv", WRITTEN.replace("w1,7.5", "7.5")), KEEP, ["line 9", "expected 4 values, got 3"]),
+    (("log.tsv", CRITEO + "1\t2\n"), KEEP, ["log.tsv", "line 51", "40 values, got 2"]),
+    (("log.tsv", WRITTEN.replace(",", "\t").replace("1\tw", "1\t\tw")), KEEP, ["line 3", "got 5"]),
+    (("log.csv.gz", gzip.compress(WRITTEN.encode() * 9)[:-9]), KEEP, ["log.csv.gz", "Truncated"]),
+    (("log.csv.gz", WRITTEN), KEEP, ["log.csv.gz", "cannot be read"]),
+    (("log.csv", WRITTEN.encode().replace(b"w1,7", b"\xff,7")), KEEP, ["row 8", "'a'", "UTF-8"]),
+    (("log.csv", WRITTEN.replace("a,b", "a,a")), KEEP, ["log.csv", "'a'", "twice"]),
+    (("log.csv", re.sub(r"w\d", "", WRITTEN)), KEEP, ["log.csv", "'a'", "no value"]),
+    (("log.csv", re.sub(r"\d+\.5", "nan", WRITTEN)), ["--number", "b", *KEEP], ["'b'", "no value"]),
     (("log.csv", WRITTEN), ["--split", "z", *KEEP], ["log.csv", "'z'", "split"]),
     (("log.csv", WRITTEN.replace("test", "tset")), ["--split", "split", *KEEP], ["row 1", "tset"]),
     (("log.csv", WRITTEN), ["--ignore", "z", *KEEP], ["log.csv", "'z'", "ignore"]),

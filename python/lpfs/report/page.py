@@ -98,6 +98,7 @@ def page(summary: Summary, history: Mapping[str, Sequence[float]]) -> str:
                     ("protocol", summary.protocol),
                     ("batch size", f"{summary.batch_size:,}"),
                     *((f"rows, {part}", f"{rows:,}") for part, rows in summary.rows.items()),
+                    ("NaN and ∞, taken for missing", _text(summary.not_finite)),
                     *(
                         (f"steps, {STAGES.get(stage, stage)}", f"{n:,}")
                         for stage, n in summary.steps.items()
@@ -122,6 +123,8 @@ def _text(value: object) -> str:
         return "not set"
     if isinstance(value, list):
         return ", ".join(map(_text, value)) or "none"
+    if isinstance(value, dict):
+        return _text([f"{name} {number:,}" for name, number in value.items()])
     return f"{value:,}" if type(value) is int else str(value)
 
 

@@ -170,3 +170,6 @@ def print_summary(console: Console, summary: Summary) -> None:
             f"Mean |Δlogit| of the last step before pruning: {summary.last_step_change:.4f}, "
             f"of the first after it: {summary.first_step_change:.4f}."
         )
+    if summary.not_finite:
+        rows = ", ".join(f"{name} in {n:,} rows" for name, n in summary.not_finite.items())
+        console.print(f"NaN or infinity, taken for missing: {rows}.")
