@@ -196,7 +196,8 @@ class Penalty(Plan):
         lam: λ of eq. 10. ≥ 0.
         steps: how many times `step()` will be called.
         name: the preset whose ε and gate learning rate to use; see `lpfs.schedule.preset`.
-        lr: the gates' learning-rate schedule in place of the preset's.
+        epsilon, lr: schedules of ε (in LPFS's formula) and of the gates' rate, in place of the
+            preset's.
 
     Raises:
         ValueError: as `Budget` does, or for an unknown preset.
@@ -210,6 +211,7 @@ class Penalty(Plan):
         steps: int,
         name: str = "scaled",
         *,
+        epsilon: Schedule | None = None,
         lr: Schedule | None = None,
     ) -> None:
         if not 0 <= lam < math.inf:
@@ -219,7 +221,7 @@ class Penalty(Plan):
             gate,
             optimizer,
             steps,
-            epsilon=schedules.epsilon,
+            epsilon=epsilon or schedules.epsilon,
             lr=lr or schedules.gate_lr,
             lam=Constant(lam),
             largest_threshold=Constant(math.inf),

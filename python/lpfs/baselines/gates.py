@@ -99,19 +99,16 @@ def passes(part: Part, batch_size: int) -> Iterator[Batch]:
         yield from part.batches(batch_size)
 
 
-def train_weights(task: Task, before_step: Callable[[int], None] = lambda step: None) -> int:
-    """The task's steps with its weights alone, as for a method without gates; returns how many.
-
-    `before_step` is called with each step's number, counted from 1.
-    """
-    return train(task, None, before_step=before_step)
+def train_weights(task: Task) -> int:
+    """The task's steps with its weights alone, as for a method without gates; returns how many."""
+    return train(task, None)
 
 
 def train(
     task: Task,
     gate_optimizer: torch.optim.Optimizer | None,
     *,
-    penalty: Callable[[Tensor], Tensor] | None = None,
+    penalty: Callable[[], Tensor] | None = None,
     before_step: Callable[[int], None] = lambda step: None,
     after_step: Callable[[int], None] = lambda step: None,
 ) -> int:
@@ -119,12 +116,12 @@ def train(
 
     The gate stands in the model already. Weights take the gradient of the loss on the weights'
     batch; what the gate's optimiser holds, that of the loss on the gates' batch (`Feed`) and of
-    the penalty, which is computed from that loss's value.
+    the penalty.
 
     Args:
         task: as `Method._run` has it.
         gate_optimizer: over everything the gates learn; None where nothing is learnt but weights.
-        penalty: the gates' batch loss (detached) → what is added to the loss for the gates alone.
+        penalty: what is added to the loss for the gates alone.
         before_step, after_step: called with the step's number, counted from 1.
 
     Raises DivergedError if a loss is not finite.
@@ -147,16 +144,16 @@ def train(
         before_step(step)
         for parameter in learning:
             parameter.grad = None
-        loss = train_step(model, task.optimizer, batch, "select", step)
+        train_step(model, task.optimizer, batch, "select", step)
         if gate_optimizer is not None:
             if gate_batch is not None:
                 unseen = forward_loss(model, gate_batch)
-                loss = finite(unseen, "select", step)
+                finite(unseen, "select", step)
                 grads = torch.autograd.grad(unseen, learning, allow_unused=True)
                 for parameter, grad in zip(learning, grads, strict=True):
                     parameter.grad = grad
             if penalty is not None:
-                penalty(torch.tensor(loss)).backward()
+                penalty().backward()
             gate_optimizer.step()
         after_step(step)
         task.on_step(step)

@@ -26,7 +26,7 @@ class LearntGates(Method):
         steps = train(
             task,
             optimizer,
-            penalty=lambda loss: self._penalty(gate),
+            penalty=lambda: self._penalty(gate),
             before_step=lambda step: self._before_step(gate, step, task.feed.steps),
             after_step=lambda step: self._after_step(gate, step, task.feed.steps),
         )

@@ -5,21 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
+import torch
 from pydantic import Field
 
 from lpfs.baselines.gates import train
 from lpfs.baselines.method import Method, Outcome, Task
-from lpfs.gate import FeatureGate
+from lpfs.gate import EPSILON_START, FeatureGate
 from lpfs.optim import ProximalSGD
-from lpfs.plan import Budget
-from lpfs.schedule import preset
+from lpfs.plan import Budget, Penalty, Plan
+from lpfs.schedule import Constant, Geometric
 
 
 class LPFS(Method):
     """Guo et al., *LPFS: Learnable Polarizing Feature Selection for Click-Through Rate Prediction*
     (arXiv 2206.00267), with λ as the dual variable of the budget (`lpfs.Budget`).
 
-    A selecting method: a feature's score is |g|, exactly 0 for all but `Task.keep` of them.
+    A selecting method: a feature's score is |g|, exactly 0 for all but `Task.keep` of them. With
+    `lam`, it is the paper's method: λ is fixed, and `Outcome.living` is what that leaves. `noise`
+    is section 3.3's other way to bring gates back that have no gradient at zero.
     """
 
     name: ClassVar[str] = "lpfs"
@@ -32,15 +35,31 @@ class LPFS(Method):
     }
     kind: ClassVar[str] = "lpfs"
 
+    lam: float | None = Field(
+        default=None, ge=0, description="λ of eq. 10, the paper's way, in place of a budget"
+    )
     lr: float = Field(default=1e-3, gt=0, description="gates' learning rate")
     momentum: float = Field(default=0.99, ge=0, lt=1)
     alpha: float = Field(default=10.0, ge=0)
     tau: float = Field(default=2.0, gt=0)
     rescale: bool = False
+    last_epsilon: float = Field(default=1e-4, gt=0, description="where ε ends")
+    epsilon_share: float = Field(
+        default=0.8, gt=0, le=1, description="of the steps, after which ε is there"
+    )
+    noise: float = Field(
+        default=0.0,
+        ge=0,
+        description="deviation of what is added to dead gates before each step, fading to 0",
+    )
+
+    @property
+    def needs_keep(self) -> bool:
+        """Whether there is a budget."""
+        return self.lam is None
 
     def _run(self, task: Task) -> Outcome:
-        model, features = task.model, task.features
-        assert task.keep is not None
+        model, features, steps = task.model, task.features, task.feed.steps
         gate = FeatureGate(
             features,
             self.kind,
@@ -50,17 +69,28 @@ class LPFS(Method):
         ).to(next(model.parameters()).device)
         model.gate = gate
         optimizer = ProximalSGD([gate.x], lr=self.lr, momentum=self.momentum)
-        plan = Budget(
-            gate,
+        epsilon = Geometric(EPSILON_START, self.last_epsilon, round(self.epsilon_share * steps))
+        plan: Plan
+        if self.lam is None:
+            assert task.keep is not None
+            plan = Budget(gate, optimizer, task.keep, steps, epsilon=epsilon)
+        else:
+            plan = Penalty(gate, optimizer, self.lam, steps, epsilon=epsilon, lr=Constant(self.lr))
+
+        def disturb(step: int) -> None:
+            noise = self.noise * (1 - step / steps) * torch.randn_like(gate.x)
+            gate.x.data.add_(torch.where(gate.x == 0, noise, 0.0))
+
+        train(
+            task,
             optimizer,
-            task.keep,
-            task.feed.steps,
-            epsilon=preset("scaled", self.kind, task.feed.steps).epsilon,
+            before_step=disturb if self.noise else lambda step: None,
+            after_step=lambda step: plan.step(),
         )
-        steps = train(task, optimizer, after_step=lambda step: plan.step())
+        plan.trajectory.look()
         factors = gate.gates()
         scores = {name: abs(factor) for name, factor in factors.items()}
-        return Outcome(scores, model, task.optimizer, factors, steps)
+        return Outcome(scores, model, task.optimizer, factors, steps, trajectory=plan.trajectory)
 
 
 class LPFSPlusPlus(LPFS):

@@ -24,6 +24,7 @@ from lpfs.baselines.gates import FieldGate, gate_in
 from lpfs.data import Part
 from lpfs.prune import prune
 from lpfs.training import predict
+from lpfs.trajectory import Trajectory
 
 RowsOfGates = Literal["one-pass", "held-out", "same-rows"]
 
@@ -140,6 +141,12 @@ class Outcome:
     steps: int
     seconds: float = 0.0
     """Wall time of the whole method: its steps and its scoring."""
+    trajectory: Trajectory | None = None
+    """What the gates did step by step, where a `lpfs.plan.Plan` moved them."""
+
+    def living(self) -> list[str]:
+        """The features whose factor is not exactly zero, in the model's order."""
+        return [name for name, factor in self.factors.items() if factor != 0]
 
     def kept(self, keep: int) -> list[str]:
         """The `keep` features with the highest scores, of equals the first, in the model's order.
@@ -222,6 +229,11 @@ class Method(BaseModel, ABC):
     """Whether it matters which rows gates learn from (`Feed.gates`)."""
     space: ClassVar[Mapping[str, Sequence[Any]]] = {}
 
+    @property
+    def needs_keep(self) -> bool:
+        """Whether this one, with its hyper-parameters, works towards `Task.keep`."""
+        return self.selecting
+
     def run(self, task: Task) -> Outcome:
         """Train a copy of the task's model and score its features.
 
@@ -229,7 +241,7 @@ class Method(BaseModel, ABC):
             ValueError: if the task lacks something, or its features do not suit the method.
             DivergedError: if the loss becomes NaN or infinite.
         """
-        if self.selecting and not (task.keep and 1 <= task.keep <= len(task.features)):
+        if self.needs_keep and not (task.keep and 1 <= task.keep <= len(task.features)):
             raise ValueError(
                 f"keep: {self.name} needs a number from 1 to {len(task.features)}, got {task.keep}"
             )

@@ -136,7 +136,7 @@ def test_the_group_step_is_the_proximal_operator_of_the_norm(make_task: MakeTask
 
 def test_umec_moves_its_variables_as_algorithm_1_does(make_task: MakeTask) -> None:
     groups = Groups(copy.deepcopy(make_task()))
-    minimax = _Minimax(groups, keep=6, rates=UMEC(), steps=1000)
+    minimax = _Minimax(groups, keep=6, rates=UMEC(), steps=307_000)
     before = groups.norms()
     minimax.step()
     assert (minimax.s, minimax.y) == (0.0, 0.0)
@@ -145,10 +145,24 @@ def test_umec_moves_its_variables_as_algorithm_1_does(make_task: MakeTask) -> No
     assert minimax.s == pytest.approx(0.05 * (2 / 3) / 9)
     smallest = before.square().min().item()
     assert minimax.y == pytest.approx(0.1 * smallest, rel=1e-5)
-    assert minimax.z == pytest.approx(2 / 3 + 2.0 * (8 / 9 - 6 / 9))
+    assert minimax.z == pytest.approx(4 / 3)
     minimax.step()
     shrunk = 1 / (1 + 2 * 0.1 * 0.1 * smallest)
     torch.testing.assert_close(groups.norms().min(), before.min() * shrunk)
+
+
+def test_umec_meets_its_budget_in_half_of_a_short_run(make_task: MakeTask) -> None:
+    minimax = _Minimax(Groups(copy.deepcopy(make_task())), keep=6, rates=UMEC(), steps=60)
+    for _ in range(34):
+        minimax.step()
+    assert math.ceil(minimax.s) == 3
+    s, z, norms = minimax.s, minimax.z, minimax.groups.norms().sort().values
+    for _ in range(26):
+        minimax.step()
+    assert (minimax.s, minimax.z) == (s, z)
+    after = minimax.groups.norms().sort().values
+    assert (after[:3] < 0.1 * norms[:3]).all()
+    assert torch.equal(after[3:], norms[3:])
 
 
 def test_a_parameter_taken_from_an_optimiser_comes_back(make_task: MakeTask) -> None:

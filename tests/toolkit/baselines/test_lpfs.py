@@ -1,0 +1,55 @@
+"""LPFS and LPFS++ behind the rivals' protocol."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from lpfs.baselines import METHODS, Outcome
+
+from .conftest import MakeTask
+
+
+def run(make_task: MakeTask, name: str, keep: int | None = None, **options: Any) -> Outcome:
+    return METHODS[name](**options).run(make_task(keep=keep))
+
+
+@pytest.mark.parametrize("name", ["lpfs", "lpfs++"])
+def test_the_budget_is_met_by_the_right_features(
+    make_task: MakeTask, name: str, informative: set[str]
+) -> None:
+    outcome = run(make_task, name, keep=4)
+    assert outcome.living() == outcome.kept(4)
+    assert set(outcome.living()) == informative
+    assert outcome.trajectory is not None
+    assert outcome.trajectory.table()["alive"][-1] == 4
+
+
+def test_a_larger_penalty_leaves_fewer(make_task: MakeTask) -> None:
+    living = [
+        len(run(make_task, "lpfs++", lam=lam, lr=0.01, momentum=0.9).living())
+        for lam in (0.0, 2.0, 10.0)
+    ]
+    assert living[0] == 9 > living[1] > living[2]
+
+
+def test_noise_brings_gates_of_lpfs_back(make_task: MakeTask) -> None:
+    def revivals(noise: float) -> int:
+        # Without momentum, nothing but a gradient or noise moves a dead gate.
+        outcome = run(make_task, "lpfs", lam=2.0, noise=noise, momentum=0.0, lr=0.01)
+        assert outcome.trajectory is not None
+        return outcome.trajectory.revivals
+
+    assert revivals(0.0) == 0
+    assert revivals(0.3) > 0
+
+
+def test_epsilon_ends_where_and_when_it_is_told(make_task: MakeTask) -> None:
+    outcome = run(make_task, "lpfs", keep=4, last_epsilon=1e-6, epsilon_share=0.5)
+    assert outcome.trajectory is not None
+    epsilon = outcome.trajectory.table()["epsilon"]
+    half = len(epsilon) // 2
+    assert epsilon[-1] == pytest.approx(1e-6)
+    assert epsilon[half + 2] == pytest.approx(1e-6)
+    assert epsilon[half - 5] > 2e-6
