@@ -10,6 +10,13 @@ STABLE_TORCH_LIBRARY_FRAGMENT(lpfs, library) {
       "int[]? widths, Tensor? scale, Tensor? ungated, int kind, float alpha, float tau) "
       "-> Tensor[]");
   library.def(
+      "gated_cross_concat(Tensor embeddings, Tensor pairs, Tensor x, Tensor epsilon, "
+      "Tensor? scale, Tensor? ungated, bool before, int kind, float alpha, float tau) -> Tensor");
+  library.def(
+      "gated_cross_concat_backward(Tensor grad, Tensor embeddings, Tensor pairs, Tensor x, "
+      "Tensor epsilon, Tensor? scale, Tensor? ungated, bool before, int kind, float alpha, "
+      "float tau) -> (Tensor grad_embeddings, Tensor grad_x)");
+  library.def(
       "proximal_sgd_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momentum_buffers, "
       "Tensor lr, Tensor lam, Tensor? budget, float momentum, float dampening, bool nesterov, "
       "bool maximize) -> (Tensor live, Tensor lam)");

@@ -149,6 +149,104 @@ def gated_concat_backward(
     return grad_fields, grad_x
 
 
+def gated_cross_concat(
+    embeddings: Tensor,
+    pairs: Tensor,
+    x: Tensor,
+    epsilon: Tensor,
+    scale: Tensor | None = None,
+    ungated: Tensor | None = None,
+    *,
+    before: bool = False,
+    kind: str = "lpfs++",
+    alpha: float = 10.0,
+    tau: float = 2.0,
+) -> Tensor:
+    """Concatenate element-wise products of fields, gated: `[B, P·D]`, in the embeddings' dtype.
+
+    Pair (i, j) of `pairs` `[P, 2]` is the product eᵢ ⊙ eⱼ of two fields of `embeddings` `[B, N, D]`,
+    pair (i, −1) field i alone (section 4.4). With `x` `[P]` every pair is multiplied by a factor of
+    its own, as a field is in `gated_concat`. With `before`, `x` `[N]` gates the fields before they
+    are crossed (section 4.5), and a dead field's pairs are dead. Dead pairs are +0.
+
+    >>> embeddings = torch.tensor([[[2.0], [3.0], [float("nan")]]])
+    >>> pairs, one = torch.tensor([[0, -1], [0, 1], [1, 2]]), torch.tensor(1.0)
+    >>> gated_cross_concat(embeddings, pairs, torch.tensor([0.0, 1.0, 0.0]), one, kind="lpfs")
+    tensor([[0., 3., 0.]])
+    >>> x = torch.tensor([1.0, 1.0, 0.0])
+    >>> gated_cross_concat(embeddings, pairs, x, one, before=True, kind="lpfs")
+    tensor([[1.0000, 1.5000, 0.0000]])
+    """
+    factors, dead = _factors(x, epsilon, scale, ungated, kind, alpha, tau)
+    fields = list(embeddings.to(x.dtype).unbind(1))
+    if before:
+        fields = [field * factors[i] for i, field in enumerate(fields)]
+    columns = [embeddings.new_empty(len(embeddings), 0)]
+    for p, (i, j) in enumerate(pairs.tolist()):
+        product = fields[i] if j < 0 else fields[i] * fields[j]
+        if before:
+            is_dead = dead[i] or (j >= 0 and dead[j])
+        else:
+            is_dead, product = dead[p], product * factors[p]
+        columns.append((torch.zeros_like(product) if is_dead else product).to(embeddings.dtype))
+    return torch.cat(columns, dim=1)
+
+
+def gated_cross_concat_backward(
+    grad: Tensor,
+    embeddings: Tensor,
+    pairs: Tensor,
+    x: Tensor,
+    epsilon: Tensor,
+    scale: Tensor | None = None,
+    ungated: Tensor | None = None,
+    *,
+    before: bool = False,
+    kind: str = "lpfs++",
+    alpha: float = 10.0,
+    tau: float = 2.0,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the embeddings, in their dtype, and of x.
+
+    A dead pair adds nothing to the embeddings' gradients, and its gate gradient is +0 where
+    g′(0) = 0. With `before`, a dead field is nothing to the fields it is crossed with, its
+    embedding's gradient is +0, and so is its gate's where g′(0) = 0. Nothing of this looks at what
+    is multiplied by zero.
+    """
+    factors, dead = _factors(x, epsilon, scale, ungated, kind, alpha, tau)
+    slopes = gate_derivative(x, epsilon, kind, alpha, tau)
+    if scale is not None:
+        slopes = slopes * scale
+    learns = [not is_dead or revives(kind, alpha) for is_dead in dead]
+    if ungated is not None:
+        learns = [does and not ungated[i] for i, does in enumerate(learns)]
+    plain = list(embeddings.to(x.dtype).unbind(1))
+    fields = [field * factors[i] for i, field in enumerate(plain)] if before else plain
+    grads, grad_x = [torch.zeros_like(field) for field in fields], torch.zeros_like(x)
+    upstreams = grad.to(x.dtype).view(len(grad), len(pairs), embeddings.shape[2]).unbind(1)
+    for p, ((i, j), upstream) in enumerate(zip(pairs.tolist(), upstreams, strict=True)):
+        if not before and learns[p]:
+            product = plain[i] if j < 0 else plain[i] * plain[j]
+            grad_x[p] = slopes[p] * (upstream * product).sum()
+        if not before and dead[p]:
+            continue
+        scaled = upstream if before else upstream * factors[p]
+        if j < 0:
+            grads[i] += scaled
+            continue
+        if not (before and dead[j]):
+            grads[i] += scaled * fields[j]
+        if not (before and dead[i]):
+            grads[j] += scaled * fields[i]
+    if before:
+        for i, field in enumerate(plain):
+            if learns[i]:
+                grad_x[i] = slopes[i] * (grads[i] * field).sum()
+            grads[i] = torch.zeros_like(field) if dead[i] else grads[i] * factors[i]
+    stacked = torch.stack(grads, 1) if grads else embeddings
+    return stacked.to(embeddings.dtype), grad_x
+
+
 def _factors(
     x: Tensor,
     epsilon: Tensor,

@@ -1,0 +1,251 @@
+#include "gated_cross_loops.h"
+
+#include <algorithm>
+
+#include "vectors.h"
+
+namespace lpfs {
+namespace {
+
+template <class T, int N>
+LPFS_INLINE void scale_field(const T* row, Compute<T> factor, int64_t width, Compute<T>* values) {
+  int64_t j = 0;
+  for (; j + N <= width; j += N) {
+    Vector<Compute<T>, N> value;
+    load<N>(row + j, value);
+    store<N>(values + j, value * factor);
+  }
+  if constexpr (N > 1) {
+    if (j < width) scale_field<T, N / 2>(row + j, factor, width - j, values + j);
+  }
+}
+
+template <class T, int N>
+LPFS_INLINE void gather(const T* row, int64_t field_stride, int64_t column_stride,
+                        const CrossField* fields, int64_t count, int64_t width, int64_t stride,
+                        Compute<T>* values) {
+  for (int64_t i = 0; i < count; ++i, row += field_stride, values += stride) {
+    const auto factor = static_cast<Compute<T>>(fields[i].factor);
+    if (fields[i].dead) {
+      std::fill_n(values, width, Compute<T>(0));
+    } else if (column_stride == 1) {
+      scale_field<T, N>(row, factor, width, values);
+    } else {
+      for (int64_t j = 0; j < width; ++j) {
+        Vector<Compute<T>, 1> value;
+        load<1>(row + j * column_stride, value);
+        values[j] = value[0] * factor;
+      }
+    }
+  }
+}
+
+template <class T, int N>
+LPFS_INLINE void forward_term(const Compute<T>* first, const Compute<T>* second,
+                              Compute<T> factor, int64_t width, T* target) {
+  int64_t j = 0;
+  for (; j + N <= width; j += N) {
+    Vector<Compute<T>, N> product;
+    load<N>(first + j, product);
+    if (second) {
+      Vector<Compute<T>, N> other;
+      load<N>(second + j, other);
+      product *= other;
+    }
+    store<N>(target + j, product * factor);
+  }
+  if constexpr (N > 1) {
+    if (j < width) {
+      forward_term<T, N / 2>(first + j, second ? second + j : nullptr, factor, width - j,
+                             target + j);
+    }
+  }
+}
+
+template <class T, int N>
+LPFS_INLINE void forward(const Term* terms, int64_t count, const Compute<T>* values,
+                         int64_t width, int64_t stride, T* target) {
+  for (const Term* term = terms; term != terms + count; ++term, target += width) {
+    if (!term->alive) {
+      std::memset(target, 0, width * sizeof(T));
+      continue;
+    }
+    const Compute<T>* second = term->second < 0 ? nullptr : values + term->second * stride;
+    forward_term<T, N>(values + term->first * stride, second, term->factor, width, target);
+  }
+}
+
+// Columns j to j + N of a run: what belongs to the first field stays in registers.
+template <class T, int N, int L>
+LPFS_INLINE void backward_columns(const Term* terms, Run run, const T* grad,
+                                  const Compute<T>* values, int64_t j, int64_t width,
+                                  int64_t stride, Compute<T>* gradients, Compute<T>* sums) {
+  using C = Compute<T>;
+  const int64_t first = terms[run.begin].first;
+  Vector<C, N> mine, gradient{};
+  load<N>(values + first * stride + j, mine);
+  for (int64_t m = run.begin; m < run.end; ++m) {
+    const Term& term = terms[m];
+    if (!(term.to_first || term.to_second || term.learns)) continue;
+    Vector<C, N> upstream;
+    load<N>(grad + m * width + j, upstream);
+    const Vector<C, N> scaled = upstream * static_cast<C>(term.factor);
+    Vector<C, N> product = mine;
+    if (term.second < 0) {
+      if (term.to_first) gradient += scaled;
+    } else {
+      Vector<C, N> other;
+      load<N>(values + term.second * stride + j, other);
+      if (term.to_first) gradient += scaled * other;
+      if (term.to_second) {
+        C* const target = gradients + term.second * stride + j;
+        Vector<C, N> sum;
+        load<N>(target, sum);
+        store<N>(target, sum + scaled * mine);
+      }
+      product *= other;
+    }
+    if (term.learns) {
+      Vector<C, N> sum;
+      load<N>(sums + m * L, sum);
+      store<N>(sums + m * L, sum + upstream * product);
+    }
+  }
+  Vector<C, N> sum;
+  load<N>(gradients + first * stride + j, sum);
+  store<N>(gradients + first * stride + j, sum + gradient);
+}
+
+template <class T, int N, int L>
+LPFS_INLINE void backward_from(const Term* terms, Run run, const T* grad,
+                               const Compute<T>* values, int64_t j, int64_t width,
+                               int64_t stride, Compute<T>* gradients, Compute<T>* sums) {
+  for (; j + N <= width; j += N) {
+    backward_columns<T, N, L>(terms, run, grad, values, j, width, stride, gradients, sums);
+  }
+  if constexpr (N > 1) {
+    if (j < width) {
+      backward_from<T, N / 2, L>(terms, run, grad, values, j, width, stride, gradients, sums);
+    }
+  }
+}
+
+template <class T, int N>
+LPFS_INLINE void finish_field(const T* row, Compute<T> factor, const Compute<T>* gradient,
+                              int64_t width, T* target, Compute<T>* sums) {
+  int64_t j = 0;
+  for (; j + N <= width; j += N) {
+    Vector<Compute<T>, N> value, sum;
+    load<N>(gradient + j, value);
+    if (target) store<N>(target + j, value * factor);
+    if (row) {
+      Vector<Compute<T>, N> embedding;
+      load<N>(row + j, embedding);
+      load<N>(sums, sum);
+      store<N>(sums, sum + value * embedding);
+    }
+  }
+  if constexpr (N > 1) {
+    if (j < width) {
+      finish_field<T, N / 2>(row ? row + j : nullptr, factor, gradient + j, width - j,
+                             target ? target + j : nullptr, sums);
+    }
+  }
+}
+
+template <class T, int N>
+LPFS_INLINE void finish(const T* row, int64_t field_stride, int64_t column_stride,
+                        const CrossField* fields, const Compute<T>* gradients, int64_t count,
+                        int64_t width, int64_t stride, T* target, Compute<T>* sums) {
+  for (int64_t i = 0; i < count; ++i, gradients += stride, target += width, sums += N) {
+    const T* own = fields[i].learns ? row + i * field_stride : nullptr;
+    const bool dead = fields[i].dead;
+    const auto factor = static_cast<Compute<T>>(fields[i].factor);
+    if (dead) std::memset(target, 0, width * sizeof(T));
+    if (own && column_stride != 1) {
+      for (int64_t j = 0; j < width; ++j) {
+        finish_field<T, 1>(own + j * column_stride, factor, gradients + j, 1,
+                           dead ? nullptr : target + j, sums + j % N);
+      }
+    } else if (own || !dead) {
+      finish_field<T, N>(own, factor, gradients, width, dead ? nullptr : target, sums);
+    }
+  }
+}
+
+template <class C, int N>
+LPFS_INLINE double total(const C* sums) {
+  double sum = 0;
+  for (int i = 0; i < N; ++i) sum += sums[i];
+  return sum;
+}
+
+#define LPFS_DEFINE_CROSS_LOOPS(NAME, VECTOR_BYTES, ATTRIBUTES)                                   \
+  template <class T>                                                                              \
+  struct NAME {                                                                                   \
+    using C = Compute<T>;                                                                         \
+    static constexpr int N = VECTOR_BYTES / sizeof(C);                                            \
+    ATTRIBUTES static void gather(const void* row, int64_t field_stride, int64_t column_stride,   \
+                                  const CrossField* fields, int64_t count, int64_t width,         \
+                                  int64_t stride, void* values) {                                 \
+      lpfs::gather<T, N>(static_cast<const T*>(row), field_stride, column_stride, fields, count,  \
+                         width, stride, static_cast<C*>(values));                                 \
+    }                                                                                             \
+    ATTRIBUTES static void forward(const Term* terms, int64_t count, const void* values,          \
+                                   int64_t width, int64_t stride, void* target) {                 \
+      lpfs::forward<T, N>(terms, count, static_cast<const C*>(values), width, stride,             \
+                          static_cast<T*>(target));                                               \
+    }                                                                                             \
+    ATTRIBUTES static void backward(const Term* terms, const Run* runs, int64_t count,            \
+                                    const void* grad, const void* values, int64_t width,          \
+                                    int64_t stride, void* gradients, void* sums) {                \
+      for (const Run* run = runs; run != runs + count; ++run) {                                   \
+        backward_from<T, N, N>(terms, *run, static_cast<const T*>(grad),                          \
+                               static_cast<const C*>(values), 0, width, stride,                   \
+                               static_cast<C*>(gradients), static_cast<C*>(sums));                \
+      }                                                                                           \
+    }                                                                                             \
+    ATTRIBUTES static void finish(const void* row, int64_t field_stride, int64_t column_stride,   \
+                                  const CrossField* fields, const void* gradients, int64_t count, \
+                                  int64_t width, int64_t stride, void* target, void* sums) {      \
+      lpfs::finish<T, N>(static_cast<const T*>(row), field_stride, column_stride, fields,         \
+                         static_cast<const C*>(gradients), count, width, stride,                  \
+                         static_cast<T*>(target), static_cast<C*>(sums));                         \
+    }                                                                                             \
+    static double total(const void* sums) {                                                       \
+      return lpfs::total<C, N>(static_cast<const C*>(sums));                                      \
+    }                                                                                             \
+    static constexpr CrossLoops kLoops{N, gather, forward, backward, finish, total};              \
+  };
+
+LPFS_DEFINE_CROSS_LOOPS(CrossBaseline, 16, )
+#if defined(__x86_64__)
+LPFS_DEFINE_CROSS_LOOPS(CrossAvx2, 32, __attribute__((target("avx2,fma,f16c"))))
+LPFS_DEFINE_CROSS_LOOPS(CrossAvx512, 64,
+                        __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma,f16c"))))
+#endif
+
+template <template <class> class Set>
+const CrossLoops& loops_of(Dtype dtype) {
+  static constexpr CrossLoops kLoops[] = {Set<double>::kLoops, Set<float>::kLoops,
+                                          Set<Half>::kLoops, Set<BFloat16>::kLoops};
+  return kLoops[static_cast<int>(dtype)];
+}
+
+}  // namespace
+
+const CrossLoops& cross_loops_for(Dtype dtype) {
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+    return loops_of<CrossAvx512>(dtype);
+  }
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+      __builtin_cpu_supports("f16c")) {
+    return loops_of<CrossAvx2>(dtype);
+  }
+#endif
+  return loops_of<CrossBaseline>(dtype);
+}
+
+}  // namespace lpfs
