@@ -1,8 +1,16 @@
 """The operators of `torch.ops.lpfs`: importing this package registers them."""
 
 from .gated_concat import gated_concat
+from .gated_cross import every_pair, gated_cross_concat
 from .launch import check_values
 from .proximal_sgd import proximal_sgd_
 from .reference import KINDS
 
-__all__ = ["KINDS", "check_values", "gated_concat", "proximal_sgd_"]
+__all__ = [
+    "KINDS",
+    "check_values",
+    "every_pair",
+    "gated_concat",
+    "gated_cross_concat",
+    "proximal_sgd_",
+]

@@ -164,10 +164,10 @@ def gated_cross_concat(
 ) -> Tensor:
     """Concatenate element-wise products of fields, gated: `[B, P·D]`, in the embeddings' dtype.
 
-    Pair (i, j) of `pairs` `[P, 2]` is the product eᵢ ⊙ eⱼ of two fields of `embeddings` `[B, N, D]`,
-    pair (i, −1) field i alone (section 4.4). With `x` `[P]` every pair is multiplied by a factor of
-    its own, as a field is in `gated_concat`. With `before`, `x` `[N]` gates the fields before they
-    are crossed (section 4.5), and a dead field's pairs are dead. Dead pairs are +0.
+    Pair (i, j) of `pairs` `[P, 2]` is the product eᵢ ⊙ eⱼ of two fields of `[B, N, D]`, and (i, −1)
+    field i alone (section 4.4). With `x` `[P]` every pair is multiplied by a factor of its own, as
+    a field is in `gated_concat`. With `before`, `x` `[N]` gates the fields before they are crossed
+    (section 4.5), and a dead field's pairs are dead. Dead pairs are +0.
 
     >>> embeddings = torch.tensor([[[2.0], [3.0], [float("nan")]]])
     >>> pairs, one = torch.tensor([[0, -1], [0, 1], [1, 2]]), torch.tensor(1.0)

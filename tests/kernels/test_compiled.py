@@ -24,6 +24,7 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
 gated_concat = import_module("lpfs_kernels.gated_concat")
+gated_cross = import_module("lpfs_kernels.gated_cross")
 proximal_sgd = import_module("lpfs_kernels.proximal_sgd")
 
 NVIDIA = [GPUTarget("cuda", capability, 32) for capability in (80, 90, 100)]
@@ -85,6 +86,9 @@ def compiled(
     ((args, kwargs),) = launches
     options = {name: kwargs.pop(name) for name in ("num_warps", "enable_fp_fusion")}
     assert options["enable_fp_fusion"] is False
+    registers = kwargs.pop("maxnreg", None)
+    if registers and target.backend == "cuda":
+        options["maxnreg"] = registers
     source = specialise(kernel, args, kwargs)
     return dict(triton.compile(source, target=target, options=options).asm)
 
@@ -217,3 +221,115 @@ def test_proximal_sgd(sizes: list[int], target: GPUTarget, tmp_path: Path) -> No
     assert_no_spills(asm, target, tmp_path)
     if target.backend == "cuda":
         assert not re.search(r"\b(?:add|sub|mul|fma|div|sqrt)\S*\.f64", asm["ptx"])
+
+
+def cross_arguments(
+    rows: int, pairs: torch.Tensor, width: int, dtype: torch.dtype, before: bool, kind: str
+) -> tuple[torch.Tensor, tuple[Any, ...]]:
+    """Of gated_cross_concat, in memory that is never touched."""
+    compute = torch.float64 if dtype == torch.float64 else torch.float32
+    fields = int(pairs.max()) + 1
+    x = torch.empty(fields if before else len(pairs), dtype=compute)
+    embeddings, epsilon = torch.empty(rows, fields, width, dtype=dtype), x.new_empty(())
+    call = (
+        embeddings,
+        pairs,
+        x,
+        epsilon,
+        x,
+        x.bool(),
+        before,
+        reference.KINDS.index(kind),
+        10.0,
+        2.0,
+    )
+    return torch.empty(rows, len(pairs) * width, dtype=dtype), call
+
+
+def both_cross_kernels(
+    grad: torch.Tensor, call: tuple[Any, ...]
+) -> list[tuple[str, Callable[[], object]]]:
+    return [
+        ("_forward_kernel", partial(gated_cross.launch_forward, *call)),
+        ("_backward_kernel", partial(gated_cross.launch_backward, grad, *call)),
+    ]
+
+
+USER_ITEM = torch.cartesian_prod(torch.arange(250), torch.arange(250, 296))
+CROSSES = {
+    "small": (512, gated_cross.every_pair(27), 16),
+    "large": (65_536, gated_cross.every_pair(27), 16),
+    "user × item": (1024, USER_ITEM, 16),
+    "wide": (512, gated_cross.every_pair(9), 64),
+}
+
+
+@pytest.mark.parametrize("before", [False, True])
+@pytest.mark.parametrize("target", [*NVIDIA, AMD], ids=lambda target: str(target.arch))
+@pytest.mark.parametrize("shape", CROSSES)
+def test_wide_accesses_of_crosses(
+    shape: str, target: GPUTarget, before: bool, tmp_path: Path
+) -> None:
+    """What has the size of embeddings and more moves in 16 bytes; fp32 kernels know no fp64."""
+    if (shape != "small" or before) and target.arch != 90:
+        pytest.skip("one architecture is enough")
+    for dtype in (torch.float32, torch.bfloat16) if shape == "large" else (torch.float32,):
+        grad, call = cross_arguments(*CROSSES[shape], dtype, before, "lpfs++")
+        for name, launch in both_cross_kernels(grad, call):
+            asm = compiled(gated_cross, name, launch, target)
+            assert_no_spills(asm, target, tmp_path)
+            # Forward reads two tiles and writes one; backward reads embeddings and the gradients of
+            # fields and pairs, and writes one.
+            tiles = 2 if name == "_forward_kernel" else 3
+            if target.backend == "hip":
+                text = asm["amdgcn"]
+                loads = re.findall(r"(?:global|buffer)_load_dwordx4", text)
+                stores = re.findall(r"(?:global|buffer)_store_dwordx4", text)
+                assert not re.search(r"v_(?:add|mul|fma)_f64", text)
+            else:
+                text = asm["ptx"]
+                loads = re.findall(r"ld\.global\S*\.v4\.b32", text)
+                stores = re.findall(r"st\.global\S*\.v4\.b32", text)
+                assert not re.search(r"\b(?:add|sub|mul|fma|div|sqrt)\S*\.f64", text)
+            assert len(stores) >= 2
+            assert len(loads) >= tiles * len(stores)
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [
+        *((kind, torch.float32) for kind in reference.KINDS),
+        ("tanh", torch.float64),
+        ("lpfs++", torch.float16),
+    ],
+)
+def test_kinds_and_odd_widths_of_crosses(kind: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    for width, before in ((7, False), (1, True)):
+        grad, call = cross_arguments(300, gated_cross.every_pair(5), width, dtype, before, kind)
+        for name, launch in both_cross_kernels(grad, call):
+            asm = compiled(gated_cross, name, launch, NVIDIA[1])
+            assert_no_spills(asm, NVIDIA[1], tmp_path)
+            arithmetic = re.search(r"\b(?:add|sub|mul|fma|div|sqrt)\S*\.f64", asm["ptx"])
+            assert bool(arithmetic) == (dtype == torch.float64)
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_crosses_of_size_one(before: bool) -> None:
+    for rows, pairs in ((1, [[0, -1]]), (1, [[0, 0]]), (2, [[0, 1]])):
+        grad, call = cross_arguments(rows, torch.tensor(pairs), 1, torch.float32, before, "lpfs")
+        for upstream in (grad, torch.empty(1, 1).expand(grad.shape)):
+            for name, launch in both_cross_kernels(upstream, call):
+                compiled(gated_cross, name, launch, NVIDIA[1])
+
+
+def test_order_around_the_counter_of_crosses() -> None:
+    """Partial sums, then arrival with acquire-release order, then sums from beyond the L1 cache."""
+    target = NVIDIA[1]
+    grad, call = cross_arguments(*CROSSES["small"], torch.float32, False, "lpfs++")
+    (_, (name, launch)) = both_cross_kernels(grad, call)
+    ptx = compiled(gated_cross, name, launch, target)["ptx"]
+    (counter,) = re.finditer(r"atom\.global\.gpu\.acq_rel\.add", ptx)
+    assert len(re.findall(r"\batom\.|\bred\.", ptx)) == 1
+    assert re.search(r"st\.global\.b32", ptx[: counter.start()])
+    assert not re.search(r"ld\.global\.cg", ptx[: counter.start()])
+    assert re.search(r"ld\.global\.cg", ptx[counter.end() :])

@@ -1,0 +1,846 @@
+"""`lpfs::gated_cross_concat`: concatenate element-wise products of feature fields, gated.
+
+Pair p = (i, j) is the product eᵢ ⊙ eⱼ, or eᵢ alone where j = −1. With a gate per pair,
+
+    y_p       =  factor(x_p) · eᵢ ⊙ eⱼ
+    ∂L/∂eᵢ    =  Σ over its pairs  factor(x_p) · ∂L/∂y_p ⊙ eⱼ
+    ∂L/∂x_p   =  g′(x_p; ε) · scale_p · Σ ∂L/∂y_p ⊙ eᵢ ⊙ eⱼ
+
+and with gates on the fields, `before` they are crossed, hᵢ = factor(xᵢ) · eᵢ takes the place of eᵢ:
+
+    y_p       =  hᵢ ⊙ hⱼ
+    ∂L/∂hᵢ    =  Σ over its pairs  ∂L/∂y_p ⊙ hⱼ
+    ∂L/∂eᵢ    =  factor(xᵢ) · ∂L/∂hᵢ
+    ∂L/∂xᵢ    =  g′(xᵢ; ε) · scaleᵢ · Σ ∂L/∂hᵢ ⊙ eᵢ
+
+`reference.gated_cross_concat` is the definition, what is dead included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+from math import gcd
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from . import reference
+from .gates import gate, gate_derivative
+from .launch import (
+    check_device,
+    check_dtype,
+    check_shape,
+    dtype_name,
+    fault,
+    jit,
+    on_stream,
+    refuse_values,
+    tl,
+    triton,
+    values_are_checked,
+)
+from .library import LIBRARY, apply, below_autograd, define, implement
+
+ARGUMENTS = """(
+    {grad}Tensor embeddings, Tensor pairs, Tensor x, Tensor epsilon, Tensor? scale,
+    Tensor? ungated, bool before, int kind, float alpha, float tau
+) -> """
+define("gated_cross_concat" + ARGUMENTS.format(grad="") + "Tensor")
+define(
+    "gated_cross_concat_backward"
+    + ARGUMENTS.format(grad="Tensor grad, ")
+    + "(Tensor grad_embeddings, Tensor grad_x)"
+)
+
+
+def every_pair(fields: int) -> Tensor:
+    """All fields, then all pairs of two: `[N + N(N−1)/2, 2]`, 378 rows for 27 fields.
+
+    >>> every_pair(3).tolist()
+    [[0, -1], [1, -1], [2, -1], [0, 1], [0, 2], [1, 2]]
+    """
+    alone = [(i, -1) for i in range(fields)]
+    return torch.tensor([*alone, *combinations(range(fields), 2)], dtype=torch.int64).view(-1, 2)
+
+
+def _check(
+    grad: Tensor | None,
+    embeddings: Tensor,
+    pairs: Tensor,
+    x: Tensor,
+    epsilon: Tensor,
+    scale: Tensor | None,
+    ungated: Tensor | None,
+    before: bool,
+    kind: int,
+    alpha: float,
+    tau: float,
+) -> None:
+    operator = "gated_cross_concat" if grad is None else "gated_cross_concat_backward"
+    if not 0 <= kind < len(reference.KINDS):
+        fault(operator, "kind", f"be an index from 0 to {len(reference.KINDS) - 1}", kind)
+    if not alpha >= 0:
+        fault(operator, "alpha", "be at least 0", f"{alpha:g}")
+    if not tau > 0:
+        fault(operator, "tau", "be positive", f"{tau:g}")
+    if embeddings.dtype not in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+        expected = "be float64, float32, float16 or bfloat16"
+        fault(operator, "embeddings", expected, dtype_name(embeddings.dtype), TypeError)
+    if embeddings.dim() != 3:
+        fault(operator, "embeddings", "have 3 dimensions", f"shape {list(embeddings.shape)}")
+    check_device(operator, "pairs", pairs, "embeddings", embeddings.device)
+    check_dtype(operator, "pairs", pairs, torch.int64, "")
+    if pairs.dim() != 2 or pairs.shape[1] != 2:
+        fault(operator, "pairs", "have shape [P, 2]", list(pairs.shape))
+
+    check_device(operator, "x", x, "embeddings", embeddings.device)
+    compute = torch.float64 if embeddings.dtype == torch.float64 else torch.float32
+    check_dtype(operator, "x", x, compute, f"for {dtype_name(embeddings.dtype)} embeddings")
+    gates = embeddings.shape[1] if before else pairs.shape[0]
+    check_shape(operator, "x", x, [gates], f", one element per {'field' if before else 'pair'}")
+    check_device(operator, "epsilon", epsilon, "x", x.device)
+    check_dtype(operator, "epsilon", epsilon, compute, "like x")
+    check_shape(operator, "epsilon", epsilon, [], "")
+    if scale is not None:
+        check_device(operator, "scale", scale, "x", x.device)
+        check_dtype(operator, "scale", scale, compute, "like x")
+        check_shape(operator, "scale", scale, [gates], " like x")
+    if ungated is not None:
+        check_device(operator, "ungated", ungated, "x", x.device)
+        check_dtype(operator, "ungated", ungated, torch.bool, "")
+        check_shape(operator, "ungated", ungated, [gates], " like x")
+    if grad is not None:
+        check_device(operator, "grad", grad, "embeddings", embeddings.device)
+        check_dtype(operator, "grad", grad, embeddings.dtype, "like embeddings")
+        shape = [embeddings.shape[0], pairs.shape[0] * embeddings.shape[2]]
+        check_shape(operator, "grad", grad, shape, " like the output")
+
+
+def _check_values(operator: str, x: Tensor, epsilon: Tensor) -> None:
+    wrong = ~((epsilon > 0) & epsilon.isfinite())
+    refuse_values(operator, "epsilon", epsilon, "be positive and finite", wrong)
+    refuse_values(operator, "x", x, "not be NaN", x.isnan(), where=True)
+
+
+def _check_pairs(operator: str, pairs: Sequence[Sequence[int]], fields: int) -> None:
+    for p, (i, j) in enumerate(pairs):
+        if not (0 <= i < fields and -1 <= j < fields):
+            expected = f"name two of the {fields} fields, or one and -1"
+            fault(operator, "pairs", expected, f"[{i}, {j}] at position {p}")
+    seen: dict[tuple[int, int], int] = {}
+    for p, (i, j) in enumerate(pairs):
+        q = seen.setdefault((min(i, j), max(i, j)), p)
+        if q != p:
+            again = f"[{i}, {j}] at position {p} after {list(pairs[q])} at position {q}"
+            fault(operator, "pairs", "differ from each other", again)
+
+
+@jit
+def _gate_of(
+    x,
+    scale,
+    ungated,
+    index,
+    exists,
+    epsilon,
+    alpha,
+    tau,
+    KIND: tl.constexpr,
+    REVIVES: tl.constexpr,
+):
+    """Of gates: factor, whether they are alive, and whether they have a gradient."""
+    xi = tl.load(x + index, mask=exists, other=0.0)
+    alive = exists & (xi != 0)
+    learns = exists if REVIVES else alive
+    factor = gate(xi, epsilon, alpha, tau, KIND)
+    if ungated is not None:
+        always = tl.load(ungated + index, mask=exists, other=0) != 0
+        alive = alive | always
+        learns = learns & (always == 0)
+        factor = tl.where(always, 1.0, factor)
+    if scale is not None:
+        factor = factor * tl.load(scale + index, mask=exists, other=0.0)
+    return factor, alive, learns
+
+
+@jit
+def _forward_kernel(
+    y,
+    embeddings,
+    pairs,
+    x,
+    epsilon,
+    scale,
+    ungated,
+    alpha: tl.float64,
+    tau: tl.float64,
+    rows,
+    columns,
+    count,
+    row_stride,
+    field_stride,
+    column_stride,
+    steps,
+    KIND: tl.constexpr,
+    BEFORE: tl.constexpr,
+    WIDTH: tl.constexpr,
+    VECTOR: tl.constexpr,
+    WIDE: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_PAIRS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+    CHUNKS: tl.constexpr,
+):
+    """A program takes some rows of all pairs: their embeddings come from memory once."""
+    index: tl.constexpr = tl.int64 if WIDE else tl.int32
+    if VECTOR > 0:
+        # Tells the compiler what an argument of a kernel is a multiple of.
+        row_stride = row_stride // VECTOR * VECTOR
+        field_stride = field_stride // VECTOR * VECTOR
+        columns = columns // VECTOR * VECTOR
+        column_stride = 1
+    block = (tl.program_id(0) // CHUNKS).to(index) * steps
+    column = (tl.program_id(0) % CHUNKS) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
+    column = column.to(index)[None, None, :]
+    eps = tl.load(epsilon)
+    for start in range(0, count, BLOCK_PAIRS):
+        pair = start + tl.arange(0, BLOCK_PAIRS)
+        exists = pair < count
+        first = tl.load(pairs + 2 * pair, mask=exists, other=0)
+        second = tl.load(pairs + 2 * pair + 1, mask=exists, other=-1)
+        if BEFORE:
+            factor, alive, _ = _gate_of(
+                x, scale, ungated, first, exists, eps, alpha, tau, KIND, False
+            )
+            other_factor, other_alive, _ = _gate_of(
+                x, scale, ungated, second, exists & (second >= 0), eps, alpha, tau, KIND, False
+            )
+            alive = alive & (other_alive | (second < 0))
+            other_factor = tl.where(second < 0, 1.0, other_factor)
+        else:
+            factor, alive, _ = _gate_of(
+                x, scale, ungated, pair, exists, eps, alpha, tau, KIND, False
+            )
+        first_offset = (first.to(index) * field_stride)[None, :, None] + column * column_stride
+        second_offset = (second.to(index) * field_stride)[None, :, None] + column * column_stride
+        target = pair.to(index)[None, :, None] * WIDTH + column
+        reads = alive[None, :, None] & (column < WIDTH)
+        crosses = reads & (second >= 0)[None, :, None]
+        writes = exists[None, :, None] & (column < WIDTH)
+        for step in range(steps):
+            row = (block + step) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS).to(index)
+            row = row[:, None, None]
+            base = embeddings + row * row_stride
+            inside = row < rows
+            value = tl.load(base + first_offset, mask=inside & reads, other=0.0)
+            other = tl.load(base + second_offset, mask=inside & crosses, other=1.0)
+            value = value.to(eps.dtype)
+            other = other.to(eps.dtype)
+            if BEFORE:
+                value = value * factor[None, :, None] * (other * other_factor[None, :, None])
+            else:
+                value = value * other * factor[None, :, None]
+            value = tl.where(alive[None, :, None], value, 0.0)
+            out = y + row * columns + target
+            tl.store(out, value.to(y.dtype.element_ty), mask=inside & writes)
+
+
+@jit
+def _backward_kernel(
+    grad_embeddings,
+    grad_x,
+    grad,
+    embeddings,
+    firsts,
+    slots,
+    table,
+    x,
+    epsilon,
+    scale,
+    ungated,
+    partials,
+    counter,
+    alpha: tl.float64,
+    tau: tl.float64,
+    rows,
+    columns,
+    gates,
+    first_count,
+    row_stride,
+    field_stride,
+    column_stride,
+    grad_row_stride,
+    grad_column_stride,
+    steps,
+    blocks,
+    KIND: tl.constexpr,
+    REVIVES: tl.constexpr,
+    BEFORE: tl.constexpr,
+    WIDTH: tl.constexpr,
+    VECTOR: tl.constexpr,
+    WIDE: tl.constexpr,
+    SLOTS: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    BLOCK_GATES: tl.constexpr,
+    BLOCK_PARTIALS: tl.constexpr,
+):
+    """A program takes some rows. Every field that is the second of a pair, or in none, has a slot.
+
+    The embeddings of the slots and their gradients stay in registers while one first field after
+    the other is crossed with all of them: each pair's gradient is read once.
+    """
+    index: tl.constexpr = tl.int64 if WIDE else tl.int32
+    if VECTOR > 0:
+        # Tells the compiler what an argument of a kernel is a multiple of.
+        row_stride = row_stride // VECTOR * VECTOR
+        field_stride = field_stride // VECTOR * VECTOR
+        grad_row_stride = grad_row_stride // VECTOR * VECTOR
+        columns = columns // VECTOR * VECTOR
+        column_stride = 1
+        grad_column_stride = 1
+    DTYPE: tl.constexpr = grad.dtype.element_ty
+    block = tl.program_id(0)
+    tile = (block // CHUNKS).to(index) * steps
+    column = (block % CHUNKS) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
+    column = column.to(index)[None, None, :]
+    within = column < WIDTH
+    eps = tl.load(epsilon)
+    mine = partials + block.to(tl.int64) * gates
+
+    slot = tl.arange(0, SLOTS)
+    field = tl.load(slots + 2 * slot)
+    alone = tl.load(slots + 2 * slot + 1)
+    taken = field >= 0
+    if BEFORE:
+        factor, alive, learns = _gate_of(
+            x, scale, ungated, field, taken, eps, alpha, tau, KIND, REVIVES
+        )
+        wants = alive | learns
+        alone_reads = wants & (alone >= 0)
+    else:
+        alone_factor, alone_alive, alone_learns = _gate_of(
+            x, scale, ungated, alone, alone >= 0, eps, alpha, tau, KIND, REVIVES
+        )
+        alone_reads = alone_alive | alone_learns
+    slot_offset = (field.to(index) * field_stride)[None, :, None] + column * column_stride
+    slot_target = (field.to(index) * WIDTH)[None, :, None] + column
+    alone_offset = (alone.to(index) * WIDTH)[None, :, None] + column
+
+    for step in range(steps):
+        # Partial sums of the step before are in memory for all threads.
+        tl.debug_barrier()
+        row = (tile + step) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS).to(index)
+        row = row[:, None, None]
+        inside = (row < rows) & within
+        base = embeddings + row * row_stride
+        upstreams = grad + row * grad_row_stride
+        targets = grad_embeddings + row * columns
+        again = step > 0
+
+        read = inside & (wants if BEFORE else taken)[None, :, None]
+        plain = tl.load(base + slot_offset, mask=read, other=0.0).to(eps.dtype)
+        read = inside & alone_reads[None, :, None]
+        offset = alone_offset * grad_column_stride
+        total = tl.load(upstreams + offset, mask=read, other=0.0).to(eps.dtype)
+        if BEFORE:
+            value = tl.where(alive[None, :, None], plain * factor[None, :, None], 0.0)
+        else:
+            value = plain
+            partial = tl.sum(tl.sum(total * plain, 2), 0)
+            before = tl.load(mine + alone, mask=alone_learns & again, other=0.0)
+            tl.store(mine + alone, before + partial, mask=alone_learns)
+            total = tl.where(alone_alive[None, :, None], total * alone_factor[None, :, None], 0.0)
+
+        for k in range(first_count):
+            own = tl.load(firsts + 3 * k)
+            own_slot = tl.load(firsts + 3 * k + 1)
+            own_alone = tl.load(firsts + 3 * k + 2)
+            pair = tl.load(table + k * SLOTS + slot)
+            if BEFORE:
+                own_factor, own_alive, own_learns = _gate_of(
+                    x, scale, ungated, own, own >= 0, eps, alpha, tau, KIND, REVIVES
+                )
+                own_reads = own_alive | own_learns
+                to_first = alive & (tl.where(own_reads, pair, -1) >= 0)
+                to_second = wants & (tl.where(own_alive, pair, -1) >= 0)
+                reads = to_first | to_second
+            else:
+                pair_factor, to_first, pair_learns = _gate_of(
+                    x, scale, ungated, pair, pair >= 0, eps, alpha, tau, KIND, REVIVES
+                )
+                to_second = to_first
+                reads = to_first | pair_learns
+                own_reads = tl.full((), 1, tl.int1)
+            own_offset = own.to(index) * field_stride + column * column_stride
+            own_mask = (row < tl.where(own_reads, rows, 0)) & within
+            own_plain = tl.load(base + own_offset, mask=own_mask, other=0.0).to(eps.dtype)
+            own_value = own_plain
+            if BEFORE:
+                own_value = tl.where(own_alive, own_plain * own_factor, 0.0)
+            offset = (pair.to(index) * WIDTH)[None, :, None] + column
+            upstream = tl.load(
+                upstreams + offset * grad_column_stride,
+                mask=inside & reads[None, :, None],
+                other=0.0,
+            ).to(eps.dtype)
+            if not BEFORE:
+                partial = tl.sum(tl.sum(upstream * (own_value * value), 2), 0)
+                before = tl.load(mine + pair, mask=pair_learns & again, other=0.0)
+                tl.store(mine + pair, before + partial, mask=pair_learns)
+                upstream = upstream * pair_factor[None, :, None]
+            total += tl.where(to_second[None, :, None], upstream * own_value, 0.0)
+            gradient = tl.where(to_first[None, :, None], upstream * value, 0.0)
+            gradient = tl.sum(gradient, 1)[:, None, :]
+            total += tl.where((slot == own_slot)[None, :, None], gradient, 0.0)
+            if own_slot < 0:
+                own_grad = (own_alone.to(index) * WIDTH + column) * grad_column_stride
+                if BEFORE:
+                    own_read = tl.where(own_reads & (own_alone >= 0), rows, 0)
+                    own_mask = (row < own_read) & within
+                    more = tl.load(upstreams + own_grad, mask=own_mask, other=0.0).to(eps.dtype)
+                    own_total = gradient + more
+                    own_partial = tl.sum(tl.sum(tl.sum(own_total * own_plain, 2), 1), 0)
+                    own_before = tl.load(mine + own, mask=own_learns & again, other=0.0)
+                    tl.store(mine + own, own_before + own_partial, mask=own_learns)
+                    own_total = tl.where(own_alive, own_total * own_factor, 0.0)
+                else:
+                    own_factor, own_alive, own_learns = _gate_of(
+                        x, scale, ungated, own_alone, own_alone >= 0, eps, alpha, tau, KIND, REVIVES
+                    )
+                    own_read = tl.where(own_alive | own_learns, rows, 0)
+                    own_mask = (row < own_read) & within
+                    more = tl.load(upstreams + own_grad, mask=own_mask, other=0.0).to(eps.dtype)
+                    own_partial = tl.sum(tl.sum(tl.sum(more * own_plain, 2), 1), 0)
+                    own_before = tl.load(mine + own_alone, mask=own_learns & again, other=0.0)
+                    tl.store(mine + own_alone, own_before + own_partial, mask=own_learns)
+                    own_total = gradient + tl.where(own_alive, more * own_factor, 0.0)
+                own_target = own.to(index) * WIDTH + column
+                tl.store(targets + own_target, own_total.to(DTYPE), mask=inside)
+
+        if BEFORE:
+            partial = tl.sum(tl.sum(total * plain, 2), 0)
+            before = tl.load(mine + field, mask=learns & again, other=0.0)
+            tl.store(mine + field, before + partial, mask=learns)
+            total = tl.where(alive[None, :, None], total * factor[None, :, None], 0.0)
+        tl.store(targets + slot_target, total.to(DTYPE), mask=inside & taken[None, :, None])
+
+    # Release: this block's partial sums come before its arrival. Acquire: the last to arrive sees
+    # the others'. It finds them past the first-level cache, which is not kept coherent.
+    tl.debug_barrier()
+    arrived = tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu")
+    if arrived == blocks - 1:
+        for start in range(0, gates, BLOCK_GATES):
+            at = start + tl.arange(0, BLOCK_GATES)
+            _, _, counted = _gate_of(
+                x, scale, ungated, at, at < gates, eps, alpha, tau, KIND, REVIVES
+            )
+            sums = tl.zeros([BLOCK_PARTIALS, BLOCK_GATES], eps.dtype)
+            for other in range(0, blocks, BLOCK_PARTIALS):
+                some = other + tl.arange(0, BLOCK_PARTIALS)[:, None]
+                offset = some.to(tl.int64) * gates + at[None, :]
+                mask = (some < blocks) & counted[None, :]
+                sums += tl.load(partials + offset, mask=mask, other=0.0, cache_modifier=".cg")
+            xi = tl.load(x + at, mask=at < gates, other=0.0)
+            slope = gate_derivative(xi, eps, alpha, tau, KIND)
+            if scale is not None:
+                slope = slope * tl.load(scale + at, mask=at < gates, other=0.0)
+            result = tl.where(counted, slope * tl.sum(sums, 0), 0.0)
+            tl.store(grad_x + at, result, mask=at < gates)
+        tl.store(counter, 0)
+
+
+class Tables(NamedTuple):
+    """What backward has to know of a list of pairs, as int32 on its device.
+
+    `pairs` is the list. `firsts` has for each first field its number, its slot and the pair that is
+    it alone, `slots` for each slot the number of its field and the pair that is it alone, and
+    `table` for each first field and slot their pair; −1 where there is none.
+    """
+
+    pairs: Tensor
+    firsts: Tensor
+    slots: Tensor
+    table: Tensor
+
+
+_TABLES: dict[tuple[Any, ...], tuple[Tensor, Tables]] = {}
+"""With the tensor itself, so that its memory is not given to another."""
+
+
+def _tables(operator: str, pairs: Tensor, fields: int) -> Tables:
+    """The tables of a list of pairs; made, and the list checked, when it is first seen.
+
+    Only then the host waits for the device. The list must not change later, except in place.
+    """
+    version = 0 if pairs.is_inference() else pairs._version
+    key = pairs.data_ptr(), pairs.shape, pairs.stride(), pairs.device, version, fields
+    if key in _TABLES:
+        return _TABLES[key][1]
+    if pairs.is_cuda and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            f"{operator}: pairs must have been used once before a CUDA graph is captured"
+        )
+    listed = pairs.tolist()
+    _check_pairs(operator, listed, fields)
+    tables = _tabulate(listed, fields, pairs.device)
+    if len(_TABLES) >= 64:
+        del _TABLES[next(iter(_TABLES))]
+    _TABLES[key] = pairs, tables
+    return tables
+
+
+def _tabulate(pairs: list[list[int]], fields: int, device: torch.device) -> Tables:
+    alone = {i: p for p, (i, j) in enumerate(pairs) if j < 0}
+    crossed = {(i, j): p for p, (i, j) in enumerate(pairs) if j >= 0}
+    firsts = sorted({i for i, _ in crossed})
+    in_slots = sorted({j for _, j in crossed} | set(range(fields)).difference(firsts))
+    slot_of = {field: slot for slot, field in enumerate(in_slots)}
+    padding = triton.next_power_of_2(max(len(in_slots), 1)) - len(in_slots)
+    table = torch.full((len(firsts), len(in_slots) + padding), -1)
+    rank = {field: k for k, field in enumerate(firsts)}
+    if crossed:
+        at = [(rank[i], slot_of[j]) for i, j in crossed]
+        table[tuple(torch.tensor(at).T)] = torch.tensor(list(crossed.values()))
+    columns = [
+        torch.tensor(pairs).view(-1, 2),
+        torch.tensor([[i, slot_of.get(i, -1), alone.get(i, -1)] for i in firsts]).view(-1, 3),
+        torch.tensor([[i, alone.get(i, -1)] for i in in_slots] + [[-1, -1]] * padding).view(-1, 2),
+        table,
+    ]
+    return Tables(*(part.to(device, torch.int32) for part in columns))
+
+
+TILE = {"small": 2048, "large": 4096}
+"""Elements of a tile of four warps; half as many in fp64. Backward, which keeps two such tiles in
+registers, has small ones, and larger than that only where there are very many slots."""
+
+ENOUGH = 528
+"""Programs that fill 132 multiprocessors four times over: with more, each takes several tiles."""
+
+
+REGISTERS = {} if torch.version.hip else {"maxnreg": 255}
+"""Backward may take what there is; by itself the compiler spills some for the sake of occupancy."""
+
+
+class Arrangement(NamedTuple):
+    """What a launcher works out from shapes, strides and alignment."""
+
+    strides: tuple[int, ...]
+    steps: int
+    blocks: int
+    warps: int
+    constants: dict[str, Any]
+
+
+def _arrange(embeddings: Tensor, pairs: int, at_once: int, grad: Tensor | None) -> Arrangement:
+    """`at_once` pairs or slots share a tile; 0 for as many as are worth it."""
+    rows, fields, width = embeddings.shape
+    itemsize = embeddings.element_size()
+    tensors = [embeddings] if grad is None else [embeddings, grad]
+    vector, wide = gcd(16 // itemsize, width), rows * max(pairs, fields) * width >= 2**31
+    for tensor in tensors:
+        strides = tensor.stride()
+        extent = sum(size * stride for size, stride in zip(tensor.shape, strides, strict=True))
+        wide = wide or extent >= 2**31
+        vector = gcd(vector, *strides[:-1]) if tensor.data_ptr() % 16 == 0 else 1
+    if any(tensor.stride(-1) != 1 for tensor in tensors):
+        vector = 0
+
+    tile = TILE["large" if grad is None and rows * pairs * width >= 2**24 else "small"]
+    tile = tile // 2 if embeddings.dtype == torch.float64 else tile
+    block_columns = min(triton.next_power_of_2(width), max(tile // max(at_once, 1), 4), 512)
+    if not at_once:
+        at_once = min(triton.next_power_of_2(pairs), max(tile // (4 * block_columns), 1))
+    block_rows = max(tile // (at_once * block_columns), 1)
+    chunks = triton.cdiv(width, block_columns)
+    tiles = triton.cdiv(rows, block_rows)
+    steps = max(1, min(16, tiles * chunks // ENOUGH))
+    constants = {
+        "WIDTH": width,
+        "VECTOR": vector,
+        "WIDE": wide,
+        "BLOCK_ROWS": block_rows,
+        "BLOCK_COLUMNS": block_columns,
+        "CHUNKS": chunks,
+        "SLOTS" if grad is not None else "BLOCK_PAIRS": at_once,
+    }
+    blocks = triton.cdiv(tiles, steps) * chunks
+    warps = min(max(at_once * block_columns * block_rows // 1024, 4), 8)
+    strides = embeddings.stride() if grad is None else (*embeddings.stride(), *grad.stride())
+    return Arrangement(strides, steps, blocks, warps, constants)
+
+
+def launch_forward(
+    embeddings: Tensor,
+    pairs: Tensor,
+    x: Tensor,
+    epsilon: Tensor,
+    scale: Tensor | None,
+    ungated: Tensor | None,
+    before: bool,
+    kind: int,
+    alpha: float,
+    tau: float,
+) -> Tensor:
+    """One launch of the forward kernel; CPU tensors are taken under Triton's interpreter."""
+    _check(None, embeddings, pairs, x, epsilon, scale, ungated, before, kind, alpha, tau)
+    if values_are_checked(x.device):
+        _check_values("gated_cross_concat", x, epsilon)
+    rows, fields, width = embeddings.shape
+    tables = _tables("gated_cross_concat", pairs, fields)
+    y = embeddings.new_empty(rows, len(pairs) * width)
+    if y.numel() == 0:
+        return y
+    plan = _arrange(embeddings, len(pairs), 0, None)
+    with on_stream(x.device):
+        _forward_kernel[(plan.blocks,)](
+            y,
+            embeddings,
+            tables.pairs,
+            x.contiguous(),
+            epsilon,
+            None if scale is None else scale.contiguous(),
+            None if ungated is None else ungated.contiguous(),
+            alpha,
+            tau,
+            rows,
+            y.shape[1],
+            len(pairs),
+            *plan.strides,
+            plan.steps,
+            KIND=reference.KINDS[kind],
+            BEFORE=before,
+            **plan.constants,
+            num_warps=plan.warps,
+            enable_fp_fusion=False,
+        )
+    return y
+
+
+def launch_backward(
+    grad: Tensor,
+    embeddings: Tensor,
+    pairs: Tensor,
+    x: Tensor,
+    epsilon: Tensor,
+    scale: Tensor | None,
+    ungated: Tensor | None,
+    before: bool,
+    kind: int,
+    alpha: float,
+    tau: float,
+) -> tuple[Tensor, Tensor]:
+    """One launch of the backward kernel; CPU tensors are taken under Triton's interpreter."""
+    _check(grad, embeddings, pairs, x, epsilon, scale, ungated, before, kind, alpha, tau)
+    if values_are_checked(x.device):
+        _check_values("gated_cross_concat_backward", x, epsilon)
+    rows, fields, width = embeddings.shape
+    tables = _tables("gated_cross_concat_backward", pairs, fields)
+    if grad.numel() == 0:
+        return embeddings.new_zeros(embeddings.shape), x.new_zeros(x.shape)
+    grad_embeddings = embeddings.new_empty(embeddings.shape)
+    grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
+    plan = _arrange(embeddings, len(pairs), len(tables.slots), grad)
+    partials = x.new_empty(plan.blocks * len(x))
+    with on_stream(x.device, arrivals=1) as counters:
+        _backward_kernel[(plan.blocks,)](
+            grad_embeddings,
+            grad_x,
+            grad,
+            embeddings,
+            tables.firsts,
+            tables.slots,
+            tables.table,
+            x.contiguous(),
+            epsilon,
+            None if scale is None else scale.contiguous(),
+            None if ungated is None else ungated.contiguous(),
+            partials,
+            counters,
+            alpha,
+            tau,
+            rows,
+            fields * width,
+            len(x),
+            len(tables.firsts),
+            *plan.strides,
+            plan.steps,
+            plan.blocks,
+            KIND=reference.KINDS[kind],
+            REVIVES=reference.revives(reference.KINDS[kind], alpha),
+            BEFORE=before,
+            **plan.constants,
+            BLOCK_GATES=32,
+            BLOCK_PARTIALS=32,
+            num_warps=plan.warps,
+            enable_fp_fusion=False,
+            **REGISTERS,
+        )
+    return grad_embeddings, grad_x
+
+
+if triton is not None:
+    implement("gated_cross_concat", "CUDA", launch_forward)
+    implement("gated_cross_concat_backward", "CUDA", launch_backward)
+
+
+def _reference_forward(*call: Any) -> Tensor:
+    _check(None, *call)
+    *tensors, before, kind, alpha, tau = call
+    _check_pairs("gated_cross_concat", tensors[1].tolist(), tensors[0].shape[1])
+    _check_values("gated_cross_concat", *tensors[2:4])
+    options = {"before": before, "kind": reference.KINDS[kind], "alpha": alpha, "tau": tau}
+    return reference.gated_cross_concat(*tensors, **options)
+
+
+def _reference_backward(grad: Tensor, *call: Any) -> tuple[Tensor, Tensor]:
+    _check(grad, *call)
+    *tensors, before, kind, alpha, tau = call
+    _check_pairs("gated_cross_concat_backward", tensors[1].tolist(), tensors[0].shape[1])
+    _check_values("gated_cross_concat_backward", *tensors[2:4])
+    options = {"before": before, "kind": reference.KINDS[kind], "alpha": alpha, "tau": tau}
+    return reference.gated_cross_concat_backward(grad, *tensors, **options)
+
+
+implement("gated_cross_concat", "CPU", _reference_forward)
+implement("gated_cross_concat_backward", "CPU", _reference_backward)
+
+
+def _fake_forward(embeddings: Tensor, pairs: Tensor, *rest: Any) -> Tensor:
+    _check(None, embeddings, pairs, *rest)
+    rows, _, width = embeddings.shape
+    return embeddings.new_empty(rows, pairs.shape[0] * width)
+
+
+def _fake_backward(
+    grad: Tensor, embeddings: Tensor, pairs: Tensor, x: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor]:
+    _check(grad, embeddings, pairs, x, *rest)
+    return embeddings.new_empty(embeddings.shape), x.new_empty(x.shape)
+
+
+torch.library.register_fake("lpfs::gated_cross_concat", _fake_forward, lib=LIBRARY)
+torch.library.register_fake("lpfs::gated_cross_concat_backward", _fake_backward, lib=LIBRARY)
+
+
+class _GatedCrossConcat(torch.autograd.Function):
+    @staticmethod
+    def forward(*call: Any) -> Tensor:
+        return cast(Tensor, below_autograd(torch.ops.lpfs.gated_cross_concat.default, *call))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:6])
+        ctx.rest = inputs[6:]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        operator = torch.ops.lpfs.gated_cross_concat_backward.default
+        args = grad, *ctx.saved_tensors, *ctx.rest
+        # Where a second derivative may follow, autograd has to see the operator to refuse it.
+        results = operator(*args) if torch.is_grad_enabled() else below_autograd(operator, *args)
+        grad_embeddings, grad_x = results
+        return grad_embeddings, None, grad_x, *[None] * 7
+
+
+class _GatedCrossConcatBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(*call: Any) -> tuple[Tensor, Tensor]:
+        operator = torch.ops.lpfs.gated_cross_concat_backward.default
+        return cast(tuple[Tensor, Tensor], below_autograd(operator, *call))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+        raise RuntimeError("gated_cross_concat can be differentiated once, not twice")
+
+
+def _autograd_forward(*call: Any) -> Tensor:
+    return cast(Tensor, apply(_GatedCrossConcat, *call))
+
+
+def _autograd_backward(*call: Any) -> tuple[Tensor, Tensor]:
+    return cast(tuple[Tensor, Tensor], apply(_GatedCrossConcatBackward, *call))
+
+
+implement("gated_cross_concat", "Autograd", _autograd_forward)
+implement("gated_cross_concat_backward", "Autograd", _autograd_backward)
+
+
+def gated_cross_concat(
+    embeddings: Tensor,
+    pairs: Tensor,
+    x: Tensor,
+    epsilon: Tensor,
+    scale: Tensor | None = None,
+    ungated: Tensor | None = None,
+    *,
+    before: bool = False,
+    kind: str = "lpfs++",
+    alpha: float = 10.0,
+    tau: float = 2.0,
+) -> Tensor:
+    """Concatenate element-wise products of fields, each multiplied by its gate: pair p = (i, j)
+    becomes `y[:, p·D : (p+1)·D] = g(x_p; ε) · scale_p · eᵢ ⊙ eⱼ`.
+
+    Args:
+        embeddings: `[B, N, D]`, the fields' embeddings, of any strides; a packed `[B, N·D]` by
+            `view(B, N, D)`. float64, float32, float16 or bfloat16.
+        pairs: `[P, 2]`, int64: the fields of each pair, in any order and number; (i, −1) is field i
+            alone. `every_pair(N)` has all of them. No two may be the same product. The operator
+            looks at them on every call on the CPU, and once for a tensor on a GPU.
+        x: `[P]`, one gate parameter per pair; float32, or float64 for float64 embeddings. A pair is
+            dead where it is exactly 0: it outputs +0 and is not read.
+        epsilon: ε > 0, of x's dtype and without dimensions; a schedule may change it in place.
+        scale: like x; 1 where it is missing. No gradient.
+        ungated: like x, bool; these pairs' factor is `scale` alone, whatever x holds.
+        before: gate the fields before they are crossed: `x`, `scale` and `ungated` are `[N]`, and
+            pair (i, j) is gᵢ·eᵢ ⊙ gⱼ·eⱼ. A dead field kills its pairs.
+        kind: one of `KINDS`.
+        alpha: α ≥ 0 of `lpfs++`: how strongly what is dead can come back.
+        tau: τ > 0 of `lpfs++`.
+
+    Returns:
+        `[B, P·D]` in the embeddings' dtype, computed in x's; differentiable once, with respect to
+        the embeddings and x.
+
+    Raises:
+        TypeError: a dtype is not as above.
+        ValueError: a shape, device or option is not as above, a pair names a missing field or is
+            there twice; and, on the CPU or after `check_values()`, ε is not positive and finite or
+            x holds a NaN.
+
+    >>> embeddings = torch.tensor([[[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]])
+    >>> pairs, epsilon = torch.tensor([[0, -1], [0, 1], [1, 2]]), torch.tensor(1.0)
+    >>> x = torch.tensor([1.0, 1.0, 0.0])
+    >>> gated_cross_concat(embeddings, pairs, x, epsilon, kind="lpfs")
+    tensor([[0.5000, 1.0000, 1.5000, 4.0000, 0.0000, 0.0000]])
+
+    The third field dead, and with it the pair of the second and the third:
+
+    >>> gated_cross_concat(embeddings, pairs, x, epsilon, before=True, kind="lpfs")
+    tensor([[0.5000, 1.0000, 0.7500, 2.0000, 0.0000, 0.0000]])
+    """
+    if kind not in reference.KINDS:
+        fault("gated_cross_concat", "kind", f"be one of {reference.KINDS}", repr(kind))
+    call = embeddings, pairs, x, epsilon, scale, ungated, before
+    gate = reference.KINDS.index(kind), alpha, tau
+    try:
+        y = torch.ops.lpfs.gated_cross_concat.default(*call, *gate)
+    except RuntimeError as error:
+        if "gated_cross_concat: " not in str(error):
+            raise
+        # The C++ library finds faults too, but cannot raise another type.
+        _check(None, *call, *gate)
+        if x.device.type == "cpu":
+            _check_pairs("gated_cross_concat", pairs.tolist(), embeddings.shape[1])
+            _check_values("gated_cross_concat", x, epsilon)
+        raise
+    return cast(Tensor, y)
