@@ -12,7 +12,7 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="there is no Triton here")
 
-from ..kernels.interpreted import test_gated_concat, test_proximal_sgd
+from ..kernels.interpreted import test_gated_concat, test_gated_cross, test_proximal_sgd
 from ..kernels.interpreted.test_gated_concat import (  # noqa: F401
     test_backward,
     test_dead_fields_are_not_read,
@@ -21,6 +21,12 @@ from ..kernels.interpreted.test_gated_concat import (  # noqa: F401
     test_living_fields_pass_on_what_they_hold,
     test_offsets_beyond_32_bits,
     test_the_real_tiles,
+)
+from ..kernels.interpreted.test_gated_cross import (  # noqa: F401
+    test_both_ways as test_crosses_both_ways,
+)
+from ..kernels.interpreted.test_gated_cross import (  # noqa: F401
+    test_the_real_tiles as test_the_real_tiles_of_crosses,
 )
 from ..kernels.interpreted.test_proximal_sgd import (  # noqa: F401
     test_a_budget_over_many,
@@ -73,7 +79,7 @@ class OnDevice:
 def _on_device() -> Iterator[None]:
     """And new buffers hold NaN, so that an element that is never written shows."""
     with pytest.MonkeyPatch.context() as patch:
-        for suite in (test_gated_concat, test_proximal_sgd):
+        for suite in (test_gated_concat, test_gated_cross, test_proximal_sgd):
             patch.setattr(suite, "operator", OnDevice(suite.operator))
         torch.use_deterministic_algorithms(True, warn_only=True)
         yield

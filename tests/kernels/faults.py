@@ -55,6 +55,48 @@ GATED_CONCAT: list[tuple[dict[str, Any], str]] = [
     ({"x": torch.tensor([0.0, float("nan")])}, "x must not be NaN, got nan at position 1"),
 ]
 
+CUBE = torch.ones(8, 2, 2)
+PAIRS = torch.tensor([[0, -1], [1, -1], [0, 1]])
+GATED_CROSS_CONCAT: list[tuple[dict[str, Any], str]] = [
+    ({"kind": 7}, "kind must be an index from 0 to 4, got 7"),
+    ({"alpha": -1.0}, "alpha must be at least 0, got -1"),
+    ({"tau": 0.0}, "tau must be positive, got 0"),
+    (
+        {"embeddings": CUBE.int()},
+        "embeddings must be float64, float32, float16 or bfloat16, got int32",
+    ),
+    ({"embeddings": CUBE[0]}, "embeddings must have 3 dimensions, got shape [2, 2]"),
+    ({"pairs": PAIRS.int()}, "pairs must be int64, got int32"),
+    ({"pairs": PAIRS[0]}, "pairs must have shape [P, 2], got [2]"),
+    ({"pairs": PAIRS.T}, "pairs must have shape [P, 2], got [2, 3]"),
+    *(
+        (
+            {"pairs": torch.tensor([[0, -1], pair, [0, 1]])},
+            f"pairs must name two of the 2 fields, or one and -1, got {pair} at position 1",
+        )
+        for pair in ([2, -1], [-1, 0], [0, -2], [0, 2], [2**40, 0])
+    ),
+    (
+        {"pairs": torch.tensor([[1, 0], [1, -1], [0, 1]])},
+        "pairs must differ from each other, got [0, 1] at position 2 after [1, 0] at position 0",
+    ),
+    (
+        {"pairs": torch.tensor([[1, -1], [1, 1], [1, -1]])},
+        "pairs must differ from each other, got [1, -1] at position 2 after [1, -1] at position 0",
+    ),
+    ({"x": torch.ones(3).half()}, "x must be float32 for float32 embeddings, got float16"),
+    ({"x": torch.ones(2)}, "x must have shape [3], one element per pair, got [2]"),
+    ({"before": True}, "x must have shape [2], one element per field, got [3]"),
+    ({"epsilon": torch.tensor(0.1).double()}, "epsilon must be float32 like x, got float64"),
+    ({"epsilon": torch.ones(1)}, "epsilon must have shape [], got [1]"),
+    ({"scale": torch.ones(3).double()}, "scale must be float32 like x, got float64"),
+    ({"scale": torch.ones(3, 1)}, "scale must have shape [3] like x, got [3, 1]"),
+    ({"ungated": torch.ones(3).byte()}, "ungated must be bool, got uint8"),
+    ({"ungated": torch.ones(1).bool()}, "ungated must have shape [3] like x, got [1]"),
+    ({"epsilon": torch.tensor(0.0)}, "epsilon must be positive and finite, got 0"),
+    ({"x": torch.tensor([0, float("nan"), 1])}, "x must not be NaN, got nan at position 1"),
+]
+
 ONE = torch.tensor(1.0)
 PROXIMAL_SGD: list[tuple[dict[str, Any], str]] = [
     ({"params": []}, "params must hold at least one tensor, got none"),

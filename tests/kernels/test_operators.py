@@ -286,13 +286,18 @@ def test_without_the_library_and_triton() -> None:
             y = lpfs_kernels.gated_concat([torch.ones(1, 1)], x, epsilon, kind="lpfs")
         y.sum().backward()
         print(y.item(), x.grad.item())
-        for name in ("gated_concat", "gated_concat_backward", "proximal_sgd_"):
+        pairs, x = torch.tensor([[0, 1]]), torch.tensor([1.0])
+        print(lpfs_kernels.gated_cross_concat(torch.ones(1, 2, 1), pairs, x, epsilon).item())
+        names = "gated_concat", "gated_cross_concat"
+        for name in [n + end for n in names for end in ("", "_backward")] + ["proximal_sgd_"]:
             print(getattr(torch.ops.lpfs, name).default._schema)
     """
     command = [sys.executable, "-c", program]
     run = subprocess.run(command, capture_output=True, text=True, check=True)
-    numbers, *schemas = run.stdout.splitlines()
+    numbers, crossed, *schemas = run.stdout.splitlines()
     assert numbers == "0.5 0.5"
-    names = ("gated_concat", "gated_concat_backward", "proximal_sgd_")
+    assert float(crossed) == pytest.approx(0.5 + 10 * torch.pi / 4)
+    names = [n + end for n in ("gated_concat", "gated_cross_concat") for end in ("", "_backward")]
+    names.append("proximal_sgd_")
     assert schemas == [str(getattr(OPERATORS, name).default._schema) for name in names]
     assert run.stderr.count("did not load") == 1
