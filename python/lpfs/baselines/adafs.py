@@ -26,8 +26,8 @@ class AdaFS(LearntGates):
 
     Two things differ. Weights that sum to 1 make inputs N times smaller than those the network was
     pre-trained with, so they are multiplied by N; and only the controller sees normalised
-    embeddings, so that without it the network is the one that came in. One hidden layer of 16 and
-    Adam at 0.001 are the authors' code's.
+    embeddings, so that without it the network is the one that came in. One hidden layer of 16
+    is that of ERASE, a public benchmark of such methods; the rate is to be searched.
     """
 
     name: ClassVar[str] = "adafs"

@@ -21,7 +21,7 @@ class AutoField(LearntGates):
     Field f is kept with probability α¹_f and dropped with α⁰_f = 1 − α¹_f; its gate in a step is
     the first part of a Gumbel-softmax over log α at temperature τ = max(0.01, 1 − 0.00005·t). α is
     learnt on other rows than the weights, in turn with them (DARTS at first order): that is
-    `Feed.gates`. α starts at 0.5; the score is α¹. The rate is the paper's 0.001 with Adam. Public
+    `Feed.gates`. α starts at 0.5; the score is α¹. The rate is 0.001 with Adam. Public
     code feeds raw parameters as logits to the Gumbel-softmax where the paper has log α; here α is a
     softmax, so that it stays a distribution.
     """

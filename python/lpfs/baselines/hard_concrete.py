@@ -54,7 +54,7 @@ class HardConcrete(LearntGates):
 
 
 class HardConcreteGate(FieldGate):
-    """z of the paper's eq. 11; log α is learnt."""
+    """The gate z; log α is learnt."""
 
     def __init__(
         self,

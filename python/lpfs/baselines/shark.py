@@ -21,9 +21,10 @@ class SHARK(Method):
 
     What the loss gains when a field's embedding e_f is replaced by its mean ē_f is, at first order,
     ⟨∂L/∂e_f, ē_f − e_f⟩: one backward pass gives it for all fields at once. The score is the mean
-    over rows of its absolute value. (Summed with its sign it would vanish wherever training has
-    come to rest: at a stationary point of the tables, the gradients of the rows that share an
-    embedding add up to zero.) Rows are those that weights do not learn from (`Task.unseen`).
+    over rows of its absolute value, as in the public benchmark ERASE. (Summed with its sign it
+    would vanish wherever training has come to rest: at a stationary point of the tables, the
+    gradients of the rows that share an embedding add up to zero.) Rows are those that weights do
+    not learn from (`Task.unseen`).
     """
 
     name: ClassVar[str] = "shark"

@@ -51,7 +51,7 @@ class STG(LearntGates):
 
 
 class StochasticGate(FieldGate):
-    """z of the paper's eq. 4; μ is learnt."""
+    """The gate z; μ is learnt."""
 
     def __init__(self, fields: Mapping[str, int], sigma: float = 0.5) -> None:
         super().__init__(fields)

@@ -129,7 +129,7 @@ def l1() -> Evidence:
 
 
 def fscd() -> Evidence:
-    """Ma et al., section 3.2: of equally useful features the more complex one is dropped more
+    """Ma et al.: by its prior, of equally useful features the more complex one is dropped more
     readily. Four features stand twice, once cheap and once at four times the cost."""
     rng = np.random.default_rng(0)
     useful = rng.standard_normal((40_000, 4))
@@ -153,7 +153,7 @@ def fscd() -> Evidence:
 
 
 def umec() -> Evidence:
-    """Shen et al., section 3 and table 1: the run ends within its budget, as the constraint
+    """Shen et al.: the run ends within its budget, as the constraint
     presses the norms of the groups beyond it to zero, and what it keeps predicts."""
     task = clicks()
     outcome = METHODS["umec"]().run(
@@ -202,7 +202,7 @@ def permutation() -> Evidence:
 
 
 def cold() -> Evidence:
-    """Wang et al., section 3.2 and table 2: features with small weights in the SE block can go at
+    """Wang et al.: features with small weights in the SE block can go at
     little cost in AUC, without training again."""
     task = clicks()
     outcome = run("cold", task)
@@ -217,7 +217,7 @@ def cold() -> Evidence:
 
 
 def autofield() -> Evidence:
-    """Wang et al., section 3.3 and figure 3: the controller's probabilities move apart from 0.5,
+    """Wang et al.: the controller's probabilities move apart from 0.5,
     up where a field predicts and down where it does not."""
     outcome = run("autofield", clicks(), lr=0.01)
 
@@ -230,7 +230,7 @@ def autofield() -> Evidence:
 
 
 def adafs() -> Evidence:
-    """Lin et al., figure 1 and section 4.6: fields have weights of their own in every row. x1
+    """Lin et al.: fields have weights of their own in every row. x1
     decides where x0 > 0 and x2 elsewhere, and so are weighed; x3, x4, … are noise everywhere. The
     scores are by how much a field's mean weight differs between the two kinds of rows."""
     rng = np.random.default_rng(0)
@@ -256,8 +256,8 @@ def adafs() -> Evidence:
 
 
 def stg() -> Evidence:
-    """Yamada et al., section 6.1: on the XOR of two of many binary features, each of which alone
-    says nothing, the gates of the two stay open and all others close."""
+    """Yamada et al., their XOR example: of many binary features, two decide by their XOR, and
+    neither says anything alone. Their gates stay open and all others close."""
     rng = np.random.default_rng(0)
     x = rng.choice([-1.0, 1.0], (24_000, 10))
     task = numbers_task(x, x[:, 0] * x[:, 1] < 0, top=(16,), pretrain=0.01)
@@ -271,7 +271,7 @@ def stg() -> Evidence:
 
 
 def hard_concrete() -> Evidence:
-    """Louizos et al., section 2.2: the penalty is the expected ℓ0 norm, so the expected number of
+    """Louizos et al.: the penalty is the expected ℓ0 norm, so the expected number of
     open gates comes down to those that pay for themselves."""
     outcome = run("hard-concrete", clicks(), lam=0.01, lr=0.03)
 
@@ -286,7 +286,7 @@ def hard_concrete() -> Evidence:
 
 
 def shuffle_gate() -> Evidence:
-    """Huang et al., figure 1: importance polarises. Gates of noise end near 0, gates of fields
+    """Huang et al.: importance polarises. Gates of noise end near 0, gates of fields
     that predict near 1, and nothing lies between."""
     outcome = run("shuffle-gate", clicks(), alpha=0.03, lr=0.01)
 
@@ -298,7 +298,7 @@ def shuffle_gate() -> Evidence:
 
 
 def shark() -> Evidence:
-    """Zhang et al., section 3.1: the first-order score stands for permutation importance, at one
+    """Zhang et al.: the first-order score stands for permutation importance, at one
     backward pass instead of one forward pass per field."""
     outcome = run("shark", clicks())
     exact = importances(
@@ -314,8 +314,8 @@ def shark() -> Evidence:
 
 def trees() -> Evidence:
     """Friedman 2001, section 8.1: the gain of its splits ranks what the target depends on above
-    what it does not, interactions included. The target is his of section 10: 5 of 10 uniform
-    features act, two of them only together."""
+    what it does not, interactions included. The target is that of his paper on MARS (1991): 5 of 10
+    uniform features act, two of them in an interaction."""
     rng = np.random.default_rng(0)
     x = rng.random((20_000, 10))
     target = (
