@@ -43,14 +43,14 @@ class Checkpoints:
 
     >>> import tempfile, torch
     >>> directory = tempfile.TemporaryDirectory()
-    >>> checkpoints = Checkpoints(directory.name, say=print)
+    >>> checkpoints = Checkpoints(directory.name, say=lambda line: print(line.split(": ")[1]))
     >>> for step in (1, 2, 3):
     ...     checkpoints.write({"step": step, "weights": torch.ones(2)})
     >>> [path.name.split("-")[1] for path in checkpoints.files()]
     ['00000002', '00000003']
     >>> _ = checkpoints.files()[-1].write_bytes(b"half of it")
-    >>> checkpoints.read()["step"]  # doctest: +ELLIPSIS
-    .../checkpoint-00000003-...: damaged, going on from the checkpoint before it
+    >>> checkpoints.read()["step"]
+    damaged, going on from the checkpoint before it
     2
     >>> directory.cleanup()
     """
@@ -64,18 +64,18 @@ class Checkpoints:
         if not every >= 0:
             raise ValueError(f"every must not be negative, got {every}")
         self.directory, self.every, self.say = Path(directory), every, say
-        self._asked_to_stop = False
+        self.asked_to_stop = False
         self._last = time.monotonic()
 
     def stop(self) -> None:
         """Let the run write a checkpoint after its present step and raise StoppedError."""
-        self._asked_to_stop = True
+        self.asked_to_stop = True
 
     def wishes(self) -> tuple[bool, bool]:
         """Whether to stop now, and whether it is time for a checkpoint; the same on all
         processes."""
         due = distributed.rank() == 0 and time.monotonic() - self._last >= self.every
-        stop, write = distributed.any_of(self._asked_to_stop, due)
+        stop, write = distributed.any_of(self.asked_to_stop, due)
         return stop, write or stop
 
     def files(self) -> list[Path]:
@@ -90,7 +90,7 @@ class Checkpoints:
 
         def write() -> None:
             files = self.files()
-            number = int(files[-1].name.split("-")[1]) + 1 if files else 0
+            number = int(files[-1].name.split("-")[1]) + 1 if files else 1
             self._write(f"checkpoint-{number:08d}", state)
             for file in self.files()[:-KEPT]:
                 file.unlink()
@@ -152,6 +152,7 @@ def pack(state: Mapping[str, Any]) -> bytes:
     """A safetensors file of nested dicts (with strings or integers as keys) and lists that hold
     tensors, numbers, strings and None. Raises TypeError for anything else.
 
+    >>> import torch
     >>> unpack(pack({"a": [1.5, None], 3: {"b": torch.tensor([1, 2])}}))
     {'a': [1.5, None], 3: {'b': tensor([1, 2])}}
     """

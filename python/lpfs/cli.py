@@ -1,10 +1,18 @@
-"""The command line. Exit status 2: the input is wrong, nothing was written; 1: the run failed."""
+"""The command line.
+
+Exit status 2: the input is wrong, nothing was written; 1: the run failed; 130: it was interrupted.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shlex
+import shutil
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -14,6 +22,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from lpfs.files import appearing
+from lpfs.unfinished import unfinished
 
 if TYPE_CHECKING:
     from lpfs.data import Data
@@ -34,6 +43,8 @@ app = typer.Typer(
 console = Console(markup=False, emoji=False)
 # typer exports none of click's exceptions but this one's child.
 UsageError: Any = typer.BadParameter.__base__
+INTERRUPTED = 128 + signal.SIGINT
+"""What shells say of a program that Ctrl-C ended."""
 
 
 def _names(text: str) -> list[str]:
@@ -52,6 +63,9 @@ Out = Annotated[Path, typer.Option("--out", help="The directory to write; must n
 Run = Annotated[
     Path, typer.Argument(metavar="DIR", help="The directory that lpfs select has written.")
 ]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on with an interrupted run, or begin it.")
+]
 Seed = Annotated[int, typer.Option(help="Seed of the initial weights.")]
 
 
@@ -60,9 +74,10 @@ def demo(
     out: Out = Path("lpfs-demo"),
     seed: Annotated[int, typer.Option(help="Seed of the log and of the initial weights.")] = 0,
     rows: Annotated[int, typer.Option(min=1000, help="Rows to generate.")] = 300_000,
+    resume: Resume = False,
 ) -> None:
     """Generate a click log with 27 fields, 10 of them informative, and find those."""
-    _require_new(out)
+    _require_new(out, resume)
     from lpfs.data import ClickLog, InOrder, Recipe, load
     from lpfs.selection import Settings
 
@@ -81,6 +96,7 @@ def demo(
         out,
         f"a generated log of {rows:,} rows",
         notes,
+        resume=resume,
     )
     found, noise = log.judge(summary.kept)
     console.print(
@@ -169,9 +185,17 @@ def select(
     tensorboard: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write scalars for TensorBoard there.")
     ] = None,
+    resume: Resume = False,
+    checkpoint_every: Annotated[
+        float, typer.Option(metavar="SECONDS", help="Besides at the end of each stage.", min=0)
+    ] = 60.0,
+    start: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="DIR", help="Start from that run's pre-trained model."),
+    ] = None,
 ) -> None:
     """Select fields of a log, remove the others, and train the smaller model on."""
-    _require_new(out)
+    _require_new(out, resume)
     from lpfs.data import ByColumn, ByFraction, InOrder, load
     from lpfs.selection import Settings
 
@@ -224,6 +248,9 @@ def select(
         out,
         ", ".join(map(str, data)),
         tensorboard=tensorboard,
+        resume=resume,
+        checkpoint_every=checkpoint_every,
+        start=start,
     )
     console.print(f"Written to {out}.")
 
@@ -243,6 +270,7 @@ def predict(
     ] = None,
 ) -> None:
     """Score raw rows with the model that a run left: the probability of a click, row by row."""
+    _require_one_process("predict")
     _require_new_file(out, ".parquet")
     from lpfs.report.terminal import StageBars
     from lpfs.scoring import score_file
@@ -257,6 +285,7 @@ def predict(
 @app.command()
 def show(run: Run) -> None:
     """Print what a run found once more."""
+    _require_one_process("show")
     from lpfs.report.terminal import print_run, print_summary
     from lpfs.run import load_summary
 
@@ -273,6 +302,7 @@ def report(
     ] = Path("report.html"),
 ) -> None:
     """Write one page about a run, the one that lies in its directory as report.html."""
+    _require_one_process("report")
     _require_new_file(out, ".html")
     from lpfs.report.page import page
     from lpfs.run import load_history, load_summary
@@ -290,6 +320,7 @@ def generate(
     seed: Annotated[int, typer.Option(help="Equal seeds give equal logs.")] = 0,
 ) -> None:
     """Write a click log, and beside it what its fields really are (FILE.truth.json)."""
+    _require_one_process("generate")
     import json
     from dataclasses import asdict
 
@@ -305,67 +336,171 @@ def generate(
 
 
 def _select(
-    load: Callable[[StageBars, Path | None], Data],
+    load: Callable[[StageBars, Path], Data],
     settings: Settings,
     out: Path,
     source: str,
     notes: dict[str, str] | None = None,
     tensorboard: Path | None = None,
+    resume: bool = False,
+    checkpoint_every: float = 60.0,
+    start: Path | None = None,
 ) -> Summary:
+    from lpfs import distributed
+    from lpfs.checkpoint import Checkpoints, StoppedError
     from lpfs.report.tensorboard import Scalars
     from lpfs.report.terminal import StageBars, print_columns, print_summary
-    from lpfs.run import save, summarise
+    from lpfs.run import load_pretrained, save, summarise
     from lpfs.selection import select
     from lpfs.training import DivergedError, Progress
+    from lpfs.unfinished import working_on
 
+    started_from = str(start) if start else None
+    if resume and (finished := _finished(out, settings, source, started_from)):
+        print_summary(console, finished)
+        return finished
+    pretrained = _checked(lambda: load_pretrained(start) if start else None)
     wanted = tensorboard if not console.quiet else None
     scalars = _checked(lambda: Scalars(wanted) if wanted else None)
 
-    with StageBars(console) as bars:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_signals_call(_interrupt))
+        first = distributed.first_on_machine()
+        hold = working_on(out) if first else contextlib.nullcontext(unfinished(out))
+        place: Path = _checked(lambda: stack.enter_context(hold))
+        checkpoints = Checkpoints(place, checkpoint_every, partial(console.print, soft_wrap=True))
 
         def progress(step: Progress) -> None:
             bars(step)
             if scalars is not None:
                 scalars(step)
 
-        data = _load_once(lambda cache: load(bars, cache))
-        if notes is None:
-            print_columns(console, data.fields)
+        def stop() -> None:
+            # torchrun passes on what its processes have already got.
+            if checkpoints.asked_to_stop and not _one_of_several():
+                _interrupt()
+            checkpoints.stop()
+
         try:
-            selection = _checked(lambda: select(data, settings, progress=progress))
+            with StageBars(console) as bars:
+                data = _load_once(lambda: load(bars, place / "cache"))
+                if notes is None:
+                    print_columns(console, data.fields)
+                with _signals_call(stop):
+                    selection = _checked(
+                        lambda: select(
+                            data,
+                            settings,
+                            progress=progress,
+                            checkpoints=checkpoints,
+                            pretrained=pretrained,
+                        )
+                    )
         except DivergedError as error:
-            _fail(str(error), status=1)
-    console.print(
-        f"Protocol: {selection.protocol}, batches of {selection.batch_size}"
-        + (" (chosen by the number of rows)" if settings.protocol is None else "")
-    )
-    write = summarise if console.quiet else partial(save, directory=out)
-    summary: Summary = _checked(lambda: write(selection, data, source=source, notes=notes))
-    if scalars is not None:
-        scalars.finish(selection.trajectory.table())
+            left = f"; the checkpoint before it is in {place}" if checkpoints.files() else ""
+            _fail(f"{error}{left}", status=1)
+        except KeyboardInterrupt:
+            raise StoppedError("interrupted") from None
+        console.print(
+            f"Protocol: {selection.protocol}, batches of {selection.batch_size}"
+            + (" (chosen by the number of rows)" if settings.protocol is None else "")
+        )
+        write = summarise if console.quiet else partial(save, directory=out, scratch=place)
+        summary: Summary = _checked(
+            lambda: write(selection, data, source=source, notes=notes, started_from=started_from)
+        )
+        if scalars is not None:
+            scalars.finish(selection.trajectory.table())
     print_summary(console, summary)
     return summary
 
 
-def _load_once(load: Callable[[Path | None], Data]) -> Data:
+def _finished(
+    out: Path, settings: Settings, source: str, started_from: str | None
+) -> Summary | None:
+    """The result of this very run, if it is there. Refuses that of another."""
+    from lpfs.run import load_summary
+    from lpfs.stages import first_difference
+
+    def find() -> Summary | None:
+        if not _is_taken(out):
+            return None
+        summary = load_summary(out)
+        there, here = (
+            {"DATA": data, "from": start, **chosen.model_dump(mode="json")}
+            for data, start, chosen in (
+                (summary.source, summary.started_from, summary.settings),
+                (source, started_from, settings),
+            )
+        )
+        if difference := first_difference(there, here):
+            raise ValueError(f"{out}: of another run, {difference}")
+        return summary
+
+    summary: Summary | None = _checked(find)
+    if summary is not None:
+        console.print(f"{out} is finished.", soft_wrap=True)
+        # Killed at its last breath, it could not clear this away.
+        if not console.quiet:
+            shutil.rmtree(unfinished(out), ignore_errors=True)
+    return summary
+
+
+def _load_once(load: Callable[[], Data]) -> Data:
     """One process of each machine reads the log, the others map what it has made of it."""
     from lpfs import distributed
 
-    data: Data
-    if distributed.size() == 1:
-        data = _checked(lambda: load(None))
-        return data
-    with distributed.directory_on_machine() as cache:
-        _checked(lambda: load(cache) if distributed.first_on_machine() else None)
-        data = _checked(lambda: load(cache))
+    if distributed.size() > 1:
+        _checked(lambda: load() if distributed.first_on_machine() else None)
+    data: Data = _checked(load)
     return data
 
 
-def _require_new(out: Path) -> None:
+def _interrupt() -> NoReturn:
+    raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _signals_call(action: Callable[[], object]) -> Iterator[None]:
+    """Ctrl-C and SIGTERM call that, wherever the program is at that moment."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # where none arrive
+        return
+    numbers = signal.SIGINT, signal.SIGTERM
+    before = [signal.signal(number, lambda *_: action()) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+def _require_new(out: Path, resume: bool) -> None:
     """Refuse what could not be written in the end, before hours of work."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        _refuse(f"{out}: already exists")
+
+    def look() -> None:
+        if out.exists() and not out.is_dir():
+            raise ValueError(f"{out}: already exists")
+        if _is_taken(out) and not resume:
+            raise ValueError(f"{out}: already exists")
+        if unfinished(out).exists() and not resume:
+            raise ValueError(
+                f"{unfinished(out)}: left by an interrupted run; --resume goes on with it, without "
+                "that it must be removed"
+            )
+
+    # Another process may be ahead and have made the directory already.
+    _checked(lambda: None if console.quiet else look())
     _require_writable(out)
+
+
+def _is_taken(out: Path) -> bool:
+    return out.is_dir() and any(out.iterdir())
+
+
+def _require_one_process(command: str) -> None:
+    if _one_of_several():
+        _refuse(f"{command} runs in one process; torchrun is for select and demo")
 
 
 def _require_new_file(out: Path, ending: str) -> None:
@@ -458,8 +593,20 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 
 def _run(arguments: list[str] | None) -> NoReturn:
+    from lpfs.checkpoint import StoppedError
+
     try:
         status = app(arguments, prog_name="lpfs", standalone_mode=False)
+    except StoppedError as stop:
+        words = ["lpfs", *(sys.argv[1:] if arguments is None else arguments)]
+        again = shlex.join([*words, "--resume"] if "--resume" not in words else words)
+        if _one_of_several():
+            again = "the same torchrun command with --resume"
+        _complain(f"{stop}; to go on: {again}")
+        status = INTERRUPTED
+    except (typer.Abort, KeyboardInterrupt):
+        _complain("interrupted")
+        status = INTERRUPTED
     except UsageError as error:
         message = " ".join(error.format_message().split())
         if message:  # none where help was asked for by saying nothing

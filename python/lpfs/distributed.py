@@ -9,11 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
@@ -180,17 +177,3 @@ def require_same(what: str, value: Any) -> None:
     """Raise RuntimeError on all processes unless they pass the same value."""
     if any(other != value for other in exchange(value)):
         raise RuntimeError(f"{what}: not the same on all {size()} processes")
-
-
-@contextlib.contextmanager
-def directory_on_machine() -> Iterator[Path]:
-    """A temporary directory that all processes of a machine share; arrays mapped from it stay."""
-    machine = os.environ.get("GROUP_RANK", "0")
-    mine = tempfile.mkdtemp(prefix="lpfs-") if first_on_machine() else None
-    (path,) = (there for where, there in exchange((machine, mine)) if where == machine and there)
-    try:
-        yield Path(path)
-        exchange(None)
-    finally:
-        if mine is not None:
-            shutil.rmtree(mine, ignore_errors=True)

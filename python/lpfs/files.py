@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,20 @@ def appearing(out: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             place.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def parents_made(path: Path) -> Iterator[None]:
+    """The directories above a path, made where they are not there, and gone if this fails."""
+    missing = list(itertools.takewhile(lambda parent: not parent.exists(), path.parents))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for parent in missing:
+            with contextlib.suppress(OSError):
+                parent.rmdir()
+        raise
 
 
 def write_durably(out: Path, content: bytes) -> None:

@@ -4,6 +4,8 @@ selection.json      what was selected, with which settings, and how good it is (
 history.parquet     gates, ε, λ, η, number of living gates and loss over the selection steps
 model.safetensors   the weights of the pruned and hot-started model
 model.json          what it is built from (`DLRM(**model.json)`)
+pretrained.safetensors  the model with all fields as it was before the gates came, with its
+                    optimiser's state, for other selections to start from
 encoders.json       vocabularies and transforms of the fields that the model still reads
 gates.png           the gates' trajectories and where they ended
 report.html         all of it on one page
@@ -12,7 +14,6 @@ report.html         all of it on one page
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import platform
 import shutil
@@ -31,7 +32,9 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 import lpfs
 from lpfs.data import Data, DataError, Encoder
+from lpfs.files import parents_made, sync
 from lpfs.models import DLRM
+from lpfs.pretrained import Pretrained
 from lpfs.report.gates import plot_gates
 from lpfs.report.page import page
 from lpfs.selection import Protocol, Scored, Selection, Settings
@@ -64,6 +67,8 @@ class Summary(BaseModel):
     schema_version: Literal[1] = 1
     source: str
     """What was read, as it was named."""
+    started_from: str | None = None
+    """The directory of the run whose pre-trained model it started from, as it was named."""
     notes: dict[str, str] = {}
     """What is known about fields from elsewhere: their truth in a generated log."""
     kept: list[str]
@@ -102,12 +107,17 @@ class Summary(BaseModel):
 
 
 def summarise(
-    selection: Selection, data: Data, source: str = "", notes: Mapping[str, str] | None = None
+    selection: Selection,
+    data: Data,
+    source: str = "",
+    notes: Mapping[str, str] | None = None,
+    started_from: str | None = None,
 ) -> Summary:
     """What `selection.json` says of a selection."""
     trajectory = selection.trajectory
     return Summary(
         source=source,
+        started_from=started_from,
         notes=dict(notes or {}),
         kept=selection.kept,
         gates=selection.gates,
@@ -147,6 +157,8 @@ def save(
     directory: Path,
     source: str = "",
     notes: Mapping[str, str] | None = None,
+    started_from: str | None = None,
+    scratch: Path | None = None,
 ) -> Summary:
     """Write the files of a run into a directory that must not exist yet or be empty.
 
@@ -156,23 +168,26 @@ def save(
         directory: where to.
         source: the name of the data, for people.
         notes: field → what is known about it.
+        started_from: the directory of the run whose pre-trained model it started from.
+        scratch: a directory on the same disk in which to make what takes that name in the end.
 
     Raises:
         OSError: if that cannot be done; then nothing is left behind.
     """
-    summary = summarise(selection, data, source, notes)
+    summary = summarise(selection, data, source, notes, started_from)
     history = selection.trajectory.table()
     history["loss"] = [selection.losses[int(step) - 1] for step in history["step"]]
     model = selection.model
     assert isinstance(model, DLRM)
     config = model.config()
     read = set(config["fields"])
-    with _appearing(directory) as place:
+    with _appearing(directory, scratch or directory.parent) as place:
         (place / "selection.json").write_text(summary.model_dump_json(indent=2) + "\n")
         pyarrow.parquet.write_table(pa.table(history), place / "history.parquet")
         weights = {name: value.contiguous() for name, value in model.state_dict().items()}
         (place / "model.safetensors").write_bytes(safetensors.torch.save(weights))
         (place / "model.json").write_text(json.dumps(config, indent=2) + "\n")
+        selection.pretrained.write(place / "pretrained.safetensors")
         encoders = [encoder for encoder in data.encoders if encoder.name in read]
         (place / "encoders.json").write_bytes(ENCODERS.dump_json(encoders) + b"\n")
         plot_gates(history, selection.kept, selection.gates, place / "gates.png")
@@ -201,6 +216,12 @@ def load_model(directory: Path) -> DLRM:
     with _readable(directory, "model.safetensors") as path:
         model.load_state_dict(safetensors.torch.load_file(path))
     return model
+
+
+def load_pretrained(directory: Path) -> Pretrained:
+    """The pre-trained model of a run, for `lpfs.select` to start from. Raises DataError."""
+    with _readable(directory, "pretrained.safetensors") as path:
+        return Pretrained.read(path)
 
 
 def load_encoders(directory: Path) -> list[Encoder]:
@@ -234,18 +255,17 @@ def _readable(directory: Path, name: str) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _appearing(directory: Path) -> Iterator[Path]:
-    """A directory beside the wanted one, which takes its name once it is complete."""
-    parents = list(itertools.takewhile(lambda path: not path.exists(), directory.parents))
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    place = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
-    try:
-        yield place
-        place.chmod(0o755)
-        place.rename(directory)
-    except BaseException:
-        shutil.rmtree(place, ignore_errors=True)
-        for parent in parents:
-            with contextlib.suppress(OSError):
-                parent.rmdir()
-        raise
+def _appearing(directory: Path, scratch: Path) -> Iterator[Path]:
+    """A directory in `scratch`, which takes the wanted name once it is complete."""
+    with parents_made(directory):
+        place = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=scratch))
+        try:
+            yield place
+            place.chmod(0o755)
+            for path in (*place.iterdir(), place):
+                sync(path)
+            place.rename(directory)
+            sync(directory.parent)
+        except BaseException:
+            shutil.rmtree(place, ignore_errors=True)
+            raise

@@ -192,6 +192,7 @@ FILES = {
     "model.json",
     "encoders.json",
     "gates.png",
+    "pretrained.safetensors",
     "report.html",
 }
 

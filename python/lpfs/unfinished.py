@@ -1,0 +1,63 @@
+"""The directory beside a result in which a run works until that appears."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from lpfs.files import parents_made
+
+if sys.platform != "win32":
+    import fcntl
+
+
+def unfinished(out: Path) -> Path:
+    """Where a run works that will write `out`.
+
+    >>> unfinished(Path("runs/first")).as_posix()
+    'runs/first.unfinished'
+    """
+    out = out if out.name not in ("", "..") else Path(os.path.abspath(out))
+    return out.with_name(f"{out.name}.unfinished")
+
+
+@contextlib.contextmanager
+def working_on(out: Path) -> Iterator[Path]:
+    """Hold that directory; it may be left from a run that was interrupted.
+
+    It goes when the run ends well, and stays when it does not, unless it was made here and holds no
+    checkpoint. Raises OSError if it cannot be made, or another process works there.
+    """
+    place = unfinished(out)
+    with parents_made(place):
+        new = not place.exists()
+        place.mkdir(exist_ok=True)
+        with _locked(place):
+            try:
+                yield place
+            except BaseException:
+                if new and not any(place.glob("checkpoint-*")):
+                    shutil.rmtree(place, ignore_errors=True)
+                raise
+            shutil.rmtree(place)
+
+
+@contextlib.contextmanager
+def _locked(place: Path) -> Iterator[None]:
+    """Keep other processes out for as long as this one lives."""
+    if sys.platform == "win32":
+        yield
+        return
+    number = os.open(place, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise OSError(f"{place}: another process works there") from error
+        yield
+    finally:
+        os.close(number)
