@@ -1,114 +1,176 @@
-"""Caching a large log and training from the cache: rate, peak memory, time spent waiting.
+"""What the README says of large logs: rate of caching, peak memory, time spent waiting for data.
 
-    python bench/data.py [--rows 5000000] [--dir /tmp/lpfs-bench]
+    python -m bench.data [--rows 5000000] [--dir DIR]
 
-Generates a Criteo TSV (kept for the next time), caches it in a fresh process, trains a plain MLP on
-embeddings for 1,000 steps of 512 rows, in order and shuffled, and scans the same file with polars,
-if it is installed, once counting rows and once the distinct values of every column, which is what
-a vocabulary needs.
+generates a Criteo TSV in DIR (kept for the next time), caches it and trains lpfs's own network on
+it for 1,000 steps of 512 rows, in order and shuffled, in a fresh process; then caches it and scans
+it with polars in turns, each in a fresh process. It writes bench/data.md. The scans parse every
+value: one counts those that are not missing, the other the different ones, which is what
+vocabularies need.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import platform
 import resource
-import shutil
+import statistics
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 
+PAGE = Path(__file__).with_name("data.md")
+ROUNDS, STEPS, BATCH = 1, 1_000, 512
+Figures = dict[str, float]
 
-def cache(file: Path, directory: Path) -> dict[str, float]:
+
+def cache(file: Path) -> Figures:
+    """Encode the file into a cache of its own."""
     from lpfs.data import InOrder, load
 
-    shutil.rmtree(directory, ignore_errors=True)
-    start, cpu = time.perf_counter(), time.process_time()
-    load(file, split=InOrder(), cache=directory)
-    return {"seconds": time.perf_counter() - start, "cpu": time.process_time() - cpu}
+    with tempfile.TemporaryDirectory(dir=file.parent) as directory:
+        begin = time.perf_counter()
+        load(file, split=InOrder(), cache=directory)
+        return {"seconds": time.perf_counter() - begin}
 
 
-def train(file: Path, directory: Path, seed: int | None, steps: int = 1_000) -> dict[str, float]:
+def train(file: Path) -> Figures:
+    """Encode the file, then train; the shares of the time that batches take."""
     import torch
-    from torch import nn
 
     from lpfs.data import InOrder, load
+    from lpfs.models import DLRM
+    from lpfs.training import train_step
 
-    torch.set_num_threads(1)
-    data = load(file, split=InOrder(), cache=directory)
-    sizes = torch.tensor([field.cardinality for field in data.coded])
-    offsets = torch.cat([torch.zeros(1, dtype=torch.long), sizes.cumsum(0)[:-1]])
-    table = nn.Embedding(int(sizes.sum()), 16, sparse=True)
-    top = nn.Sequential(
-        nn.Linear(16 * len(sizes), 256),
-        nn.ReLU(),
-        nn.Linear(256, 128),
-        nn.ReLU(),
-        nn.Linear(128, 1),
-    )
-    optimizer = torch.optim.Adagrad([*table.parameters(), *top.parameters()], lr=0.01)
-    batches = data.train.batches(512, seed=seed)
-    waited, start = 0.0, time.perf_counter()
-    steps = min(steps, len(data.train) // 512)
-    for _ in range(steps):
-        before = time.perf_counter()
-        batch = next(batches)
-        waited += time.perf_counter() - before
-        logits = top(table(batch.codes + offsets).flatten(1)).squeeze(1)
-        optimizer.zero_grad()
-        nn.functional.binary_cross_entropy_with_logits(logits, batch.labels).backward()
-        optimizer.step()
-    seconds = time.perf_counter() - start
-    return {"seconds": seconds, "waiting share": waited / seconds}
+    figures: Figures = {}
+    with tempfile.TemporaryDirectory(dir=file.parent) as directory:
+        data = load(file, split=InOrder(), cache=directory)
+        model = DLRM({field.name: field.cardinality for field in data.fields})
+        optimizer = torch.optim.Adagrad(model.parameters(), lr=0.01)
+        for order, seed in (("in order", None), ("shuffled", 0)):
+            batches = data.train.batches(BATCH, seed=seed)
+            train_step(model, optimizer, next(batches), "warm up", 0)
+            waited, begin = 0.0, time.perf_counter()
+            for step in range(STEPS):
+                asked = time.perf_counter()
+                batch = next(batches)
+                waited += time.perf_counter() - asked
+                train_step(model, optimizer, batch, order, step)
+            seconds = time.perf_counter() - begin
+            figures |= {f"{order} ms": 1e3 * seconds / STEPS, f"{order} wait": waited / seconds}
+    return figures
 
 
-def scan(file: Path, what: str) -> dict[str, float]:
+def scan(file: Path, what: str) -> Figures:
+    """The same file through polars' streaming engine."""
     import polars as pl
 
-    start, cpu = time.perf_counter(), time.process_time()
+    begin = time.perf_counter()
     frame = pl.scan_csv(file, separator="\t", has_header=False)
     frame.select(getattr(pl.all(), what)()).collect(engine="streaming")
-    return {"seconds": time.perf_counter() - start, "cpu": time.process_time() - cpu}
+    return {"seconds": time.perf_counter() - begin}
+
+
+STAGES: dict[str, Callable[[Path], Figures]] = {
+    "train": train,
+    "cache": cache,
+    "polars count": lambda file: scan(file, "count"),
+    "polars n_unique": lambda file: scan(file, "n_unique"),
+}
+
+
+def measured(stage: str, file: Path) -> Figures:
+    """The figures of a stage in a fresh process, with its processor time and peak memory."""
+    command = [sys.executable, "-m", "bench.data", "--file", str(file), "--stage", stage]
+    run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    figures: Figures = json.loads(run.stdout)
+    print(stage, figures, flush=True)
+    return figures
+
+
+def page(file: Path, rows: int) -> str:
+    """Measure everything; what bench/data.md says."""
+    import numpy
+    import polars
+    import pyarrow
+    import torch
+
+    trained = measured("train", file)
+    rounds = [{s: measured(s, file) for s in STAGES if s != "train"} for _ in range(ROUNDS)]
+    lines = [
+        "# Large logs",
+        "",
+        f"Written by `python -m bench.data --rows {rows}` on {date.today()}: "
+        f"{rows:,} generated rows of 40 columns, {file.stat().st_size / 1e6:,.0f} MB; "
+        f"{os.cpu_count()} processors, {platform.machine()}, Python {platform.python_version()}, "
+        f"torch {torch.__version__}, pyarrow {pyarrow.__version__}, numpy {numpy.__version__}, "
+        f"polars {polars.__version__}. The file is in the page cache. Every line is from fresh "
+        f"processes; those of the second table took turns {ROUNDS} times, and a ratio is the "
+        "median of those within a turn.",
+        "",
+        f"| cached, then trained for 2 × {STEPS:,} steps of {BATCH} rows in one process | |",
+        "|---|---|",
+        f"| peak memory | {trained['peak GiB']:.2f} GiB |",
+    ]
+    for order in ("in order", "shuffled"):
+        lines += [
+            f"| a step, {order} | {trained[f'{order} ms']:.2f} ms |",
+            f"| of which waiting for data | {100 * trained[f'{order} wait']:.1f} % |",
+        ]
+    lines += [
+        "",
+        "| | rows per second, median | processor seconds | peak memory, GiB "
+        "| `lpfs` is as fast as this, times |",
+        "|---|---|---|---|---|",
+    ]
+    for stage, title in (
+        ("cache", "`lpfs.data.load` into a cache"),
+        ("polars count", "polars, streaming: `scan_csv(…).select(all().count())`"),
+        ("polars n_unique", "polars, streaming: `scan_csv(…).select(all().n_unique())`"),
+    ):
+        rates = [rows / turn[stage]["seconds"] for turn in rounds]
+        ratios = [turn[stage]["seconds"] / turn["cache"]["seconds"] for turn in rounds]
+        values = [
+            f"{statistics.median(rates):,.0f}",
+            f"{statistics.median(turn[stage]['cpu'] for turn in rounds):.1f}",
+            f"{max(turn[stage]['peak GiB'] for turn in rounds):.2f}",
+            f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
+        ]
+        lines.append(f"| {title} | {' | '.join(values)} |")
+    return "\n".join([*lines, ""])
 
 
 def main() -> None:
+    """Measure one stage here, or all of them in processes of their own."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=5_000_000)
-    parser.add_argument("--dir", type=Path, default=Path("/tmp/lpfs-bench"))
-    parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--dir", type=Path, default=Path(tempfile.gettempdir(), "lpfs-bench"))
+    parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
+    parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    file, directory = options.dir / f"{options.rows}.tsv", options.dir / "cache"
-    stages = {
-        "cache": lambda: cache(file, directory),
-        "train in order": lambda: train(file, directory, None),
-        "train shuffled": lambda: train(file, directory, 0),
-        "polars count": lambda: scan(file, "count"),
-        "polars n_unique": lambda: scan(file, "n_unique"),
-    }
-    if options.one:
-        figures = stages[options.one]()
+    if options.stage:
+        begin = time.process_time()
+        figures = STAGES[options.stage](options.file)
+        figures["cpu"] = time.process_time() - begin
         # In kilobytes on Linux.
         figures["peak GiB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)
         print(json.dumps(figures))
         return
+    file = options.dir / f"{options.rows}.tsv"
     if not file.exists():
         from lpfs.data import ClickLog, Recipe
 
         options.dir.mkdir(parents=True, exist_ok=True)
-        ClickLog(Recipe.criteo(rows=options.rows)).write(file)
-    print(f"{options.rows} rows, {file.stat().st_size / 1e6:.0f} MB")
-    for stage in stages:
-        # A fresh process each, so that its peak memory is its own.
-        command = [sys.executable, __file__, "--rows", str(options.rows), "--dir", str(options.dir)]
-        run = subprocess.run([*command, "--one", stage], capture_output=True, text=True)
-        if run.returncode:
-            print(f"{stage:16} {run.stderr.strip().splitlines()[-1]}")
-            continue
-        figures = json.loads(run.stdout.splitlines()[-1])
-        if "train" not in stage:
-            figures["rows per second"] = options.rows / figures["seconds"]
-        print(f"{stage:16} " + ", ".join(f"{k} {v:,.3f}" for k, v in figures.items()))
+        partial = file.with_name(f"partial-{file.name}")
+        ClickLog(Recipe.criteo(rows=options.rows)).write(partial)
+        partial.rename(file)
+    PAGE.write_text(page(file, options.rows))
 
 
 if __name__ == "__main__":

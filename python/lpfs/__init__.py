@@ -7,6 +7,7 @@ from lpfs.plan import Budget, Penalty
 from lpfs.pretrained import Pretrained
 from lpfs.prune import Place, Prunable, prune
 from lpfs.selection import Selection, Settings, select
+from lpfs.shrink import Shrunk, shrink
 from lpfs.trajectory import Death, Trajectory
 
 __all__ = [
@@ -21,10 +22,12 @@ __all__ = [
     "Prunable",
     "Selection",
     "Settings",
+    "Shrunk",
     "StoppedError",
     "Trajectory",
     "prune",
     "select",
+    "shrink",
 ]
 
 __version__ = "0.1.0"

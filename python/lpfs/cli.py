@@ -124,7 +124,12 @@ def select(
     in_order: Annotated[
         bool, typer.Option("--in-order", help="The last rows are the test rows, not random ones.")
     ] = False,
-    category: Annotated[str, typer.Option(metavar="COL,…", help="Columns of codes.")] = "",
+    category: Annotated[
+        str,
+        typer.Option(
+            metavar="COL,…", help="Columns of codes, such as whole numbers with over 64 values."
+        ),
+    ] = "",
     number: Annotated[str, typer.Option(metavar="COL,…", help="Columns of quantities.")] = "",
     ignore: Annotated[str, typer.Option(metavar="COL,…", help="Columns to leave out.")] = "",
     hash_: Annotated[

@@ -1,4 +1,4 @@
-"""The README's program runs as it stands and prints what it says."""
+"""The README's programs run as they stand and print what they say."""
 
 import re
 from pathlib import Path
@@ -9,9 +9,14 @@ import torch
 README = Path(__file__).parents[2] / "README.md"
 
 
-def test_program_prints_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
-    (program,) = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
-    (promised,) = re.findall(r"print\(.*\)  # (.*)", program)
+def test_programs_print_what_they_say(capsys: pytest.CaptureFixture[str]) -> None:
+    programs = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+    whole = "\n".join(programs)
+    promised = re.findall(r"^print\(.*\)  # (.*)", whole, flags=re.MULTILINE)
+    assert len(promised) == 2
     torch.manual_seed(0)
-    exec(compile(program, str(README), "exec"), {"__name__": "readme"})
-    assert capsys.readouterr().out.strip() == promised
+    exec(compile(whole, str(README), "exec"), {"__name__": "readme"})
+    said = capsys.readouterr()
+    assert said.out.splitlines() == promised
+    assert re.search(r"^pretrain 117/117, loss 0\.\d+$", said.err, flags=re.MULTILINE)
+    assert re.search(r"^select 274/274, loss 0\.\d+$", said.err, flags=re.MULTILINE)
