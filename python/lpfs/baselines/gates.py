@@ -100,7 +100,14 @@ def passes(part: Part, batch_size: int) -> Iterator[Batch]:
 
 
 def train_weights(task: Task) -> int:
-    """The task's steps with its weights alone, as for a method without gates; returns how many."""
+    """The task's steps with its weights alone, as for a method without gates; returns how many.
+
+    None where tables stay still: the weights have seen all their rows in pre-training, and further
+    passes, which gates need to learn from others, would only make them overfit.
+    """
+    if task.feed.still_tables:
+        task.model.eval()
+        return 0
     return train(task, None)
 
 

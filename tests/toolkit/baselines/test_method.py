@@ -64,6 +64,15 @@ def test_gates_learn_from_the_rows_they_are_given(
     assert torch.equal(table, after) == (rows_of_gates == "held-out")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("name", sorted(set(METHODS) - set(LEARNING)))
+def test_without_gates_no_row_is_learnt_from_again(make_task: MakeTask, name: str) -> None:
+    task = make_task("held-out", keep=3)
+    outcome = outcome_of(name, task)
+    assert outcome.steps == 0
+    before = task.model.state_dict()
+    assert all(torch.equal(v, before[k]) for k, v in outcome.model.state_dict().items())
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_equal_seeds_give_equal_scores(make_task: MakeTask, name: str) -> None:
     task = make_task(keep=3)
