@@ -105,6 +105,36 @@ class StageBars:
             self._progress.update(task.id, total=task.completed)
 
 
+class PieceBars:
+    """One progress bar per stage of an experiment, with the time left."""
+
+    def __init__(self, console: Console) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description:24}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed}/{task.total}"),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            console=console,
+        )
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> PieceBars:
+        self._progress.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._progress.stop()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Show that so many pieces of a stage are done."""
+        if not total:
+            return
+        if stage not in self._tasks:
+            # What was there before says nothing about the speed.
+            self._tasks[stage] = self._progress.add_task(stage.capitalize(), total=total)
+        self._progress.update(self._tasks[stage], completed=done)
+
+
 def print_columns(console: Console, fields: Sequence[Field]) -> None:
     """What every column was taken for, and why."""
     table = Table("column", "type", "because", title="Columns", title_justify="left")

@@ -1,0 +1,149 @@
+"""Run the cells that are not done yet, in as many processes as wanted."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import joblib
+
+from lpfs.experiment import results
+from lpfs.experiment.cells import Cell, cells_of, trials_of
+from lpfs.experiment.config import Experiment, Settings
+from lpfs.experiment.work import place_of, prepare, work
+
+Report = Callable[[str, int, int], None]
+"""Called with the stage, how many of its pieces are done, and how many there are."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """How an experiment ended."""
+
+    cells: int
+    failed: list[tuple[str, str]]
+    """Cell and error."""
+
+
+def run(
+    experiment: Experiment,
+    directory: Path,
+    *,
+    jobs: int = 1,
+    backend: str = "loky",
+    report: Report = lambda stage, done, total: None,
+) -> Done:
+    """Run an experiment, or what is left of it, and write its tables.
+
+    Args:
+        experiment: what to run.
+        directory: where results go; what is there already is not run again, failed cells are.
+        jobs: how many processes.
+        backend: joblib's, by name. `ray` runs cells on the machines of a Ray cluster that share
+            the directory; it needs the extra `cluster`.
+        report: called whenever a piece is done.
+
+    Raises ValueError for a backend that is not there, OSError if the directory cannot be written.
+    """
+    if backend == "ray":
+        _register_ray()
+    (directory / "cells").mkdir(parents=True, exist_ok=True)
+    pool = _Pool(experiment, directory, jobs, backend, report)
+    trials = trials_of(experiment)
+    pool.do("trials", trials)
+    tuned = choose(experiment, trials, directory)
+    cells = cells_of(experiment, tuned)
+    pool.do("cells", cells)
+    failed = results.write(experiment, directory, cells, trials, tuned)
+    if not failed:
+        shutil.rmtree(directory / "shared", ignore_errors=True)
+    return Done(len(cells) + len(trials), failed)
+
+
+def choose(
+    experiment: Experiment, trials: Iterable[Cell], directory: Path
+) -> dict[tuple[str, str, str], Settings]:
+    """For data, model and method, the hyper-parameters with the highest mean validation AUC; of
+    equals, the first. A combination that failed for a seed is out."""
+    found: dict[tuple[str, str, str], dict[str, list[float | None]]] = {}
+    for trial in trials:
+        key = (trial.data, trial.model, trial.method)
+        (row,) = stored(experiment, trial, directory)["rows"]
+        aucs = found.setdefault(key, {}).setdefault(json.dumps(trial.settings), [])
+        aucs.append(row.get("auc"))
+    chosen = {}
+    for key, tried in found.items():
+        means = {
+            settings: sum(a for a in aucs if a is not None) / len(aucs)
+            for settings, aucs in tried.items()
+            if None not in aucs
+        }
+        if means:
+            chosen[key] = json.loads(max(means, key=lambda settings: means[settings]))
+    return chosen
+
+
+def stored(experiment: Experiment, cell: Cell, directory: Path) -> dict[str, Any]:
+    """What a cell has given. Raises OSError if it was not run."""
+    content: dict[str, Any] = json.loads(place_of(directory, cell.id(experiment)).read_text())
+    return content
+
+
+def is_done(experiment: Experiment, cell: Cell, directory: Path) -> bool:
+    """Whether a cell was run and did not fail."""
+    try:
+        rows = stored(experiment, cell, directory)["rows"]
+    except FileNotFoundError:
+        return False
+    return not any(row.get("error") for row in rows)
+
+
+class _Pool:
+    """Processes that run cells."""
+
+    def __init__(
+        self, experiment: Experiment, directory: Path, jobs: int, backend: str, report: Report
+    ) -> None:
+        self.experiment, self.directory, self.report = experiment, directory, report
+        self.jobs, self.backend = jobs, backend
+
+    def do(self, stage: str, cells: list[Cell]) -> None:
+        """Run those that are not done; first what several of them share."""
+        left = [c for c in cells if not is_done(self.experiment, c, self.directory)]
+        sharing = {
+            (c.data, c.model, c.seed, c.rows_of_gates == "held-out", str(c.changes)): c
+            for c in left
+        }
+        # What fails here fails again in the cells, and is recorded there.
+        self._all(f"pre-training for {stage}", _prepared, list(sharing.values()), 0)
+        self._all(stage, work, left, len(cells) - len(left))
+
+    def _all(self, stage: str, do: Callable[..., object], cells: list[Cell], already: int) -> None:
+        total = already + len(cells)
+        self.report(stage, already, total)
+        tasks = (joblib.delayed(do)(self.experiment, cell, self.directory) for cell in cells)
+        with joblib.parallel_config(backend=self.backend, n_jobs=self.jobs):
+            pool = joblib.Parallel(batch_size=1, pre_dispatch="2*n_jobs")
+            if pool._backend.supports_return_generator:
+                pool.return_generator, pool.return_unordered = True, True
+            for count, _ in enumerate(pool(tasks), start=already + 1):
+                self.report(stage, count, total)
+
+
+def _prepared(experiment: Experiment, cell: Cell, directory: Path) -> None:
+    try:
+        prepare(experiment, cell, directory)
+    except Exception:
+        return
+
+
+def _register_ray() -> None:
+    try:
+        from ray.util.joblib import register_ray
+    except ImportError as error:
+        raise ValueError("--backend ray needs Ray, pip install 'lpfs[cluster]'") from error
+    register_ray()
