@@ -151,7 +151,7 @@ def train(
         before_step(step)
         for parameter in learning:
             parameter.grad = None
-        train_step(model, task.optimizer, batch, "select", step)
+        loss = train_step(model, task.optimizer, batch, "select", step)
         if gate_optimizer is not None:
             if gate_batch is not None:
                 unseen = forward_loss(model, gate_batch)
@@ -163,7 +163,7 @@ def train(
                 penalty().backward()
             gate_optimizer.step()
         after_step(step)
-        task.on_step(step)
+        task.on_step(step, loss)
     for table in still:
         table.requires_grad_(True)
     model.eval()

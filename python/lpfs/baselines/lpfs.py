@@ -7,9 +7,10 @@ from typing import ClassVar
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from lpfs.baselines.gates import train
-from lpfs.baselines.method import Method, Outcome, Task
+from lpfs.baselines.method import Method, Outcome, Revived, Task
 from lpfs.gate import EPSILON_START, FeatureGate
 from lpfs.optim import ProximalSGD
 from lpfs.plan import Budget, Penalty, Plan
@@ -77,6 +78,12 @@ class LPFS(Method):
         else:
             plan = Penalty(gate, optimizer, self.lam, steps, epsilon=epsilon, lr=Constant(self.lr))
 
+        revivals = Revivals(gate.x, optimizer)
+
+        def after_step(step: int) -> None:
+            revivals.look()
+            plan.step()
+
         def disturb(step: int) -> None:
             noise = self.noise * (1 - step / steps) * torch.randn_like(gate.x)
             gate.x.data.add_(torch.where(gate.x == 0, noise, 0.0))
@@ -85,12 +92,20 @@ class LPFS(Method):
             task,
             optimizer,
             before_step=disturb if self.noise else lambda step: None,
-            after_step=lambda step: plan.step(),
+            after_step=after_step,
         )
         plan.trajectory.look()
         factors = gate.gates()
         scores = {name: abs(factor) for name, factor in factors.items()}
-        return Outcome(scores, model, task.optimizer, factors, steps, trajectory=plan.trajectory)
+        return Outcome(
+            scores,
+            model,
+            task.optimizer,
+            factors,
+            steps,
+            trajectory=plan.trajectory,
+            revived=Revived(revivals.by_gradient, revivals.by_momentum),
+        )
 
 
 class LPFSPlusPlus(LPFS):
@@ -104,3 +119,34 @@ class LPFSPlusPlus(LPFS):
     }
 
     rescale: bool = True
+
+
+class Revivals:
+    """Counts gates that come back from exactly zero, and what brought them back.
+
+    A dead gate of LPFS has no gradient, yet the momentum that was left when it died may carry it
+    over the threshold of a later step. That is told apart from a gradient by following, beside the
+    optimiser, what the momentum would be without any gradient since the death.
+    """
+
+    def __init__(self, x: Tensor, optimizer: ProximalSGD) -> None:
+        self.x, self.optimizer = x, optimizer
+        self.by_gradient = self.by_momentum = 0
+        self._dead = x.detach() == 0
+        self._left = torch.zeros_like(x)
+
+    @torch.no_grad()
+    def look(self) -> None:
+        """Count those of the step just taken; call it before λ and the rate move on."""
+        group = self.optimizer.param_groups[0]
+        buffer = self.optimizer.state[self.x].get("momentum_buffer", self._left)
+        threshold = 2 * group["used_lam"] * group["lr"]
+        dead = self.x == 0
+        self._left.mul_(group["momentum"])
+        back = self._dead & ~dead
+        # The threshold was rounded on its way through λ.
+        carried = back & (group["lr"] * self._left.abs() > threshold * (1 - 1e-5))
+        self.by_momentum += int(carried.sum())
+        self.by_gradient += int((back & ~carried).sum())
+        self._left = torch.where(dead & ~self._dead, buffer, self._left)
+        self._dead = dead

@@ -104,8 +104,8 @@ class Task:
     seed: int = 0
     costs: Mapping[str, float] = field(default_factory=dict)
     """Feature → what it costs in production, 1 where nothing is said; few methods look at it."""
-    on_step: Callable[[int], None] = lambda step: None
-    """Called after every training step with its number, from 1 on."""
+    on_step: Callable[[int, float], None] = lambda step, loss: None
+    """Called after every training step with its number, from 1 on, and the weights' loss."""
 
     @property
     def features(self) -> dict[str, int]:
@@ -129,6 +129,16 @@ class Change:
 
 
 @dataclass(frozen=True)
+class Revived:
+    """How many gates came back from exactly zero, by what brought them back."""
+
+    by_gradient: int
+    by_momentum: int
+    """Gates that would have come back without any gradient since they died: what was left of their
+    momentum carried them over the threshold."""
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What a method found. `model` still has every feature, with whatever gate was learnt."""
 
@@ -143,6 +153,8 @@ class Outcome:
     """Wall time of the whole method: its steps and its scoring."""
     trajectory: Trajectory | None = None
     """What the gates did step by step, where a `lpfs.plan.Plan` moved them."""
+    revived: Revived | None = None
+    """Where gates die while they learn."""
 
     def living(self) -> list[str]:
         """The features whose factor is not exactly zero, in the model's order."""

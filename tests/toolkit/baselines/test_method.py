@@ -30,7 +30,7 @@ def test_every_method_ranks_trains_and_prunes(make_task: MakeTask, name: str) ->
     task = make_task(keep=3)
     before = copy.deepcopy(task.model.state_dict())
     seen: list[int] = []
-    outcome = outcome_of(name, make_task(keep=3, on_step=seen.append))
+    outcome = outcome_of(name, make_task(keep=3, on_step=lambda step, loss: seen.append(step)))
     assert list(outcome.scores) == list(outcome.factors) == list(task.features)
     assert seen == list(range(1, outcome.steps + 1))
     assert outcome.seconds > 0
