@@ -40,9 +40,9 @@ class Victims:
     """Runs commands in forks of a process that has imported everything.
 
     `seconds`: SIGKILL after that time; `write`: SIGKILL when the n-th file is half written; `move`:
-    when the n-th file or directory has just got its name; `interrupt`: the signal of that number
-    comes after the n-th step of training; `largest`: no file may pass this many bytes; `full`: the
-    disk is full from the n-th checkpoint on.
+    when the n-th file or directory has just got its name; `interrupt`: `signal` comes after the
+    n-th step of training; `reading`: that signal comes with the first chunk of the log; `largest`:
+    no file may pass this many bytes; `full`: the disk is full from the n-th checkpoint on.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -65,8 +65,10 @@ class Victims:
         traceback: TracebackType | None,
     ) -> None:
         assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.close()
         self._process.wait()
+        self._process.stdout.close()
 
     def run(self, *arguments: object, processes: int = 1, **end: Any) -> Died:
         """Run `lpfs …` in one process or in several that share the work."""
@@ -153,6 +155,7 @@ def meet(end: dict[str, Any], rank: int) -> None:
     import resource
 
     from lpfs.checkpoint import Checkpoints
+    from lpfs.report.terminal import StageBars
 
     # Each is called at most once in a place, so the number of calls names the moment.
     calls = {"write": 0, "move": 0, "interrupt": 0, "full": 0}
@@ -192,6 +195,10 @@ def meet(end: dict[str, Any], rank: int) -> None:
     os.fsync, os.rename, os.replace = half_written, moved(rename), moved(replace)
     Checkpoints.wishes = after_a_step  # type: ignore[method-assign]
     Checkpoints._write = on_a_full_disk  # type: ignore[method-assign]
+    if "reading" in end:
+        StageBars.reading = lambda *_: os.kill(  # type: ignore[method-assign,assignment]
+            os.getpid(), end["reading"]
+        )
     if "largest" in end:
         resource.setrlimit(resource.RLIMIT_FSIZE, (end["largest"], resource.RLIM_INFINITY))
 
