@@ -1,0 +1,283 @@
+"""An experiment's rows, sorted into what is compared: panels of arms, over budgets and seeds."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from lpfs.report.results import Results, Retrain, Row
+from lpfs.report.statistics import Estimate, area, difference, estimate
+
+OURS = "lpfs++"
+FAMILY = (OURS, "lpfs")
+ALL = "all"
+"""The method that keeps all fields."""
+CONTROLS = ("single-field", "random")
+TITLES = {
+    OURS: "LPFS++",
+    "lpfs": "LPFS",
+    "group-lasso": "group LASSO",
+    "l1": "ℓ1 gates",
+    "fscd": "FSCD",
+    "umec": "UMEC",
+    "cold": "COLD",
+    "autofield": "AutoField",
+    "adafs": "AdaFS",
+    "stg": "STG",
+    "hard-concrete": "hard concrete",
+    "shuffle-gate": "ShuffleGate",
+    "shark": "SHARK",
+    "single-field": "single-field AUC",
+}
+"""What people call methods; the others as configurations do."""
+SYMBOLS = {"alpha": "α", "lam": "λ", "tau": "τ", "lr": "η", "epsilon": "ε"}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A method with its settings, and the rows that its gates learn from."""
+
+    method: str
+    settings: str
+    """As JSON, sorted by name."""
+    rows_of_gates: str
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The settings."""
+        values: dict[str, Any] = json.loads(self.settings)
+        return values
+
+    @property
+    def title(self) -> str:
+        """The method as people call it, with its settings."""
+        return f"{TITLES.get(self.method, self.method)} {self.setting}".strip()
+
+    @property
+    def setting(self) -> str:
+        """The settings for people, empty where none varies."""
+        return ", ".join(f"{symbol(name)} {_said(value)}" for name, value in self.values.items())
+
+    @property
+    def penalised(self) -> bool:
+        """Whether λ is given, so that the number of fields is what comes out."""
+        return self.method in FAMILY and "lam" in self.values
+
+
+def symbol(name: str) -> str:
+    """A hyper-parameter as the paper writes it.
+
+    >>> symbol("alpha"), symbol("epsilon_floor"), symbol("momentum")
+    ('α', 'ε floor', 'momentum')
+    """
+    first, *others = name.split("_")
+    return " ".join([SYMBOLS.get(first, first), *others])
+
+
+def _said(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def arm_of(row: Row) -> Arm:
+    """The arm that a row belongs to."""
+    settings = json.dumps(row.settings, sort_keys=True, ensure_ascii=False)
+    return Arm(row.method, settings, row.rows_of_gates)
+
+
+def order(arm: Arm) -> tuple[Any, ...]:
+    """Ours first, controls last, settings by value."""
+    place = FAMILY.index(arm.method) if arm.method in FAMILY else 2 + (arm.method in CONTROLS)
+    values = [
+        (name, isinstance(value, str), value if isinstance(value, (int, float)) else 0, str(value))
+        for name, value in arm.values.items()
+    ]
+    return place, arm.method, len(values), values, arm.rows_of_gates
+
+
+Metric = Callable[[Row], float | None]
+METRICS: dict[str, Metric] = {
+    "AUC": lambda row: row.auc,
+    "Log loss": lambda row: row.log_loss,
+    "Accuracy": lambda row: row.accuracy,
+}
+RETRAINED: dict[Retrain, str] = {
+    "cold": "retrained cold",
+    "hot": "retrained hot",
+    "none": "just pruned",
+}
+
+
+@dataclass
+class Panel:
+    """One model on one log: what is compared there stands on equal terms."""
+
+    data: str
+    model: str
+    rows: list[Row] = field(default_factory=list)
+    """Those without error."""
+
+    def __post_init__(self) -> None:
+        self._of: dict[Arm, list[Row]] = {}
+
+    def add(self, row: Row) -> None:
+        """Take in a row."""
+        self.rows.append(row)
+        self._of.setdefault(arm_of(row), []).append(row)
+
+    @property
+    def title(self) -> str:
+        """Log and model."""
+        return f"{self.data} · {self.model}"
+
+    @property
+    def arms(self) -> list[Arm]:
+        """All that were run, but for all fields together."""
+        return sorted((arm for arm in self._of if arm.method != ALL), key=order)
+
+    @property
+    def standard(self) -> list[Arm]:
+        """The arms to compare methods by: each method as it is, its gates on unseen rows.
+
+        A method of which only variations were run has those; λ given is no comparison.
+        """
+        arms = [arm for arm in self.arms if not arm.penalised]
+        usual = Counter(arm.rows_of_gates for arm in arms if arm.rows_of_gates != "same-rows")
+        chosen = []
+        for method in dict.fromkeys(arm.method for arm in arms):
+            own = [arm for arm in arms if arm.method == method]
+            own = [arm for arm in own if not arm.values] or own
+            common = max(
+                (arm.rows_of_gates for arm in own),
+                key=lambda rows: (rows != "same-rows", usual[rows], rows),
+            )
+            chosen += [arm for arm in own if arm.rows_of_gates == common]
+        return chosen
+
+    @property
+    def ours(self) -> Arm | None:
+        """LPFS++ among the standard arms, if it was run."""
+        return next((arm for arm in self.standard if arm.method == OURS), None)
+
+    @property
+    def seeds(self) -> list[int]:
+        """All seeds, rising."""
+        return sorted({row.seed for row in self.rows})
+
+    def of(self, arm: Arm) -> list[Row]:
+        """The rows of an arm."""
+        return self._of[arm]
+
+    def budgets(self, arms: Iterable[Arm] | None = None) -> list[int]:
+        """The numbers of fields that those arms were asked to keep, rising."""
+        chosen = self.standard if arms is None else arms
+        return sorted({row.keep for arm in chosen for row in self._of[arm]})
+
+    def curve(self, arm: Arm, retrain: Retrain, metric: Metric) -> dict[int, dict[int, float]]:
+        """Budget → seed → value."""
+        values: dict[int, dict[int, float]] = {}
+        for row in self._of[arm]:
+            value = metric(row)
+            if row.retrain == retrain and value is not None:
+                values.setdefault(row.keep, {})[row.seed] = value
+        return dict(sorted(values.items()))
+
+    def areas(
+        self, arm: Arm, retrain: Retrain, metric: Metric, budgets: Sequence[int] | None = None
+    ) -> dict[int, float]:
+        """Seed → area under the curve; seeds that lack one of the budgets are left out."""
+        budgets = self.budgets() if budgets is None else budgets
+        curve = self.curve(arm, retrain, metric)
+        areas = {}
+        for seed in self.seeds:
+            points = {k: curve[k][seed] for k in budgets if seed in curve.get(k, {})}
+            if points and len(points) == len(budgets):
+                areas[seed] = area(points)
+        return areas
+
+    def cells(self, arm: Arm) -> dict[str, Row]:
+        """Cell → one of its rows: what is the same for all budgets and retrainings."""
+        return {row.cell: row for row in self._of[arm]}
+
+    def once(self, arm: Arm, metric: Metric) -> dict[int, Estimate]:
+        """Budget → estimate of what does not depend on retraining."""
+        values: dict[int, dict[int, float]] = {}
+        for row in self._of[arm]:
+            value = metric(row)
+            if value is not None:
+                values.setdefault(row.keep, {})[row.seed] = value
+        return by_budget(dict(sorted(values.items())))
+
+    def overall(self, arm: Arm, metric: Metric) -> Estimate | None:
+        """The estimate over budgets and seeds of what does not depend on retraining."""
+        return mean({(row.cell, row.keep): metric(row) for row in self._of[arm]}.values())
+
+    def over_cells(self, arm: Arm, metric: Metric) -> Estimate | None:
+        """The estimate over cells of what does not depend on budget and retraining."""
+        return mean(metric(row) for row in self.cells(arm).values())
+
+    def all_fields(self, metric: Metric) -> Estimate | None:
+        """The same network with all fields."""
+        return mean(metric(row) for row in self.rows if row.method == ALL)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where LPFS++ stands on a panel, by the area under AUC against fields kept."""
+
+    ours: Estimate
+    best: str
+    """The best rival."""
+    gap: Estimate | None
+    """LPFS++ − that rival, seed by seed."""
+    rank: int
+    count: int
+
+    @property
+    def verdict(self) -> str:
+        """In words, by the standard error of the paired difference."""
+        if self.gap is None or self.gap.error is None:
+            return "one seed" if self.gap else "no seed in common"
+        if abs(self.gap.mean) <= self.gap.error:
+            return "level"
+        return "ahead" if self.gap.mean > 0 else "behind"
+
+
+def standing(panel: Panel, retrain: Retrain) -> Standing | None:
+    """Where LPFS++ stands; None where it or every rival is missing."""
+    ours = panel.ours
+    if ours is None:
+        return None
+    areas = {arm: panel.areas(arm, retrain, lambda row: row.auc) for arm in panel.standard}
+    means = {arm: estimate(list(found.values())) for arm, found in areas.items() if found}
+    rivals = [arm for arm in means if arm.method != OURS]
+    if ours not in means or not rivals:
+        return None
+    best = max(rivals, key=lambda arm: means[arm].mean)
+    above = sum(means[arm].mean > means[ours].mean for arm in rivals)
+    return Standing(
+        means[ours], best.title, difference(areas[best], areas[ours]), above + 1, len(rivals) + 1
+    )
+
+
+def panels(results: Results) -> list[Panel]:
+    """The panels of an experiment, in the order of its rows."""
+    found: dict[tuple[str, str], Panel] = {}
+    for row in results.rows:
+        if row.error is None:
+            key = row.data, row.model
+            found.setdefault(key, Panel(*key)).add(row)
+    return list(found.values())
+
+
+def mean(values: Iterable[float | None]) -> Estimate | None:
+    """The estimate of what is there, None where nothing is."""
+    given = [value for value in values if value is not None]
+    return estimate(given) if given else None
+
+
+def by_budget(curve: Mapping[int, Mapping[int, float]]) -> dict[int, Estimate]:
+    """Budget → estimate over seeds."""
+    return {keep: estimate(list(values.values())) for keep, values in curve.items() if values}
