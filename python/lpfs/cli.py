@@ -301,13 +301,27 @@ def show(run: Run) -> None:
 
 @app.command()
 def report(
-    run: Run,
+    run: Annotated[
+        Path,
+        typer.Argument(metavar="DIR", help="What lpfs select or lpfs experiment has written."),
+    ],
     out: Annotated[
-        Path, typer.Option(metavar="FILE.html", help="The file to write; must not exist.")
-    ] = Path("report.html"),
+        Path | None,
+        typer.Option(
+            metavar="FILE.html",
+            help="The file to write; must not exist. Default: report.html; of an experiment, the "
+            "one in DIR, anew and with pictures beside it.",
+        ),
+    ] = None,
 ) -> None:
-    """Write one page about a run, the one that lies in its directory as report.html."""
+    """Write one page about a run or about an experiment."""
     _require_one_process("report")
+    from lpfs.report.results import is_experiment
+
+    if is_experiment(run):
+        _report_experiment(run, out)
+        return
+    out = out or Path("report.html")
     _require_new_file(out, ".html")
     from lpfs.report.page import page
     from lpfs.run import load_history, load_summary
@@ -316,6 +330,22 @@ def report(
     with appearing(out) as place:
         place.write_text(text, encoding="utf-8")
     console.print(f"Written to {out}.")
+
+
+def _report_experiment(directory: Path, out: Path | None) -> None:
+    if out is not None:
+        _require_new_file(out, ".html")
+    from lpfs.report.experiment import page
+    from lpfs.report.pictures import draw
+    from lpfs.report.results import load_results
+
+    results = _checked(lambda: load_results(directory))
+    written = out or directory / "report.html"
+    with appearing(written) as place:
+        place.write_text(page(results), encoding="utf-8")
+    pictures = [] if out is not None else draw(results, directory)
+    beside = f", beside it {', '.join(path.name for path in pictures)}" if pictures else ""
+    console.print(f"Written to {written}{beside}.")
 
 
 @app.command()

@@ -113,6 +113,7 @@ def cell(
     rng = np.random.default_rng([keep, seed, len(data), len(name)])
     base = 0.70 + 0.004 * np.log(keep) + 0.003 * seed + METHODS.get(method, 0.0)
     base += -0.006 * (rows_of_gates == "same-rows") + 1e-5 * settings.get("alpha", 0)
+    base += 0.0004 * rng.standard_normal()
     kept = [f"C{i}" for i in range(min(keep, FIELDS))]
     if "lam" in settings:
         kept = kept[: 5 + seed]

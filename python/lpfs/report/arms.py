@@ -175,6 +175,11 @@ class Panel:
         chosen = self.standard if arms is None else arms
         return sorted({row.keep for arm in chosen for row in self._of[arm]})
 
+    def shared_budgets(self, arms: Sequence[Arm]) -> list[int]:
+        """Those that all of the arms have; if there are none, those that any has."""
+        shared = set.intersection(*(set(self.budgets([arm])) for arm in arms))
+        return sorted(shared) or self.budgets(arms)
+
     def curve(self, arm: Arm, retrain: Retrain, metric: Metric) -> dict[int, dict[int, float]]:
         """Budget → seed → value."""
         values: dict[int, dict[int, float]] = {}
@@ -197,9 +202,9 @@ class Panel:
                 areas[seed] = area(points)
         return areas
 
-    def cells(self, arm: Arm) -> dict[str, Row]:
-        """Cell → one of its rows: what is the same for all budgets and retrainings."""
-        return {row.cell: row for row in self._of[arm]}
+    def cells(self, arm: Arm, budgets: Sequence[int] | None = None) -> dict[str, Row]:
+        """Cell → one of its rows, at one of the budgets: what does not depend on retraining."""
+        return {row.cell: row for row in self._of[arm] if budgets is None or row.keep in budgets}
 
     def once(self, arm: Arm, metric: Metric) -> dict[int, Estimate]:
         """Budget → estimate of what does not depend on retraining."""
@@ -210,13 +215,18 @@ class Panel:
                 values.setdefault(row.keep, {})[row.seed] = value
         return by_budget(dict(sorted(values.items())))
 
-    def overall(self, arm: Arm, metric: Metric) -> Estimate | None:
+    def overall(
+        self, arm: Arm, metric: Metric, budgets: Sequence[int] | None = None
+    ) -> Estimate | None:
         """The estimate over budgets and seeds of what does not depend on retraining."""
-        return mean({(row.cell, row.keep): metric(row) for row in self._of[arm]}.values())
+        rows = [row for row in self._of[arm] if budgets is None or row.keep in budgets]
+        return mean({(row.cell, row.keep): metric(row) for row in rows}.values())
 
-    def over_cells(self, arm: Arm, metric: Metric) -> Estimate | None:
-        """The estimate over cells of what does not depend on budget and retraining."""
-        return mean(metric(row) for row in self.cells(arm).values())
+    def over_cells(
+        self, arm: Arm, metric: Metric, budgets: Sequence[int] | None = None
+    ) -> Estimate | None:
+        """The estimate over cells of what is counted once in a run."""
+        return mean(metric(row) for row in self.cells(arm, budgets).values())
 
     def all_fields(self, metric: Metric) -> Estimate | None:
         """The same network with all fields."""

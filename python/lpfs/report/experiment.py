@@ -10,7 +10,7 @@ from lpfs.report.curves import render
 from lpfs.report.parts import Part, Section, text
 from lpfs.report.results import Results
 from lpfs.report.sections.costs import cost, failures, removal
-from lpfs.report.sections.gates import gates, masks, revivals, zeros
+from lpfs.report.sections.gates import LINES, gates, masks, revivals, zeros
 from lpfs.report.sections.reach import curves, in_short, informative
 from lpfs.report.sections.settings import penalised, rows_of_gates, variations
 
@@ -25,7 +25,8 @@ TEXTS = {
         "at, reach from the lowest to the highest seed, or one standard error to either side of a "
         "difference. The dashed line is the same network with all fields. The area is that under "
         "AUC against fields kept, divided by the range, so that it is a mean AUC; ± is one "
-        "standard error over seeds. Differences are to LPFS++, seed by seed."
+        "standard error over seeds, bold what is within that of the best. Differences are to "
+        "LPFS++, seed by seed."
     ),
     "informative": "Means over seeds. A near copy of an informative field counts for it, once.",
     "distribution": (
@@ -33,7 +34,10 @@ TEXTS = {
         "together. Polarisation is mean|g − ḡ| of a run: ½ where half of the gates are 0 and half "
         "are 1."
     ),
-    "zeros": "Gates at exactly zero over the steps of selection, first seed.",
+    "zeros": (
+        "Gates at exactly zero over the steps of selection: first seed, middle budget, at most "
+        f"{LINES} lines."
+    ),
     "settings": (
         "One method with some of its settings varied and everything else the same, at the budgets "
         "that all of them have. Differences are to the first row, seed by seed."
@@ -44,9 +48,9 @@ TEXTS = {
         "carries back is counted apart. Means over runs."
     ),
     "masks": (
-        "The darker, the more of the seeds kept the field at that budget; a mark stands over "
-        "informative fields and their copies. The mask is that of the first seed, fields in the "
-        "model's order."
+        "The fuller the colour, the more of the seeds kept the field at that budget; a mark stands "
+        "over informative fields and their copies. The mask is that of the first seed, fields in "
+        "the model's order."
     ),
     "rows": (
         "Gates that learn from rows that the weights have seen already take noise for signal. "

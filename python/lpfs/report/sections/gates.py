@@ -11,7 +11,7 @@ import numpy as np
 from lpfs.report.arms import FAMILY, Arm, Metric, Panel
 from lpfs.report.curves import Series, Tick, chart, sample
 from lpfs.report.parts import Cell, Histogram, Mask, Part, Table, estimated
-from lpfs.report.results import GateRow, Results, Row
+from lpfs.report.results import Results, Row
 from lpfs.report.statistics import estimate, polarisation
 
 BARS = 20
@@ -27,17 +27,6 @@ LINES = 12
 MASK_FIELDS = 100
 """With more fields a selection is named, not drawn."""
 
-
-def gates(panel: Panel, results: Results) -> Part | None:
-    """Figure 1: the distribution of what methods rank by, and how polarised it is."""
-    histograms = []
-    for arm in panel.standard:
-        runs = [rows for cell in panel.cells(arm) if (rows := _ranked(results.gates.get(cell, [])))]
-        if runs:
-            histograms.append(_histogram(arm.title, runs))
-    return Part(panel.title, histograms=histograms) if histograms else None
-
-
 REVIVED: dict[str, Metric] = {
     "zeros": lambda row: row.zeros,
     "deaths": lambda row: row.deaths,
@@ -47,26 +36,46 @@ REVIVED: dict[str, Metric] = {
 """Columns about zero gates."""
 
 
-def _ranked(rows: Sequence[GateRow]) -> list[GateRow]:
-    return [row for row in rows if row.score is not None and math.isfinite(row.score)]
+def gates(panel: Panel, results: Results) -> Part | None:
+    """Figure 1: the distribution of what methods rank by, and how polarised it is."""
+    histograms = [
+        _histogram(arm.title, runs)
+        for arm in panel.standard
+        if (runs := shares(panel, arm, results))
+    ]
+    return Part(panel.title, histograms=histograms) if histograms else None
 
 
-def _histogram(title: str, runs: Sequence[Sequence[GateRow]]) -> Histogram:
-    shares: dict[bool, list[float]] = {True: [], False: []}
-    for rows in runs:
-        top = max(abs(row.score or 0) for row in rows) or 1.0
-        for row in rows:
-            shares[_known(row.role)].append(abs(row.score or 0) / top)
-    counts = {known: _counts(values) for known, values in shares.items()}
+def shares(panel: Panel, arm: Arm, results: Results) -> list[list[tuple[float, bool]]]:
+    """For every run of an arm and every feature: |score| as a share of the run's largest, and
+    whether the feature is informative or a copy of one that is."""
+    runs = []
+    for cell in panel.cells(arm):
+        scores = {
+            row.feature: (abs(row.score), known(row.role))
+            for row in results.gates.get(cell, [])
+            if row.score is not None and math.isfinite(row.score)
+        }
+        top = max((score for score, _ in scores.values()), default=0.0) or 1.0
+        if scores:
+            runs.append([(score / top, of) for score, of in scores.values()])
+    return runs
+
+
+def _histogram(title: str, runs: Sequence[Sequence[tuple[float, bool]]]) -> Histogram:
+    counts = {
+        which: _counts([share for run in runs for share, of in run if of == which])
+        for which in (True, False)
+    }
     most = int(max(1, (counts[True] + counts[False]).max()))
-    known, other, said = "", "", []
+    informative, other, said = "", "", []
     width = 1000 / (BARS + 1)
     for i in range(BARS + 1):
         a, b = int(counts[True][i]), int(counts[False][i])
         left, middle = i * width, 1000 * (1 - a / most)
         top = middle - 1000 * b / most
         if a:
-            known += f"M{left:.0f} 1000V{middle:.0f}h{width - 4:.0f}V1000Z"
+            informative += f"M{left:.0f} 1000V{middle:.0f}h{width - 4:.0f}V1000Z"
         if b:
             other += f"M{left:.0f} {middle:.0f}V{top:.0f}h{width - 4:.0f}V{middle:.0f}Z"
         between = "exactly 0" if i == 0 else f"{(i - 1) / BARS:.2f} to {i / BARS:.2f}"
@@ -75,23 +84,34 @@ def _histogram(title: str, runs: Sequence[Sequence[GateRow]]) -> Histogram:
         Tick(width / 20, "0"),
         *(Tick((width + s * (1000 - width)) / 10, f"{s:g}") for s in (0.5, 1)),
     ]
-    polarised = estimate([polarisation([row.score or 0 for row in rows]) for rows in runs])
-    return Histogram(title, known, other, "|".join(said), ticks, f"{most:,}", polarised)
+    polarised = estimate([polarisation([share for share, _ in run]) for run in runs])
+    return Histogram(title, informative, other, "|".join(said), ticks, f"{most:,}", polarised)
 
 
-def _counts(shares: Sequence[float]) -> np.ndarray[Any, np.dtype[np.int64]]:
+def _counts(values: Sequence[float]) -> np.ndarray[Any, np.dtype[np.int64]]:
     """The first bar is what is exactly zero."""
-    given = np.asarray(shares, dtype=float)
+    given = np.asarray(values, dtype=float)
     bars, _ = np.histogram(given[given != 0], bins=BARS, range=(0, 1))
     return np.concatenate([[(given == 0).sum()], bars])
 
 
-def _known(role: str | None) -> bool:
+def known(role: str | None) -> bool:
+    """Whether a field in that role says something about the label."""
     return role is not None and role.split()[0] in ("informative", "copy")
 
 
 def zeros(panel: Panel, results: Results) -> Part | None:
     """Figure 9: zero gates over the steps."""
+    charts = [
+        chart(f"Zero gates, {title}", series, size="big", unit="zero gates", x_title="step")
+        for title, series in traced(panel, results)
+    ]
+    return Part(panel.title, charts=charts) if charts else None
+
+
+def traced(panel: Panel, results: Results) -> list[tuple[str, list[Series]]]:
+    """Zero gates over the steps of one run of each arm of LPFS and LPFS++: those to which λ was
+    given, and those to which a budget was."""
     fixed = [arm for arm in panel.arms if arm.penalised]
     usual = {arm.rows_of_gates for arm in panel.standard if arm.method in FAMILY}
     free = [
@@ -99,7 +119,7 @@ def zeros(panel: Panel, results: Results) -> Part | None:
         for arm in panel.arms
         if arm.method in FAMILY and not arm.penalised and arm.rows_of_gates in usual
     ]
-    charts = []
+    groups = []
     for title, arms in (("λ given", fixed), ("a budget given", free)):
         series: list[Series] = []
         budgets = panel.budgets(arms)
@@ -114,10 +134,8 @@ def zeros(panel: Panel, results: Results) -> Part | None:
                 Series(name, len(series), [s.step for s in shown], [s.zeros or 0 for s in shown])
             )
         if series:
-            charts.append(
-                chart(f"Zero gates, {title}", series, size="big", unit="zero gates", x_title="step")
-            )
-    return Part(panel.title, charts=charts) if charts else None
+            groups.append((title, series))
+    return groups
 
 
 def _first_run(
@@ -187,5 +205,5 @@ def _mask(
         first = by_seed[min(by_seed)]
         rows.append((keep, counts, "".join("01"[name in first] for name in fields)))
     seeds = max(len(by_seed) for by_seed in selected.values())
-    names = [(name, role if _known(role) else "") for name, role in fields.items()]
+    names = [(name, role if known(role) else "") for name, role in fields.items()]
     return Mask(title, names, rows, seeds)

@@ -34,8 +34,7 @@ def _vary(panel: Panel, part: Part, what: str, arms: list[Arm]) -> None:
     """A chart and a table over the budgets that all the arms have."""
     auc = METRICS["AUC"]
     way: Retrain = "cold" if any(panel.curve(arm, "cold", auc) for arm in arms) else "none"
-    shared = set.intersection(*(set(panel.budgets([arm])) for arm in arms))
-    budgets = sorted(shared) or panel.budgets(arms)
+    budgets = panel.shared_budgets(arms)
     names = {arm: arm.setting or "default" for arm in arms}
     curves = {}
     for arm in arms:
@@ -67,8 +66,11 @@ def _vary(panel: Panel, part: Part, what: str, arms: list[Arm]) -> None:
                 Cell(names[arm], _first_number(arm)),
                 estimated(mean(areas[arm].values()), 4),
                 estimated(gap, 4, signed=True),
-                estimated(panel.overall(arm, lambda row: row.informative_found), 1),
-                *(estimated(panel.over_cells(arm, count), 1) for count in REVIVED.values()),
+                estimated(panel.overall(arm, lambda row: row.informative_found, budgets), 1),
+                *(
+                    estimated(panel.over_cells(arm, count, budgets), 1)
+                    for count in REVIVED.values()
+                ),
             ]
         )
     head = ["setting", f"area, {RETRAINED[way]}", "− first row", "informative found", *REVIVED]
@@ -116,7 +118,7 @@ def rows_of_gates(panel: Panel) -> Part | None:
     for arms in families.values():
         if len(arms) < 2:
             continue
-        budgets = panel.budgets(arms)
+        budgets = panel.shared_budgets(arms)
         same = next((arm for arm in arms if arm.rows_of_gates == "same-rows"), None)
         areas = {arm: panel.areas(arm, "cold", auc, budgets) for arm in arms}
         for arm in arms:
@@ -129,8 +131,8 @@ def rows_of_gates(panel: Panel) -> Part | None:
                     Cell(arm.rows_of_gates),
                     estimated(mean(areas[arm].values()), 4),
                     estimated(cost, 4, signed=True),
-                    estimated(panel.overall(arm, lambda row: row.informative_found), 2),
-                    estimated(panel.overall(arm, lambda row: row.noise_kept), 2),
+                    estimated(panel.overall(arm, lambda row: row.informative_found, budgets), 2),
+                    estimated(panel.overall(arm, lambda row: row.noise_kept, budgets), 2),
                 ]
             )
     head = [
