@@ -373,6 +373,11 @@ class _Run:
                 self._report(stage, step, steps, loss, gate)
 
             living = int(gate.x.count_nonzero())
+            if isinstance(plan, Budget) and living < plan.allowed(steps - 1):
+                # Equal gates die together; a few more steps tell any two apart.
+                raise ValueError(
+                    f"too few rows: after {steps} steps of selection, gates are still exactly equal"
+                )
             if isinstance(plan, Budget) and living != plan.allowed(steps - 1):
                 raise RuntimeError(
                     f"{living} gates differ from zero, {plan.allowed(steps - 1)} were asked for"
