@@ -37,8 +37,11 @@ def write(directory: Path, rows: list[dict[str, Any]] | None = None) -> None:
         "versions": {"lpfs": "0.1.0", "torch": "2.13.0"},
         "machine": {"cpu": "a processor", "processors": 2},
         "config": {"seeds": [0, 1, 2], "data": {"rows": 1000}, "method": [{"name": "lpfs++"}]},
-        "cells_done": 1,
-        "cells_failed": 1,
+        "tuned": [
+            {"data": "synthetic noise 1", "model": "dlrm", "method": "l1", "settings": {"lr": 0.1}}
+        ],
+        "cells": {"done": 198, "failed": 2},
+        "errors": {"a trial": "ValueError: too few rows"} if len(rows) > 100 else {},
     }
     (directory / "experiment.json").write_text(json.dumps(experiment))
     schema = pa.schema(
@@ -94,7 +97,7 @@ def cells() -> Iterator[dict[str, Any]]:
                 yield from cell(data, "lpfs++", given, "one-pass", FIELDS, seed, ("none", "cold"))
     failed = next(cell("synthetic noise 1", "umec", PLAIN, "one-pass", 4, 0))
     results = set(failed) - {"cell", "data", "model", "method", "settings", "rows_of_gates"}
-    results -= {"keep", "seed", "retrain"}
+    results -= {"seed"}
     yield failed | dict.fromkeys(results) | {"error": "DivergedError: <b>loss</b> is nan"}
 
 

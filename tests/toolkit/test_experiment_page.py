@@ -116,6 +116,22 @@ def test_methods_are_compared_on_equal_terms(results: Results) -> None:
     assert first.seeds == [0, 1, 2]
 
 
+def test_a_variation_with_the_defaults_stands_for_its_method(results: Results) -> None:
+    first = panels(results)[0]
+    panel = Panel(first.data, first.model)
+    for row in first.rows:
+        if row.method == "lpfs++" and row.settings == {"alpha": 50.0}:
+            panel.add(row)
+            panel.add(row.model_copy(update={"settings": {"alpha": 10.0}}))
+            panel.add(row.model_copy(update={"settings": {"tau": 2.0}}))
+    assert [arm.title for arm in panel.standard] == ["LPFS++ α 10"]
+    varied = Panel(first.data, first.model)
+    for row in first.rows:
+        if row.method == "lpfs++" and row.settings.keys() == {"alpha"}:
+            varied.add(row)
+    assert [arm.title for arm in varied.standard] == ["LPFS++ α 50", "LPFS++ α 100"]
+
+
 def written_auc(method: str, retrain: str, data: str = "synthetic noise 1") -> dict[int, Any]:
     found: dict[int, dict[int, float]] = {}
     for row in made.cells():
@@ -194,6 +210,8 @@ def test_the_page_has_every_section(text: str) -> None:
     for what in ("torch 2.13.0", "a processor", "seeds 0, 1, 2", "data.rows 1,000", "2026-11-24"):
         assert what in shown
     assert "method[1].name lpfs++" in shown
+    assert "l1, synthetic noise 1 · dlrm lr 0.1" in shown
+    assert "a trial of tuning ValueError: too few rows" in shown
     for method in ("LPFS++", "group LASSO", "permutation", "random"):
         assert f" {method} " in shown
     # Table 2: the three budgets of both methods, twelve fields each, in both panels.
@@ -234,6 +252,7 @@ def test_only_what_rows_allow(tmp_path: Path) -> None:
     assert [has["id"] for has in Page(text).all("section")] == ["curves", "distribution", "run"]
     assert "− LPFS++" not in said(text)
     failed = [row for row in made.cells() if row["error"] is not None]
+    assert failed[0]["keep"] is None
     made.write(tmp_path, failed)
     text = page(load_results(tmp_path))
     assert [has["id"] for has in Page(text).all("section")] == ["failed", "run"]

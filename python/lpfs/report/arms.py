@@ -70,11 +70,17 @@ class Arm:
 def symbol(name: str) -> str:
     """A hyper-parameter as the paper writes it.
 
-    >>> symbol("alpha"), symbol("epsilon_floor"), symbol("momentum")
-    ('α', 'ε floor', 'momentum')
+    >>> symbol("alpha"), symbol("last_epsilon"), symbol("momentum")
+    ('α', 'last ε', 'momentum')
     """
-    first, *others = name.split("_")
-    return " ".join([SYMBOLS.get(first, first), *others])
+    return " ".join(SYMBOLS.get(part, part) for part in name.split("_"))
+
+
+def _defaults(method: str) -> dict[str, Any]:
+    """Its hyper-parameters where nothing is said; of a method unknown here, none."""
+    from lpfs.baselines import METHODS
+
+    return METHODS[method]().model_dump() if method in METHODS else {}
 
 
 def _said(value: object) -> str:
@@ -117,7 +123,6 @@ class Panel:
     data: str
     model: str
     rows: list[Row] = field(default_factory=list)
-    """Those without error."""
 
     def __post_init__(self) -> None:
         self._of: dict[Arm, list[Row]] = {}
@@ -139,16 +144,21 @@ class Panel:
 
     @property
     def standard(self) -> list[Arm]:
-        """The arms to compare methods by: each method as it is, its gates on unseen rows.
+        """The arms to compare methods by: each with its defaults, its gates on unseen rows.
 
-        A method of which only variations were run has those; λ given is no comparison.
+        A method that was not run with its defaults has all its variations. Where λ is given, there
+        is no budget to compare at.
         """
         arms = [arm for arm in self.arms if not arm.penalised]
         usual = Counter(arm.rows_of_gates for arm in arms if arm.rows_of_gates != "same-rows")
         chosen = []
         for method in dict.fromkeys(arm.method for arm in arms):
             own = [arm for arm in arms if arm.method == method]
-            own = [arm for arm in own if not arm.values] or own
+            defaults = _defaults(method)
+            for arm in own:
+                if all(value == defaults.get(name) for name, value in arm.values.items()):
+                    own = [other for other in own if other.values == arm.values]
+                    break
             common = max(
                 (arm.rows_of_gates for arm in own),
                 key=lambda rows: (rows != "same-rows", usual[rows], rows),
@@ -276,9 +286,8 @@ def panels(results: Results) -> list[Panel]:
     """The panels of an experiment, in the order of its rows."""
     found: dict[tuple[str, str], Panel] = {}
     for row in results.rows:
-        if row.error is None:
-            key = row.data, row.model
-            found.setdefault(key, Panel(*key)).add(row)
+        key = row.data, row.model
+        found.setdefault(key, Panel(*key)).add(row)
     return list(found.values())
 
 

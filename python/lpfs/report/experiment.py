@@ -73,8 +73,8 @@ def page(results: Results) -> str:
     """The page as HTML, without a reference to anything outside."""
     found = panels(results)
     colours = _colours(found)
-    failed = [row for row in results.rows if row.error is not None]
     cells = {row.cell for row in results.rows}
+    failed = {row.cell for row in results.failed}
     made: list[tuple[str, str, list[Part]]] = [
         ("short", "In short", in_short(found)),
         ("curves", "Fields kept and predictions", _each(found, curves, colours)),
@@ -88,15 +88,15 @@ def page(results: Results) -> str:
         ("rows", "Rows that gates learn from", _each(found, rows_of_gates)),
         ("removal", "What removal changes", _each(found, removal, colours)),
         ("cost", "Time and memory", _each(found, cost, colours)),
-        ("failed", "Failed cells", failures(failed)),
+        ("failed", "Failed cells", failures(results)),
     ]
     experiment = results.experiment
     return render(
         "experiment.html",
         experiment=experiment,
         tiles=[
-            (f"{len(cells) - len({row.cell for row in failed}):,}", "cells done"),
-            (f"{len({row.cell for row in failed}):,}", "cells failed"),
+            (f"{len(cells):,}", "cells done"),
+            (f"{len(failed):,}", "cells failed"),
             (f"{len({arm.method for panel in found for arm in panel.arms}):,}", "methods"),
             (f"{len({row.seed for row in results.rows}):,}", "seeds"),
         ],
@@ -104,6 +104,13 @@ def page(results: Results) -> str:
         tables=[
             ("Versions", list(experiment.versions.items())),
             ("Machine", [(name, text(value)) for name, value in experiment.machine.items()]),
+            (
+                "Tuned",
+                [
+                    (f"{tuned.method}, {tuned.data} · {tuned.model}", _flat_text(tuned.settings))
+                    for tuned in experiment.tuned
+                ],
+            ),
             ("Configuration", _flat(experiment.config)),
         ],
     )
@@ -118,6 +125,10 @@ def _colours(found: Sequence[Panel]) -> dict[Arm, int]:
     arms = sorted({arm for panel in found for arm in panel.standard}, key=order)
     names = list(dict.fromkeys(arm.title for arm in arms))
     return {arm: names.index(arm.title) for arm in arms}
+
+
+def _flat_text(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {text(value)}" for name, value in settings.items()) or "its defaults"
 
 
 def _flat(config: Mapping[str, Any], before: str = "") -> list[tuple[str, str]]:

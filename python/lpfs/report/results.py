@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -32,6 +33,33 @@ class Experiment(BaseModel):
     versions: dict[str, str]
     machine: dict[str, Any]
     config: dict[str, Any]
+    tuned: list[Tuned] = []
+    errors: dict[str, str] = {}
+    """Cell → why it failed, trials of tuning among them."""
+
+
+class Tuned(BaseModel):
+    """The hyper-parameters that trials chose for a method on a log with a model."""
+
+    data: str
+    model: str
+    method: str
+    settings: dict[str, Any]
+
+
+class Failure(BaseModel):
+    """A row of `cells.parquet` of a cell that failed."""
+
+    model_config = ConfigDict(frozen=True)
+    cell: str
+    data: str
+    model: str
+    method: str
+    rows_of_gates: str
+    keep: int | None
+    """None where the cell served several budgets."""
+    seed: int
+    error: str
 
 
 class Row(BaseModel):
@@ -70,7 +98,6 @@ class Row(BaseModel):
     plain_step_seconds: float | None
     peak_bytes: int | None
     rows: int | None
-    error: str | None
 
 
 class GateRow(BaseModel):
@@ -102,6 +129,7 @@ class Results:
 
     experiment: Experiment
     rows: list[Row]
+    failed: list[Failure]
     gates: dict[str, list[GateRow]]
     """Cell → its features, in the model's order."""
     steps: dict[str, list[StepRow]]
@@ -123,27 +151,41 @@ def load_results(directory: Path) -> Results:
     except OSError as error:
         raise DataError(str(path), "cannot be read", str(error)) from error
     gates: dict[str, list[GateRow]] = {}
-    for gate in _rows(directory / "gates.parquet", GateRow):
+    for gate in _checked(directory / "gates.parquet", GateRow):
         gates.setdefault(gate.cell, []).append(gate)
     steps: dict[str, list[StepRow]] = {}
-    for step in sorted(_rows(directory / "steps.parquet", StepRow), key=lambda row: row.step):
+    for step in sorted(_checked(directory / "steps.parquet", StepRow), key=lambda row: row.step):
         steps.setdefault(step.cell, []).append(step)
-    return Results(experiment, _rows(directory / "cells.parquet", Row), gates, steps)
+    path = directory / "cells.parquet"
+    rows: list[dict[str, Any]] = []
+    failed: list[dict[str, Any]] = []
+    for row in _read(path, {*Row.model_fields, "error"}):
+        (rows if row["error"] is None else failed).append(row)
+    return Results(
+        experiment, _checked(path, Row, rows), _checked(path, Failure, failed), gates, steps
+    )
 
 
-def _rows(path: Path, kind: type[Any]) -> list[Any]:
+def _read(path: Path, columns: Iterable[str]) -> list[dict[str, Any]]:
     try:
         table = pa.parquet.ParquetFile(path).read()
     except (OSError, pa.ArrowException) as error:
         raise DataError(str(path), "cannot be read", str(error)[:200]) from error
-    columns = list(kind.model_fields)
-    for name in columns:
+    for name in sorted(columns):
         if name not in table.column_names:
             raise DataError(str(path), f"there is no column {name!r}")
+    rows: list[dict[str, Any]] = table.to_pylist()
+    return rows
+
+
+def _checked(path: Path, kind: type[BaseModel], rows: Sequence[Any] | None = None) -> list[Any]:
+    """The rows of a file, or those given, as models."""
+    if rows is None:
+        rows = _read(path, kind.model_fields)
     kinds: TypeAdapter[Any] = TypeAdapter(list[kind])  # type: ignore[valid-type]
     try:
-        rows: list[Any] = kinds.validate_python(table.select(columns).to_pylist())
-        return rows
+        found: list[Any] = kinds.validate_python(rows)
+        return found
     except ValidationError as error:
         raise _fault(path, error) from error
 

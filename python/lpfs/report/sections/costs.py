@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
-from lpfs.report.arms import RETRAINED, Arm, Panel, mean
+from lpfs.report.arms import RETRAINED, TITLES, Arm, Panel, mean
 from lpfs.report.curves import Chart
 from lpfs.report.parts import Cell, Part, Table, plain, small, without_empty
-from lpfs.report.results import Row
+from lpfs.report.results import Results
 from lpfs.report.sections.lines import lines
 
 
@@ -109,20 +109,25 @@ def cost(panel: Panel, colours: Mapping[Arm, int]) -> Part | None:
     return Part(panel.title, tables=[("", without_empty(Table(head, rows)))]) if rows else None
 
 
-def failures(failed: Sequence[Row]) -> list[Part]:
-    """The cells that failed, with their errors."""
-    cells = {row.cell: row for row in failed}.values()
+def failures(results: Results) -> list[Part]:
+    """The cells that failed, with their errors; those of tuning, too."""
+    failed = {row.cell: row for row in results.failed}
     rows = [
         [
             Cell(row.data),
             Cell(row.model),
-            Cell(row.method),
-            Cell(row.error or ""),
-            Cell(f"{row.keep:,}", row.keep),
+            Cell(TITLES.get(row.method, row.method)),
+            Cell(row.error),
+            Cell("" if row.keep is None else f"{row.keep:,}", row.keep),
             Cell(str(row.seed), row.seed),
             Cell(row.cell, code=True),
         ]
-        for row in cells
+        for row in failed.values()
     ]
+    for cell, error in results.experiment.errors.items():
+        if cell not in failed:
+            blank = Cell("")
+            what = Cell("a trial of tuning")
+            rows.append([blank, blank, what, Cell(error), blank, blank, Cell(cell, code=True)])
     head = ["log", "model", "method", "error", "keep", "seed", "cell"]
     return [Part("", tables=[("", Table(head, rows, words=4))])] if rows else []
