@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.metrics import log_loss, roc_auc_score
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -104,6 +103,9 @@ def predict(model: nn.Module, part: Part, batch_size: int = 8192) -> Tensor:
 
 def score(logits: Tensor, labels: np.ndarray) -> Metrics:
     """AUC and log loss of logits against labels of 0 and 1, both of which must occur."""
+    # A second of every start, --help's too.
+    from sklearn.metrics import log_loss, roc_auc_score
+
     probabilities = logits.double().sigmoid().numpy()
     return Metrics(
         float(roc_auc_score(labels, probabilities)), float(log_loss(labels, probabilities))

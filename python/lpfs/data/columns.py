@@ -85,7 +85,8 @@ def _decide_values(name: str, sample: pa.Array) -> tuple[Kind, str]:
             return "number", "reals"
     if _ID.search(name):
         return "category", "whole numbers, name of an id"
-    largest = pc.max(pc.abs(values.cast(pa.float64()))).as_py()
+    # A hash of 64 bits loses some of them in a float, which does not matter here.
+    largest = pc.max(pc.abs(values.cast(pa.float64(), safe=False))).as_py()
     if largest is not None and largest >= 2**31:
         return "category", "whole numbers of 2³¹ and more"
     if len(values) <= FEW:

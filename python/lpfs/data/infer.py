@@ -45,7 +45,8 @@ def infer(sources: Sequence[Source], settings: Settings) -> list[Column]:
         elif name not in taken and name in source.kinds:
             decided[name] = source.kinds[name], "format"
         elif name not in taken:
-            if source.text or pa.types.is_integer(type_) or pa.types.is_floating(type_):
+            numeric = pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal
+            if source.text or any(is_one(type_) for is_one in numeric):
                 look.append(name)
             found = decide(name, pa.array([], type_), source.text)
             if found is None:

@@ -161,9 +161,11 @@ def _open(path: Path, format: Format | None) -> Source:
     if known == "tsv":
         with _readable(str(path)), pa.input_stream(str(path)) as stream:
             first = stream.read(1 << 16).split(b"\n")[0].split(b"\t")
+        if len(first) == len(CRITEO) - 1 and all(re.fullmatch(rb"-?\d*", i) for i in first[:13]):
+            return _Text(path, "\t", CRITEO[1:])
         if len(first) == 1 or first[0] not in (b"0", b"1"):
             return _Text(path, "\t")
-    return _Text(path, "\t", criteo=True)
+    return _Text(path, "\t", CRITEO)
 
 
 @contextmanager
@@ -237,17 +239,17 @@ def _file_identity(path: Path) -> object:
 
 
 class _Text:
-    """CSV or TSV, with a header or with Criteo's columns."""
+    """CSV or TSV, with a header or with Criteo's columns, of which the label may be missing."""
 
     text = True
 
-    def __init__(self, path: Path, delimiter: str, criteo: bool = False) -> None:
+    def __init__(self, path: Path, delimiter: str, criteo: Sequence[str] = ()) -> None:
         self.path, self.name, self.size = path, str(path), path.stat().st_size
-        self.delimiter, self.criteo = delimiter, criteo
+        self.delimiter, self.criteo = delimiter, bool(criteo)
         self.kinds: dict[str, Kind] = {}
         self._skip, self._block = 0, BLOCK_BYTES
         if criteo:
-            self._names = list(CRITEO)
+            self._names = list(criteo)
             self.kinds = {n: "number" if n[0] == "I" else "category" for n in CRITEO[1:]}
         else:
             self._names = self._header()

@@ -2,6 +2,7 @@
 
 import gzip
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -413,6 +414,38 @@ def test_types_of_columns(tmp_path: Path) -> None:
         "real": "category",
         "yes": "number",
     }
+
+
+def test_whole_numbers_beyond_floats_and_decimals(tmp_path: Path) -> None:
+    n = 300
+    table = pa.table(
+        {
+            "label": [0, 1] * (n // 2),
+            "hash": pa.array([2**63 + i % 9 for i in range(n)], pa.uint64()),
+            "signed": [-(2**62) - i % 7 for i in range(n)],
+            "price": pa.array([Decimal(i) / 4 for i in range(n)], pa.decimal128(10, 2)),
+        }
+    )
+    pa.parquet.write_table(table, tmp_path / "log.parquet")
+    for source in (table, tmp_path / "log.parquet"):
+        data = load(source, split=InOrder())
+        found = {f.name: (f.kind, f.distinct) for f in data.fields}
+        assert found == {
+            "hash": ("category", 9),
+            "signed": ("category", 7),
+            "price": ("number", len(data.train)),
+        }
+
+
+def test_criteo_without_labels_can_be_scored(tmp_path: Path) -> None:
+    ClickLog(Recipe.criteo(rows=2_000)).write(tmp_path / "log.tsv")
+    data = load(tmp_path / "log.tsv", split=InOrder())
+    lines = (tmp_path / "log.tsv").read_text().splitlines(keepends=True)
+    (tmp_path / "new.tsv").write_text("".join(line.split("\t", 1)[1] for line in lines[-400:]))
+    codes = torch.cat([batch.codes for batch in stream(tmp_path / "new.tsv", data.encoders)])
+    np.testing.assert_array_equal(codes.numpy(), data.test.codes)
+    with pytest.raises(DataError, match=r"new\.tsv: no column 'label' \(label\)"):
+        load(tmp_path / "new.tsv")
 
 
 @pytest.mark.skipif(not CENSUS.exists(), reason=f"{CENSUS} is not there")
