@@ -16,6 +16,8 @@ from lpfs.report.arms import Panel, panels, standing
 from lpfs.report.curves import Series, axis, chart, decades
 from lpfs.report.experiment import page
 from lpfs.report.results import Results, load_results
+from lpfs.report.sections.gates import traced
+from lpfs.report.sections.settings import penalised, variations
 from lpfs.report.statistics import area, difference, estimate, polarisation
 
 from . import made_results as made
@@ -93,8 +95,9 @@ def test_axes() -> None:
     assert (low, high) == (-7, 0)
     assert [mark.text for mark in marks] == ["1e-07", "1e-05", "0.001", "0.1"]
     assert marks[-1].at == pytest.approx(100 * 6 / 7, abs=0.01)
-    flat = chart("flat", [made_series([3.0, 3.0])], labels={1: "1", 2: "2"})
-    assert all(0 <= float(p.split(",")[1]) <= 1000 for p in flat.lines[0].points.split())
+    for flat in (3.0, 0.0, -2.0):
+        drawn = chart("flat", [made_series([flat, flat])], labels={1: "1", 2: "2"})
+        assert all(0 <= float(p.split(",")[1]) <= 1000 for p in drawn.lines[0].points.split())
 
 
 def made_series(values: list[float]) -> Series:
@@ -130,6 +133,28 @@ def test_a_variation_with_the_defaults_stands_for_its_method(results: Results) -
         if row.method == "lpfs++" and row.settings.keys() == {"alpha"}:
             varied.add(row)
     assert [arm.title for arm in varied.standard] == ["LPFS++ α 50", "LPFS++ α 100"]
+
+
+def test_rows_that_were_seen_are_told_apart(results: Results) -> None:
+    first = panels(results)[0]
+    panel = Panel(first.data, first.model)
+    for row in first.rows:
+        panel.add(row)
+        if "lam" in row.settings or "alpha" in row.settings:
+            panel.add(row.model_copy(update={"rows_of_gates": "same-rows"}))
+    assert panel.usual == "one-pass"
+    table = penalised(panel)
+    assert table is not None
+    assert [row[1].text for row in table.tables[0][1].rows] == ["10", "50"]
+    assert [title for title, _ in traced(panel, results)] == ["λ given", "a budget given"]
+    assert [len(lines) for _, lines in traced(panel, results)] == [2, 7]
+    varied = variations(panel)
+    assert varied is not None
+    assert [title for title, _ in varied.tables] == [
+        "LPFS++: α",
+        "LPFS++, same-rows: α",
+        "LPFS++: τ",
+    ]
 
 
 def written_auc(method: str, retrain: str, data: str = "synthetic noise 1") -> dict[int, Any]:

@@ -143,6 +143,12 @@ class Panel:
         return sorted((arm for arm in self._of if arm.method != ALL), key=order)
 
     @property
+    def usual(self) -> str:
+        """The rows that most arms' gates learn from, seen ones only where there are no others."""
+        counts = Counter(arm.rows_of_gates for arm in self.arms)
+        return max(counts, key=lambda rows: (rows != "same-rows", counts[rows], rows), default="")
+
+    @property
     def standard(self) -> list[Arm]:
         """The arms to compare methods by: each with its defaults, its gates on unseen rows.
 
@@ -150,7 +156,6 @@ class Panel:
         is no budget to compare at.
         """
         arms = [arm for arm in self.arms if not arm.penalised]
-        usual = Counter(arm.rows_of_gates for arm in arms if arm.rows_of_gates != "same-rows")
         chosen = []
         for method in dict.fromkeys(arm.method for arm in arms):
             own = [arm for arm in arms if arm.method == method]
@@ -159,9 +164,9 @@ class Panel:
                 if all(value == defaults.get(name) for name, value in arm.values.items()):
                     own = [other for other in own if other.values == arm.values]
                     break
+            learnt_from = {arm.rows_of_gates for arm in own}
             common = max(
-                (arm.rows_of_gates for arm in own),
-                key=lambda rows: (rows != "same-rows", usual[rows], rows),
+                learnt_from, key=lambda rows: (rows == self.usual, rows != "same-rows", rows)
             )
             chosen += [arm for arm in own if arm.rows_of_gates == common]
         return chosen

@@ -101,7 +101,7 @@ def ticks(largest: float, most: int, start: float = 0.0) -> list[Tick]:
 
 def axis(low: float, high: float, most: int) -> tuple[list[Tick], float, float]:
     """Round marks that enclose a range, and the first and the last of them."""
-    step = unit(max(high - low, abs(high) * 1e-3), most)
+    step = unit(max(high - low, abs(high) * 1e-3) or 1.0, most)
     first = math.floor(round(low / step, 6))
     last = max(math.ceil(round(high / step, 6)), first + 1)
     decimals = max(0, -math.floor(math.log10(step) + 1e-9))
@@ -211,7 +211,8 @@ def chart(
         unit: what y is called where somebody points.
         x_title: what x is.
     """
-    heights = [y for line in series for y in (*line.y, *line.low, *line.high)]
+    # Bands may be cut off: between seeds there lies more than between methods.
+    heights = [y for line in series for y in line.y]
     heights += [level[0]] if level else []
     if log:
         y_ticks, bottom, top = decades([y for y in heights if y > 0])

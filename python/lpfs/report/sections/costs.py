@@ -83,11 +83,11 @@ def cost(panel: Panel, colours: Mapping[Arm, int]) -> Part | None:
         rows.append(
             [
                 Cell(arm.title, colour=colours[arm]),
-                plain(pretrain.mean if pretrain else None, 1),
-                plain(select.mean if select else None, 1),
+                plain(pretrain.mean if pretrain else None, 2),
+                plain(select.mean if select else None, 2),
                 plain(share, 2),
-                plain(select.mean * select.count / seeds if select else None, 1),
-                plain(_mean(row.retrain_seconds for row in panel.of(arm)), 1),
+                plain(select.mean * select.count / seeds if select else None, 2),
+                plain(_mean(row.retrain_seconds for row in panel.of(arm)), 2),
                 plain(1e3 * step.mean if step else None, 2),
                 plain(1e3 * ungated.mean if ungated else None, 2),
                 plain(step.mean / ungated.mean if step and ungated and ungated.mean else None, 2),

@@ -112,13 +112,9 @@ def zeros(panel: Panel, results: Results) -> Part | None:
 def traced(panel: Panel, results: Results) -> list[tuple[str, list[Series]]]:
     """Zero gates over the steps of one run of each arm of LPFS and LPFS++: those to which λ was
     given, and those to which a budget was."""
-    fixed = [arm for arm in panel.arms if arm.penalised]
-    usual = {arm.rows_of_gates for arm in panel.standard if arm.method in FAMILY}
-    free = [
-        arm
-        for arm in panel.arms
-        if arm.method in FAMILY and not arm.penalised and arm.rows_of_gates in usual
-    ]
+    arms = [arm for arm in panel.arms if arm.rows_of_gates == panel.usual]
+    fixed = [arm for arm in arms if arm.penalised]
+    free = [arm for arm in arms if arm.method in FAMILY and not arm.penalised]
     groups = []
     for title, arms in (("λ given", fixed), ("a budget given", free)):
         series: list[Series] = []

@@ -26,7 +26,8 @@ def variations(panel: Panel) -> Part | None:
             arms = [plain, *arms]
         if len(arms) > 1:
             title = TITLES.get(method, method)
-            _vary(panel, part, f"{title}: {', '.join(map(symbol, names))}", arms)
+            rows = "" if learnt_from == panel.usual else f", {learnt_from}"
+            _vary(panel, part, f"{title}{rows}: {', '.join(map(symbol, names))}", arms)
     return part if part.tables else None
 
 
@@ -87,7 +88,7 @@ def _first_number(arm: Arm) -> float | str | None:
 
 def penalised(panel: Panel) -> Part | None:
     """Table 1: how many fields an α and a λ leave."""
-    arms = [arm for arm in panel.arms if arm.penalised]
+    arms = [arm for arm in panel.arms if arm.penalised and arm.rows_of_gates == panel.usual]
     if not arms:
         return None
     names = list(dict.fromkeys(name for arm in arms for name in arm.values))
@@ -113,7 +114,8 @@ def rows_of_gates(panel: Panel) -> Part | None:
     auc = METRICS["AUC"]
     families: dict[tuple[str, str], list[Arm]] = {}
     for arm in panel.arms:
-        families.setdefault((arm.method, arm.settings), []).append(arm)
+        if not arm.penalised:
+            families.setdefault((arm.method, arm.settings), []).append(arm)
     rows = []
     for arms in families.values():
         if len(arms) < 2:
