@@ -12,11 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from lpfs.report.arms import Panel, panels, standing
+from lpfs.report.arms import Panel, foremost, panels, standing
 from lpfs.report.curves import Series, axis, chart, decades
 from lpfs.report.experiment import page
 from lpfs.report.results import Results, load_results
 from lpfs.report.sections.gates import traced
+from lpfs.report.sections.reach import curves
 from lpfs.report.sections.settings import penalised, variations
 from lpfs.report.statistics import area, difference, estimate, polarisation
 
@@ -187,6 +188,16 @@ def test_areas_of_the_page_are_those_of_the_rows(text: str, retrain: str) -> Non
             assert gap in shown
 
 
+@pytest.mark.parametrize("metric", ["AUC", "Log loss", "Accuracy"])
+def test_the_best_areas_are_bold(results: Results, metric: str) -> None:
+    part = curves(panels(results)[0], dict.fromkeys(panels(results)[0].standard, 0))
+    assert part is not None
+    rows = dict(part.tables)[f"{metric}: areas"].rows
+    bold = {row[0].text for row in rows if row[1].strong}
+    # The best, and what is within its standard error, .0017: seeds are .003 apart.
+    assert {"LPFS++"} <= bold <= {"LPFS++", "permutation"}
+
+
 def test_where_lpfs_stands(results: Results) -> None:
     first = panels(results)[0]
     stands = standing(first, "cold")
@@ -210,6 +221,14 @@ def test_where_lpfs_stands(results: Results) -> None:
     assert level.verdict == "level"
     none = Panel("a", "b")
     assert standing(none, "cold") is None
+    assert foremost(none) is None
+    # Four are informative, so that of 4, 6 and 10 only 4 counts; random finds fewer there.
+    assert foremost(first) == (1, 1)
+    fewer = Panel(first.data, first.model)
+    for row in first.rows:
+        ours = row.method == "lpfs++"
+        fewer.add(row.model_copy(update={"informative_found": 3}) if ours else row)
+    assert foremost(fewer) == (0, 1)
 
 
 def test_a_seed_without_all_budgets_has_no_area(results: Results) -> None:
@@ -230,6 +249,8 @@ def test_the_page_has_every_section(text: str) -> None:
         *("revival", "masks", "rows", "removal", "cost", "failed", "run"),
     ]
     assert "made <up> & small" in shown
+    assert "retrained cold permutation ahead 1 of 5 0.71" in shown
+    assert "rival synthetic noise 1 · dlrm synthetic noise 2 · dlrm LPFS +0.00" in shown
     assert "DivergedError: <b>loss</b> is nan" in shown
     assert "198 cells done 1 cells failed 5 methods 3 seeds" in shown
     for what in ("torch 2.13.0", "a processor", "seeds 0, 1, 2", "data.rows 1,000", "2026-11-24"):

@@ -287,6 +287,24 @@ def standing(panel: Panel, retrain: Retrain) -> Standing | None:
     )
 
 
+def foremost(panel: Panel) -> tuple[int, int] | None:
+    """At how many of the budgets from half to all of the informative count LPFS++ finds at least as
+    many informative fields as every rival, and how many these budgets are; None without a truth."""
+    counts = {row.informative for row in panel.rows if row.informative}
+    if panel.ours is None or len(counts) != 1:
+        return None
+    (informative,) = counts
+    found = {arm: panel.once(arm, lambda row: row.informative_found) for arm in panel.standard}
+    ours = found.pop(panel.ours)
+    budgets = [keep for keep in ours if informative / 2 <= keep <= informative]
+    ahead = [
+        keep
+        for keep in budgets
+        if all(ours[keep].mean >= theirs[keep].mean for theirs in found.values() if keep in theirs)
+    ]
+    return (len(ahead), len(budgets)) if budgets else None
+
+
 def panels(results: Results) -> list[Panel]:
     """The panels of an experiment, in the order of its rows."""
     found: dict[tuple[str, str], Panel] = {}

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from lpfs.report.arms import METRICS, RETRAINED, Arm, Panel, mean, standing
+from lpfs.report.arms import METRICS, RETRAINED, Arm, Panel, foremost, mean, standing
 from lpfs.report.curves import Chart, Series, chart
-from lpfs.report.parts import Cell, Part, Table, estimated
+from lpfs.report.parts import Cell, Part, Table, estimated, without_empty
 from lpfs.report.results import Retrain
 from lpfs.report.sections.lines import lines, numbers, over_budgets
 from lpfs.report.statistics import Estimate, difference, estimate
 
 
 def in_short(found: Sequence[Panel]) -> list[Part]:
-    """Where LPFS++ stands, in one table."""
+    """Where LPFS++ stands, and how far it is from every rival."""
     rows = []
     for panel in found:
+        ahead = foremost(panel)
         for retrain in ("cold", "hot"):
             stands = standing(panel, retrain)
             if stands is not None:
@@ -28,10 +29,48 @@ def in_short(found: Sequence[Panel]) -> list[Part]:
                         Cell(f"{stands.rank} of {stands.count}", stands.rank),
                         estimated(stands.ours, 4),
                         estimated(stands.gap, 4, signed=True),
+                        Cell(f"{ahead[0]} of {ahead[1]}", ahead[0]) if ahead else Cell(""),
                     ]
                 )
+    if not rows:
+        return []
     head = ["log · model", "", "best rival", "LPFS++ is", "rank", "area", "− best rival"]
-    return [Part("", tables=[("", Table(head, rows, words=4))])] if rows else []
+    part = Part("")
+    part.tables.append(("", without_empty(Table([*head, "most found at"], rows, words=4))))
+    part.tables += [*_against_all(found, "cold"), *_against_all(found, "hot")]
+    return [part]
+
+
+def _against_all(found: Sequence[Panel], retrain: Retrain) -> list[tuple[str, Table]]:
+    """LPFS++ − every rival, by panel: one table, or none where there is nothing to compare."""
+    auc = METRICS["AUC"]
+    gaps: dict[str, dict[str, Estimate]] = {}
+    for panel in found:
+        if panel.ours is None:
+            continue
+        ours = panel.areas(panel.ours, retrain, auc)
+        for arm in panel.standard:
+            gap = difference(panel.areas(arm, retrain, auc), ours)
+            if arm != panel.ours and gap is not None:
+                gaps.setdefault(arm.title, {})[panel.title] = gap
+    titles = [panel.title for panel in found if any(panel.title in gap for gap in gaps.values())]
+    rows = [
+        [
+            Cell(name),
+            *(
+                estimated(gap.get(title), 4, signed=True, strong=_behind(gap.get(title)))
+                for title in titles
+            ),
+        ]
+        for name, gap in gaps.items()
+    ]
+    title = f"Area of LPFS++ − that of the rival, {RETRAINED[retrain]}; bold where LPFS++ is behind"
+    return [(title, Table(["rival", *titles], rows))] if rows else []
+
+
+def _behind(gap: Estimate | None) -> bool:
+    """Whether it is so by more than the standard error."""
+    return gap is not None and gap.mean < -(gap.error or 0)
 
 
 def curves(panel: Panel, colours: Mapping[Arm, int]) -> Part | None:
@@ -48,7 +87,7 @@ def curves(panel: Panel, colours: Mapping[Arm, int]) -> Part | None:
             if title != "AUC" or retrain == "none":
                 name, metric = f"{title}, {how}", METRICS[title]
                 part.charts += lines(panel, arms, budgets, retrain, metric, name, colours)
-    part.tables.append(("", _areas(panel, arms, colours)))
+    part.tables += [(f"{name}: areas", _areas(panel, arms, name, colours)) for name in METRICS]
     return part
 
 
@@ -93,22 +132,20 @@ def _pair(
     return charts
 
 
-def _areas(panel: Panel, arms: Sequence[Arm], colours: Mapping[Arm, int]) -> Table:
+def _areas(panel: Panel, arms: Sequence[Arm], name: str, colours: Mapping[Arm, int]) -> Table:
     """Areas under the curves, with the differences to LPFS++."""
-    auc, ours = METRICS["AUC"], panel.ours
-    ways = [way for way in RETRAINED if any(panel.curve(arm, way, auc) for arm in arms)]
-    areas = {(arm, way): panel.areas(arm, way, auc) for arm in arms for way in ways}
+    metric, ours = METRICS[name], panel.ours
+    better = -1 if name == "Log loss" else 1
+    ways = [way for way in RETRAINED if any(panel.curve(arm, way, metric) for arm in arms)]
+    areas = {(arm, way): panel.areas(arm, way, metric) for arm in arms for way in ways}
     best: dict[Retrain, Estimate] = {
-        way: max(
-            (estimate(list(areas[arm, way].values())) for arm in arms if areas[arm, way]),
-            key=lambda e: e.mean,
-        )
+        way: max(found, key=lambda area: better * area.mean)
         for way in ways
-        if any(areas[arm, way] for arm in arms)
+        if (found := [estimate([*areas[arm, way].values()]) for arm in arms if areas[arm, way]])
     }
     head = ["method"]
     for way in ways:
-        head += [f"area, {RETRAINED[way]}"] + (["− LPFS++"] if ours else [])
+        head += [RETRAINED[way]] + (["− LPFS++"] if ours else [])
     head.append("seeds")
     rows = []
     for arm in arms:
@@ -116,7 +153,7 @@ def _areas(panel: Panel, arms: Sequence[Arm], colours: Mapping[Arm, int]) -> Tab
         for way in ways:
             own = mean(areas[arm, way].values())
             top = best.get(way)
-            level = bool(own and top and own.mean >= top.mean - (top.error or 0))
+            level = bool(own and top and better * (top.mean - own.mean) <= (top.error or 0))
             row.append(estimated(own, 4, strong=level))
             if ours:
                 gap = None if arm == ours else difference(areas[ours, way], areas[arm, way])
