@@ -26,7 +26,7 @@ from datetime import date
 from pathlib import Path
 
 PAGE = Path(__file__).with_name("data.md")
-ROUNDS, STEPS, BATCH = 5, 1_000, 512
+ROUNDS, STEPS, BATCH = 3, 1_000, 512
 Figures = dict[str, float]
 
 

@@ -51,6 +51,10 @@ def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
+def _named(files: list[Path]) -> str:
+    return f"{files[0]} and {len(files) - 1} more" if len(files) > 1 else str(files[0])
+
+
 def _buckets(text: str) -> dict[str, int]:
     pairs = [name.rpartition("=") for name in _names(text)]
     for column, _, buckets in pairs:
@@ -251,7 +255,7 @@ def select(
         ),
         settings,
         out,
-        ", ".join(map(str, data)),
+        _named(data),
         tensorboard=tensorboard,
         resume=resume,
         checkpoint_every=checkpoint_every,

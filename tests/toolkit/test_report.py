@@ -130,19 +130,25 @@ document.body.dataset.picked = document.querySelectorAll("polyline.on").length;
 document.body.dataset.wide = document.documentElement.scrollWidth > innerWidth;
 document.body.dataset.drawn = [...document.querySelectorAll("polyline")]
   .filter(line => line.getBoundingClientRect().width > 40).length;
+document.body.dataset.ink = getComputedStyle(document.querySelector("polyline.kept")).stroke;
 </script></body>"""
 
 
 @needs_browser
-@pytest.mark.parametrize("width", [500, 1200])
-def test_in_a_browser(run: Path, tmp_path: Path, width: int) -> None:
+@pytest.mark.parametrize(
+    ("width", "scheme", "ink"),
+    [(500, "1", "rgb(22, 104, 184)"), (1200, "0", "rgb(98, 168, 238)")],
+    ids=["narrow and light", "wide and dark"],
+)
+def test_in_a_browser(run: Path, tmp_path: Path, width: int, scheme: str, ink: str) -> None:
     path = tmp_path / "page.html"
     path.write_text((run / "report.html").read_text().replace("</body>", POINT))
-    left = opened(path, width)
+    left = opened(path, width, f"--blink-settings=preferredColorScheme={scheme}")
     assert 'data-ready="27"' in left
     assert 'data-picked="19"' in left
     assert re.search(r'data-tip="19 fields\s+step \d+ · gate 0"', left)
     assert 'data-wide="false"' in left
+    assert f'data-ink="{ink}"' in left
     drawn = re.search(r'data-drawn="(\d+)"', left)
     assert drawn is not None
     assert int(drawn[1]) >= 27 + 27 + 3
