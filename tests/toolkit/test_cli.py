@@ -312,6 +312,16 @@ def test_bad_input(
     refused(tmp_path, expected, "select", path, "--out", tmp_path / "run", *options)
 
 
+@pytest.mark.parametrize("case", [("log.csv", "label,a\n0,x\n1\n"), ("log.csv.gz", "no gzip")])
+def test_bad_input_in_a_shell(tmp_path: Path, case: tuple[str, str]) -> None:
+    (tmp_path / case[0]).write_text(case[1])
+    before = below(tmp_path)
+    done = in_a_shell("select", tmp_path / case[0], *KEEP, "--out", tmp_path / "run")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.startswith(f"lpfs: {tmp_path / case[0]}: ")
+    assert below(tmp_path) == before
+
+
 def refused(directory: Path, expected: list[str], *arguments: object) -> None:
     """The command must say what is wrong in one line, and leave nothing in the directory."""
     before = below(directory)
