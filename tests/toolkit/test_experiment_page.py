@@ -202,7 +202,7 @@ def test_where_lpfs_stands(results: Results) -> None:
     first = panels(results)[0]
     stands = standing(first, "cold")
     assert stands is not None
-    assert (stands.best, stands.rank, stands.count) == ("permutation", 1, 5)
+    assert (stands.rival, stands.rank, stands.count) == ("permutation", 1, 5)
     assert stands.verdict == "ahead"
 
     def moved(by: float, noise: float = 0.0) -> Panel:
@@ -219,6 +219,15 @@ def test_where_lpfs_stands(results: Results) -> None:
     level = standing(moved(0.0, noise=0.01), "cold")
     assert level is not None
     assert level.verdict == "level"
+    # Behind one rival by little but surely counts, whatever a wavering one reaches.
+    wavering = Panel(first.data, first.model)
+    for row in first.rows:
+        assert row.auc is not None
+        shift = {"permutation": 0.003, "lpfs": 0.005 + 0.02 * (row.seed - 1)}.get(row.method, 0.0)
+        wavering.add(row.model_copy(update={"auc": row.auc + shift}))
+    stands = standing(wavering, "cold")
+    assert stands is not None
+    assert (stands.rival, stands.verdict, stands.rank) == ("permutation", "behind", 3)
     none = Panel("a", "b")
     assert standing(none, "cold") is None
     assert foremost(none) is None

@@ -253,18 +253,20 @@ class Standing:
     """Where LPFS++ stands on a panel, by the area under AUC against fields kept."""
 
     ours: Estimate
-    best: str
-    """The best rival."""
-    gap: Estimate | None
+    rival: str
+    """The rival that LPFS++ does worst against."""
+    gap: Estimate
     """LPFS++ − that rival, seed by seed."""
     rank: int
+    """By the mean area."""
     count: int
 
     @property
     def verdict(self) -> str:
-        """In words, by the standard error of the paired difference."""
-        if self.gap is None or self.gap.error is None:
-            return "one seed" if self.gap else "no seed in common"
+        """In words: behind a rival, level with one, or ahead of all, by the standard error of the
+        paired difference."""
+        if self.gap.error is None:
+            return "one seed"
         if abs(self.gap.mean) <= self.gap.error:
             return "level"
         return "ahead" if self.gap.mean > 0 else "behind"
@@ -272,19 +274,19 @@ class Standing:
 
 def standing(panel: Panel, retrain: Retrain) -> Standing | None:
     """Where LPFS++ stands; None where it or every rival is missing."""
-    ours = panel.ours
-    if ours is None:
+    if panel.ours is None:
         return None
     areas = {arm: panel.areas(arm, retrain, lambda row: row.auc) for arm in panel.standard}
-    means = {arm: estimate(list(found.values())) for arm, found in areas.items() if found}
-    rivals = [arm for arm in means if arm.method != OURS]
-    if ours not in means or not rivals:
+    ours = areas.pop(panel.ours)
+    gaps = {arm: gap for arm in areas if (gap := difference(areas[arm], ours)) is not None}
+    if not gaps:
         return None
-    best = max(rivals, key=lambda arm: means[arm].mean)
-    above = sum(means[arm].mean > means[ours].mean for arm in rivals)
-    return Standing(
-        means[ours], best.title, difference(areas[best], areas[ours]), above + 1, len(rivals) + 1
-    )
+    behind = [arm for arm, gap in gaps.items() if gap.mean + (gap.error or 0) < 0]
+    sign = 1 if behind else -1  # surely behind one of them, or else perhaps not ahead of it
+    worst = min(behind or gaps, key=lambda arm: gaps[arm].mean + sign * (gaps[arm].error or 0))
+    own = estimate([*ours.values()])
+    above = sum(estimate([*areas[arm].values()]).mean > own.mean for arm in gaps)
+    return Standing(own, worst.title, gaps[worst], above + 1, len(gaps) + 1)
 
 
 def foremost(panel: Panel) -> tuple[int, int] | None:

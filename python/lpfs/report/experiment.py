@@ -16,10 +16,10 @@ from lpfs.report.sections.settings import penalised, rows_of_gates, variations
 
 TEXTS = {
     "short": (
-        "LPFS++ beside its best rival, by the area under the AUC-against-fields curve. The "
-        "difference is taken seed by seed; it counts as level while it is not larger than its "
-        "standard error. Most found: at how many of the budgets from half to all of the "
-        "informative count no rival finds more informative fields."
+        "LPFS++ beside the rival that it does worst against, by the area under the "
+        "AUC-against-fields curve. The difference is taken seed by seed; it counts as level while "
+        "it is not larger than its standard error. Most found: at how many of the budgets from "
+        "half to all of the informative count no rival finds more informative fields."
     ),
     "curves": (
         "Test part. Lines are means over seeds; bands, shown for LPFS++ and for the line pointed "

@@ -24,7 +24,7 @@ def in_short(found: Sequence[Panel]) -> list[Part]:
                     [
                         Cell(panel.title),
                         Cell(RETRAINED[retrain]),
-                        Cell(stands.best),
+                        Cell(stands.rival),
                         Cell(stands.verdict, strong=stands.verdict == "ahead"),
                         Cell(f"{stands.rank} of {stands.count}", stands.rank),
                         estimated(stands.ours, 4),
@@ -34,7 +34,7 @@ def in_short(found: Sequence[Panel]) -> list[Part]:
                 )
     if not rows:
         return []
-    head = ["log · model", "", "best rival", "LPFS++ is", "rank", "area", "− best rival"]
+    head = ["log · model", "", "hardest rival", "LPFS++ is", "rank", "area", "− that rival"]
     part = Part("")
     part.tables.append(("", without_empty(Table([*head, "most found at"], rows, words=4))))
     part.tables += [*_against_all(found, "cold"), *_against_all(found, "hot")]
