@@ -339,12 +339,13 @@ def report(
 def _report_experiment(directory: Path, out: Path | None) -> None:
     if out is not None:
         _require_new_file(out, ".html")
+    written = out or directory / "report.html"
+    _require_writable(written)
     from lpfs.report.experiment import page
     from lpfs.report.pictures import draw
     from lpfs.report.results import load_results
 
     results = _checked(lambda: load_results(directory))
-    written = out or directory / "report.html"
     with appearing(written) as place:
         place.write_text(page(results), encoding="utf-8")
     pictures = [] if out is not None else draw(results, directory)
