@@ -80,8 +80,13 @@ def _auc(found: Sequence[Panel]) -> Figure | None:
                 place.axhline(whole.mean, color="#666666", linewidth=0.8, linestyle="--")
             _budgets(place, panel.budgets())
             place.set(title=f"{panel.title}, {RETRAINED[way]}", ylabel="AUC")
-        row[-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+        _legend(row[-1])
     return figure
+
+
+def _legend(place: Axes) -> None:
+    """Beside the axes, where it hides nothing."""
+    place.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
 
 
 def _style(i: int, ours: bool = False) -> dict[str, Any]:
@@ -148,7 +153,7 @@ def _zeros(found: Sequence[Panel], results: Results) -> Figure | None:
                 line.x, line.y, label=line.name, color=COLOURS[i % len(COLOURS)], linewidth=1
             )
         place.set(title=f"{panel.title}: zero gates, {title}", xlabel="step")
-        place.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+        _legend(place)
     return figure
 
 
@@ -158,9 +163,8 @@ def _alpha(found: Sequence[Panel]) -> Figure | None:
         arms = [
             arm
             for arm in panel.arms
-            if arm.method == OURS
-            and [*arm.values] == ["alpha"]
-            and arm.rows_of_gates != "same-rows"
+            if arm.method == OURS and [*arm.values] in ([], ["alpha"])
+            if arm.rows_of_gates == panel.usual
         ]
         if len(arms) > 1:
             shown.append((panel, arms))
@@ -174,10 +178,10 @@ def _alpha(found: Sequence[Panel]) -> Figure | None:
                 list(curve),
                 [value.mean for value in curve.values()],
                 [value.error or 0.0 for value in curve.values()],
-                label=arm.setting,
+                label=arm.setting or "default",
                 **_style(i),
             )
         _budgets(place, panel.budgets(arms))
         place.set(title=f"{panel.title}: LPFS++, {RETRAINED['cold']}", ylabel="AUC")
-        place.legend(fontsize=7, frameon=False)
+        _legend(place)
     return figure
