@@ -168,9 +168,9 @@ def meet(end: dict[str, Any], rank: int) -> None:
     wishes, checkpoint = Checkpoints.wishes, Checkpoints._write
 
     def half_written(number: int) -> None:
-        if rank == 0 and reached("write"):
-            if not os.path.isdir(f"/proc/self/fd/{number}"):
-                os.truncate(f"/proc/self/fd/{number}", os.fstat(number).st_size // 2)
+        is_file = not os.path.isdir(f"/proc/self/fd/{number}")
+        if rank == 0 and is_file and reached("write"):
+            os.truncate(f"/proc/self/fd/{number}", os.fstat(number).st_size // 2)
             os.kill(os.getpid(), signal.SIGKILL)
         fsync(number)
 
