@@ -20,8 +20,9 @@ LIMIT_BYTES = 16 << 30
 
 @dataclass(frozen=True)
 class Case:
-    """`what` is concat, lookup (with the embedding lookup), step (of the gates' optimiser) or
-    training (a whole step)."""
+    """`what` is concat, lookup (with the embedding lookup), step (of the gates' optimiser),
+    training (a whole step), cross (all pairs of the fields) or cross linear (users × items into a
+    layer)."""
 
     what: str
     fields: int
@@ -97,6 +98,10 @@ def core(device: str) -> list[Case]:
     cases.append(Case("lookup", 27, 16, 4096, "packed", device=device))
     cases.append(Case("training", 27, 16, 4096, "packed", device=device))
     cases += steps(device)
+    cases += [Case("cross", 27, 16, batch, "crosses", device=device) for batch in (512, 4096)]
+    half_dead = Case("cross", 27, 16, 4096, "crosses", dead=50, device=device, contestants="dead")
+    linear = Case("cross linear", 296, 16, 1024, "user × item", device=device)
+    cases += [half_dead, linear]
     if device == "cpu":
         for layout in LAYOUTS:
             cases.append(Case("concat", 27, 16, 4096, layout, threads=1))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from . import crosses
 from .grid import Case
 from .spellings import OURS
 
@@ -170,6 +171,39 @@ def targets(cpu: list[Measured]) -> list[list[str]]:
         goal = max(1.25, 0.9 * allowed)
         what = f"half the fields dead against none (bytes allow {allowed:.2f}×)"
         add(where, what, f"≥ {goal:.2f}×", f"{got}", got.value >= goal)
+    return lines + cross_targets(cpu)
+
+
+def cross_targets(cpu: list[Measured]) -> list[list[str]]:
+    """Time and memory of crossed features."""
+    lines: list[list[str]] = []
+
+    def add(where: str, what: str, target: str, value: str, met: bool) -> None:
+        lines.append([where, what, target, value, "met" if met else "**missed**"])
+
+    for m in plain(cpu, what="cross", contestants="all"):
+        where = f"CPU, crosses of {shape(m.case)}"
+        for start, share in (("eager", 1 / 3), ("compiled", 1.0)):
+            name = m.best(start)
+            if name is None:
+                continue
+            got = estimate(m.ratios(name))
+            add(where, f"best {start} spelling", "≥ 3×", f"{got}", got.value >= 3)
+            theirs = min(peak for n in m.names(start) for peak in m.of(n, "peak_bytes"))
+            part = max(m.of("ours", "peak_bytes")) / theirs
+            what = f"peak memory over the smallest {start} spelling's"
+            add(where, what, f"≤ {share:.2f}", f"{part:.2f}", part <= share)
+    for m in plain(cpu, what="cross linear"):
+        where = (
+            f"CPU, {crosses.USERS} × {m.case.fields - crosses.USERS} into a layer, {shape(m.case)}"
+        )
+        apart = crosses.weight_bytes(m.case.fields, m.case.width)
+        ours = max(m.of("ours", "peak_bytes")) - apart
+        name = "gated_cross_concat, linear"
+        theirs = min(m.of(name, "peak_bytes")) - apart
+        what = "activation memory over that of the materialised form"
+        add(where, what, "≤ 0.10", f"{ours / theirs:.3f}", ours / theirs <= 0.1)
+        lines.append([where, "speed against it", "", f"{estimate(m.ratios(name))}", ""])
     return lines
 
 
@@ -183,6 +217,8 @@ GPU = [
     ],
     ["GPU, ≥ 256 MB", "half the fields dead against none", "≥ 1.29×"],
     ["GPU", "DLRM training step with gates under graph replay", "≤ 2 % more"],
+    ["GPU, crosses of 27·16", "best eager and compiled spelling", "3×; memory as on the CPU"],
+    ["GPU, 250 × 46 into a layer", "activation memory of the materialised form", "≤ 1/10"],
 ]
 
 
@@ -313,6 +349,8 @@ def report(device: str, measured: list[Measured]) -> list[str]:
         ("FBGEMM", [m for m in measured if m.case.contestants == "fbgemm"]),
         ("With the lookup", [m for m in measured if m.case.what == "lookup"]),
         ("A training step", [m for m in measured if m.case.what == "training"]),
+        ("Crosses", [m for m in measured if m.case.what == "cross"]),
+        ("Crosses into a layer", [m for m in measured if m.case.what == "cross linear"]),
         ("The proximal step", [m for m in measured if m.case.what == "step"]),
         ("All contestants", common),
     ):

@@ -15,6 +15,7 @@ from torch import Tensor
 import lpfs_kernels
 from lpfs_kernels import reference
 
+from . import crosses
 from .grid import Case
 
 try:
@@ -111,6 +112,8 @@ def build(case: Case) -> Entries:
         return _trainings(case, generator)
     if case.what == "lookup":
         return _lookups(case, generator)
+    if case.what.startswith("cross"):
+        return _crosses(case, generator)
     return _concats(case, generator)
 
 
@@ -165,6 +168,19 @@ def _concats(case: Case, generator: torch.Generator) -> Entries:
                 fast = partial(combined, data, x, epsilon, kind=kind)
                 contestants[f"compiled, combo kernels: {name}"] = Contestant(fast, OURS)
     return Entries([*embeddings, x], _like_output(embeddings, generator), contestants)
+
+
+def _crosses(case: Case, generator: torch.Generator) -> Entries:
+    def noise(rows: int, columns: int) -> Tensor:
+        return _noise(rows, columns, generator)
+
+    shape, device = (case.fields, case.width, case.batch), torch.device(case.device)
+    if case.what == "cross linear":
+        leaves, upstream, runs = crosses.linears(*shape, device, noise)
+    else:
+        compiled = partial(_compiled, case)
+        leaves, upstream, runs = crosses.concats(*shape, case.dead, device, noise, compiled)
+    return Entries(leaves, upstream, {name: Contestant(run) for name, run in runs.items()})
 
 
 def _like_output(embeddings: list[Tensor], generator: torch.Generator) -> Tensor:
