@@ -1,7 +1,8 @@
 // lpfs::gated_concat on the CPU; lpfs_kernels/reference.py is its definition.
 //
-// A thread takes a block of rows of neighbouring columns at a time. An output larger than the cache
-// is assembled in a buffer that stays in the cache, so that memory is written once, in whole lines.
+// A thread takes a block of rows of neighbouring columns at a time. Memory is written once, in whole
+// lines: fields that fill lines are streamed past the cache from the registers; what does not is
+// assembled in a buffer that stays in the cache, if it is larger than the cache itself.
 #include <cmath>
 #include <cstring>
 #include <memory>
@@ -21,12 +22,21 @@ namespace {
 constexpr int64_t kForwardGroupBytes = 1 << 14, kForwardAhead = 16;
 constexpr int64_t kBackwardGroupBytes = kSourceBytes, kTileBytes = 1 << 16;
 constexpr int64_t kBufferBytes = std::max(kForwardGroupBytes, kTileBytes);
+// For streaming. `rows` of one field after the other, while the next are fetched: 4 KiB of a list's
+// field of 16 floats, from more fields than a processor can follow. Neighbouring columns of one
+// tensor it follows by itself, row by row or, where rows are wider than a page, a few at once.
+struct Tile {
+  int64_t group_bytes, rows, ahead;
+};
+constexpr Tile kListTile{2048, 64, 64}, kNarrowTile{1 << 15, 1, 0}, kWideTile{1 << 15, 4, 0};
+constexpr int64_t kWideBytes = 4096;
+static_assert(2 * kWideTile.group_bytes <= kBufferBytes);  // sums of fp16 take twice its space
 // What a thread takes at a time, and what one partial sum of backward covers.
 constexpr int64_t kBlockRows = 256;
 // Below this a thread costs more than it saves.
 constexpr int64_t kGrainBytes = 1 << 18;
-// A smaller output may still be in the cache when it is read next.
-constexpr int64_t kStreamedBytes = 1 << 23;
+// A smaller output may still be in the cache when it is read next; to assemble one costs more.
+constexpr int64_t kStreamedBytes = 1 << 22, kAssembledBytes = 1 << 23;
 
 using Tensors = std::vector<Tensor>;
 using MaybeTensor = std::optional<Tensor>;
@@ -212,8 +222,22 @@ Layout lay_out(const Call& call, int64_t group_bytes) {
   return layout;
 }
 
-bool is_streamed(const Call& call) {
-  return call.batch * call.columns * call.item_bytes >= kStreamedBytes;
+int64_t bytes_of(const Call& call) { return call.batch * call.columns * call.item_bytes; }
+
+bool starts_line(const Tensor& tensor) {
+  return reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % kLineBytes == 0;
+}
+
+// Whether each field has its columns side by side and fills whole cache lines.
+bool fills_lines(const Call& call) {
+  return std::all_of(call.fields.begin(), call.fields.end(), [&](const Field& field) {
+    return field.rows.column_stride == 1 && field.width * call.item_bytes % kLineBytes == 0;
+  });
+}
+
+Tile streamed_tile(const Call& call, bool packed) {
+  if (!packed) return kListTile;
+  return call.columns * call.item_bytes < kWideBytes ? kNarrowTile : kWideTile;
 }
 
 int64_t blocks_of(const Call& call) { return (call.batch + kBlockRows - 1) / kBlockRows; }
@@ -222,7 +246,7 @@ int64_t blocks_of(const Call& call) { return (call.batch + kBlockRows - 1) / kBl
 // group before it turns to the next: what was fetched ahead is used.
 template <class Body>
 void for_each_block(const Call& call, const Layout& layout, const Body& body) {
-  const int64_t bytes = call.batch * call.columns * call.item_bytes;
+  const int64_t bytes = bytes_of(call);
   if (bytes == 0) return;
   const int64_t blocks = blocks_of(call);
   const int64_t items = blocks * static_cast<int64_t>(layout.groups.size());
@@ -246,16 +270,30 @@ Tensor gated_concat(const Tensors& embeddings, const Tensor& x, const Tensor& ep
                           ungated, kind, alpha, tau);
   Tensor output = empty(Shape{call.batch, call.columns}, call.type);
   auto* const data = static_cast<char*>(output.mutable_data_ptr());
-  const Layout layout = lay_out(call, kForwardGroupBytes);
   const Loops& loops = loops_for(dtype_of(call.type));
-  const bool streamed = is_streamed(call);
+  if (bytes_of(call) >= kStreamedBytes && fills_lines(call) && starts_line(output)) {
+    const Tile tile = streamed_tile(call, !widths.empty());
+    const Layout layout = lay_out(call, tile.group_bytes);
+    for_each_block(call, layout, [&](int64_t, int64_t first, int64_t end, const Group& group,
+                                     char*) {
+      for (int64_t row = first; row < end; row += tile.rows) {
+        loops.stream_concat(&layout.sources[group.first], group.end - group.first, row,
+                            std::min(tile.rows, end - row), tile.ahead,
+                            data + (row * call.columns + group.column) * call.item_bytes,
+                            call.columns);
+      }
+    });
+    return output;
+  }
+  const Layout layout = lay_out(call, kForwardGroupBytes);
+  const bool assembled = bytes_of(call) >= kAssembledBytes;
   for_each_block(call, layout, [&](int64_t, int64_t first, int64_t end, const Group& group,
                                    char* buffer) {
     for (int64_t row = first; row < end; ++row) {
       char* const target = data + (row * call.columns + group.column) * call.item_bytes;
       loops.concat_row(&layout.sources[group.first], group.end - group.first, row, kForwardAhead,
-                       streamed ? buffer : target);
-      if (streamed) stream(target, buffer, group.width * call.item_bytes);
+                       assembled ? buffer : target);
+      if (assembled) stream(target, buffer, group.width * call.item_bytes);
     }
   });
   return output;
@@ -269,6 +307,11 @@ struct Target {
   char* row(int64_t r) const { return data + r * stride; }
 };
 
+Target target_of(const Flow& flow, int64_t item_bytes, int64_t row) {
+  const int64_t stride = flow.target_stride * item_bytes;
+  return {static_cast<char*>(flow.target) + row * stride, stride};
+}
+
 void zero(Target target, int64_t rows, int64_t bytes) {
   for (int64_t r = 0; r < rows; ++r) std::memset(target.row(r), 0, bytes);
 }
@@ -277,6 +320,15 @@ void zero(Target target, int64_t rows, int64_t bytes) {
 void stream_rows(Target target, const char* buffer, int64_t rows, int64_t bytes) {
   if (target.stride == bytes) return stream(target.data, buffer, rows * bytes);
   for (int64_t r = 0; r < rows; ++r) stream(target.row(r), buffer + r * bytes, bytes);
+}
+
+// The columns of each source together.
+template <class T>
+void add_sums(const Layout& layout, const Group& group, const char* columns, double* sums) {
+  const T* next = reinterpret_cast<const T*>(columns);
+  for (int64_t i = group.first; i < group.end; ++i) {
+    for (int64_t j = 0; j < layout.sources[i].width; ++j) sums[i] += *next++;
+  }
 }
 
 template <class T>
@@ -295,67 +347,81 @@ Tensors gated_concat_backward(const Tensor& grad, const Tensors& embeddings, con
   const Shape widths = maybe_widths.value_or(Shape{});
   const Call call = check({"gated_concat_backward"}, &grad, embeddings, x, epsilon, widths, scale,
                           ungated, kind, alpha, tau);
-  const Layout layout = lay_out(call, kBackwardGroupBytes);
-  const int64_t item = call.item_bytes, count = layout.sources.size();
   const bool packed = !widths.empty();
   Tensors gradients;
   gradients.reserve(embeddings.size() + 1);
   for (const Tensor& embedding : embeddings) {
     gradients.push_back(empty(embedding.sizes(), call.type));
   }
+  const bool large = bytes_of(call) >= kStreamedBytes;
+  const bool streamed = large && fills_lines(call) && rows_of(grad).column_stride == 1 &&
+                        std::all_of(gradients.begin(), gradients.end(), starts_line);
+  const Tile tile = streamed_tile(call, packed);
+  const Layout layout = lay_out(call, streamed ? tile.group_bytes : kBackwardGroupBytes);
+  const int64_t item = call.item_bytes, count = layout.sources.size();
 
-  // Of each source: the columns of grad, and where its gradient goes.
-  std::vector<Rows> upstreams;
-  std::vector<Target> targets;
-  upstreams.reserve(count);
-  targets.reserve(count);
+  std::vector<Flow> flows;
+  flows.reserve(count);
   int64_t column = 0;
   for (int64_t i = 0; i < count; ++i) {
-    const int64_t field = layout.field_of[i];
-    auto* data = static_cast<char*>(gradients[packed ? 0 : field].mutable_data_ptr());
-    upstreams.push_back(advance(rows_of(grad), item, 0, column));
-    targets.push_back({data + (packed ? column : layout.column_in_field[i]) * item,
-                       (packed ? call.columns : call.fields[field].width) * item});
+    const int64_t f = layout.field_of[i];
+    const Field& field = call.fields[f];
+    auto* data = static_cast<char*>(gradients[packed ? 0 : f].mutable_data_ptr());
+    flows.push_back({layout.sources[i], advance(rows_of(grad), item, 0, column), field.learns,
+                     data + (packed ? column : layout.column_in_field[i]) * item,
+                     packed ? call.columns : field.width});
     column += layout.sources[i].width;
   }
 
-  // Tiles and blocks depend on the shapes alone, so the sums do not depend on the threads.
-  const int64_t row_bytes = std::clamp<int64_t>(call.columns * item, 1, kBackwardGroupBytes);
-  const int64_t tile_rows = std::min(kTileBytes / row_bytes, kBlockRows);
+  // Tiles and blocks depend on the call alone, so the sums do not depend on the threads.
   const int64_t blocks = blocks_of(call);
   const std::unique_ptr<double[]> partial(new double[blocks * count]());
   const Loops& loops = loops_for(dtype_of(call.type));
-  const bool streamed = is_streamed(call);
-  for_each_block(call, layout, [&](int64_t block, int64_t first, int64_t end, const Group& group,
-                                   char* buffer) {
-    for (int64_t row = first; row < end; row += tile_rows) {
-      const int64_t rows = std::min(tile_rows, end - row);
-      char* next = buffer;
-      for (int64_t i = group.first; i < group.end; ++i) {
-        const Source& source = layout.sources[i];
-        const int64_t bytes = source.width * item;
-        const bool learns = call.fields[layout.field_of[i]].learns;
-        const Target target{targets[i].row(row), targets[i].stride};
-        const Target written = !streamed ? target
-                               : packed  ? Target{next, group.width * item}
-                                         : Target{buffer, bytes};
-        if (source.dead) zero(written, rows, bytes);
-        if (learns || !source.dead) {
-          partial[block * count + i] += loops.scale_and_dot(
-              advance(upstreams[i], item, row, 0),
-              learns ? advance(source.rows, item, row, 0) : Rows{}, source.factor, rows,
-              source.width, tile_rows, source.dead ? nullptr : written.data,
-              written.stride / item);
+  if (streamed) {
+    const bool doubles = call.gate_type == ScalarType::Double;
+    const auto add = doubles ? add_sums<double> : add_sums<float>;
+    for_each_block(call, layout, [&](int64_t block, int64_t first, int64_t end, const Group& group,
+                                     char* sums) {
+      std::memset(sums, 0, group.width * (doubles ? sizeof(double) : sizeof(float)));
+      for (int64_t row = first; row < end; row += tile.rows) {
+        loops.stream_backward(&flows[group.first], group.end - group.first, row,
+                              std::min(tile.rows, end - row), tile.ahead, sums);
+      }
+      add(layout, group, sums, &partial[block * count]);
+    });
+  } else {
+    const int64_t row_bytes = std::clamp<int64_t>(call.columns * item, 1, kBackwardGroupBytes);
+    const int64_t tile_rows = std::min(kTileBytes / row_bytes, kBlockRows);
+    for_each_block(call, layout, [&](int64_t block, int64_t first, int64_t end, const Group& group,
+                                     char* buffer) {
+      for (int64_t row = first; row < end; row += tile_rows) {
+        const int64_t rows = std::min(tile_rows, end - row);
+        char* next = buffer;
+        for (int64_t i = group.first; i < group.end; ++i) {
+          const Flow& flow = flows[i];
+          const Source& source = flow.source;
+          const int64_t bytes = source.width * item;
+          const Target target = target_of(flow, item, row);
+          const Target written = !large   ? target
+                                 : packed ? Target{next, group.width * item}
+                                          : Target{buffer, bytes};
+          if (source.dead) zero(written, rows, bytes);
+          if (flow.learns || !source.dead) {
+            partial[block * count + i] += loops.scale_and_dot(
+                advance(flow.grad, item, row, 0),
+                flow.learns ? advance(source.rows, item, row, 0) : Rows{}, source.factor, rows,
+                source.width, tile_rows, source.dead ? nullptr : written.data,
+                written.stride / item);
+          }
+          if (large && !packed) stream_rows(target, buffer, rows, bytes);
+          next += bytes;
         }
-        if (streamed && !packed) stream_rows(target, buffer, rows, bytes);
-        next += bytes;
+        if (large && packed) {
+          stream_rows(target_of(flows[group.first], item, row), buffer, rows, group.width * item);
+        }
       }
-      if (streamed && packed) {
-        const Target& target = targets[group.first];
-        stream_rows({target.row(row), target.stride}, buffer, rows, group.width * item);
-      }
-    }
-  });
+    });
+  }
 
   std::vector<double> sums(call.fields.size());
   for (int64_t block = 0; block < blocks; ++block) {

@@ -109,6 +109,112 @@ LPFS_INLINE double scale_and_dot(const Rows& grad, const Rows& source, Compute<T
                                          target_stride);
 }
 
+// Past the cache where the processor can; else as any other.
+template <class V>
+LPFS_INLINE void put(const V& value, void* target) {
+#if defined(__clang__)
+  __builtin_nontemporal_store(value, static_cast<V*>(target));
+#else
+#if defined(__x86_64__)
+  if constexpr (sizeof(V) > 16) {
+    asm("vmovntps %1, %0" : "=m"(*static_cast<V*>(target)) : "v"(value));
+    return;
+  } else if constexpr (sizeof(V) == 16) {
+    asm("movntps %1, %0" : "=m"(*static_cast<V*>(target)) : "x"(value));
+    return;
+  }
+#endif
+  std::memcpy(target, &value, sizeof value);
+#endif
+}
+
+template <class T, int N>
+LPFS_INLINE void put_row(T* target, const Vector<Compute<T>, N>& value) {
+  T items[N];
+  store<N>(items, value);
+  Vector<uint8_t, N * sizeof(T)> bytes;
+  std::memcpy(&bytes, items, sizeof bytes);
+  put(bytes, target);
+}
+
+template <class T, int N>
+LPFS_INLINE void put_zeros(T* target, int64_t rows, int64_t stride, int64_t width) {
+  const Vector<Compute<T>, N> zero{};
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t j = 0; j < width; j += N) put_row<T, N>(target + r * stride + j, zero);
+  }
+}
+
+template <class T>
+LPFS_INLINE const T* at(const Rows& rows, int64_t row) {
+  return static_cast<const T*>(rows.data) + row * rows.row_stride;
+}
+
+template <class T, int N>
+LPFS_INLINE void stream_concat(const Source* sources, int64_t count, int64_t row, int64_t rows,
+                               int64_t ahead, T* target, int64_t target_stride) {
+  for (const Source* source = sources; source != sources + count; ++source) {
+    const int64_t width = source->width, stride = source->rows.row_stride;
+    if (source->dead) {
+      put_zeros<T, N>(target, rows, target_stride, width);
+    } else {
+      const T* from = at<T>(source->rows, row);
+      const Compute<T> factor = source->factor;
+      for (int64_t r = 0; r < rows; ++r) {
+        for (int64_t j = 0; j < width; j += N) {
+          Vector<Compute<T>, N> value;
+          fetch(from + r * stride + j, ahead * stride * sizeof(T));
+          load<N>(from + r * stride + j, value);
+          put_row<T, N>(target + r * target_stride + j, value * factor);
+        }
+      }
+    }
+    target += width;
+  }
+}
+
+template <class T, int N, bool kScale, bool kDot>
+LPFS_INLINE void stream_flow(const Flow& flow, int64_t row, int64_t rows, int64_t ahead,
+                             Compute<T>* sums) {
+  const int64_t width = flow.source.width, stride = flow.source.rows.row_stride;
+  const int64_t ahead_bytes = ahead * sizeof(T), grad_stride = flow.grad.row_stride;
+  const T *grad = at<T>(flow.grad, row), *source = at<T>(flow.source.rows, row);
+  T* target = static_cast<T*>(flow.target) + row * flow.target_stride;
+  const Compute<T> factor = flow.source.factor;
+  for (int64_t j = 0; j < width; j += N) {
+    Vector<Compute<T>, N> upstream, value, sum;
+    load<N>(sums + j, sum);
+    for (int64_t r = 0; r < rows; ++r) {
+      fetch(grad + r * grad_stride + j, ahead_bytes * grad_stride);
+      load<N>(grad + r * grad_stride + j, upstream);
+      if constexpr (kDot) {
+        fetch(source + r * stride + j, ahead_bytes * stride);
+        load<N>(source + r * stride + j, value);
+        sum += upstream * value;
+      }
+      if constexpr (kScale) put_row<T, N>(target + r * flow.target_stride + j, upstream * factor);
+    }
+    store<N>(sums + j, sum);
+  }
+}
+
+template <class T, int N>
+LPFS_INLINE void stream_backward(const Flow* flows, int64_t count, int64_t row, int64_t rows,
+                                 int64_t ahead, Compute<T>* sums) {
+  for (const Flow* flow = flows; flow != flows + count; ++flow) {
+    if (flow->source.dead) {
+      T* target = static_cast<T*>(flow->target) + row * flow->target_stride;
+      put_zeros<T, N>(target, rows, flow->target_stride, flow->source.width);
+      if (flow->learns) stream_flow<T, N, false, true>(*flow, row, rows, ahead, sums);
+    } else if (flow->learns) {
+      stream_flow<T, N, true, true>(*flow, row, rows, ahead, sums);
+    } else {
+      stream_flow<T, N, true, false>(*flow, row, rows, ahead, sums);
+    }
+    sums += flow->source.width;
+  }
+}
+
 #define LPFS_DEFINE_LOOPS(NAME, VECTOR_BYTES, ATTRIBUTES)                                         \
   template <class T>                                                                              \
   struct NAME {                                                                                   \
@@ -123,6 +229,18 @@ LPFS_INLINE double scale_and_dot(const Rows& grad, const Rows& source, Compute<T
       return lpfs::scale_and_dot<T, N>(grad, source, factor, rows, width, ahead,                  \
                                        static_cast<T*>(target), target_stride);                   \
     }                                                                                             \
+    ATTRIBUTES static void stream_concat(const Source* sources, int64_t count, int64_t row,       \
+                                         int64_t rows, int64_t ahead, void* target,               \
+                                         int64_t target_stride) {                                 \
+      lpfs::stream_concat<T, N>(sources, count, row, rows, ahead, static_cast<T*>(target),        \
+                                target_stride);                                                   \
+    }                                                                                             \
+    ATTRIBUTES static void stream_backward(const Flow* flows, int64_t count, int64_t row,         \
+                                           int64_t rows, int64_t ahead, void* sums) {             \
+      lpfs::stream_backward<T, N>(flows, count, row, rows, ahead,                                 \
+                                  static_cast<Compute<T>*>(sums));                                \
+    }                                                                                             \
+    static constexpr Loops kLoops{concat_row, scale_and_dot, stream_concat, stream_backward};     \
   };
 
 LPFS_DEFINE_LOOPS(Baseline, 16, )
@@ -133,12 +251,8 @@ LPFS_DEFINE_LOOPS(Avx512, 64, __attribute__((target("avx512f,avx512bw,avx512dq,a
 
 template <template <class> class Set>
 const Loops& loops_of(Dtype dtype) {
-  static constexpr Loops kLoops[] = {
-      {Set<double>::concat_row, Set<double>::scale_and_dot},
-      {Set<float>::concat_row, Set<float>::scale_and_dot},
-      {Set<Half>::concat_row, Set<Half>::scale_and_dot},
-      {Set<BFloat16>::concat_row, Set<BFloat16>::scale_and_dot},
-  };
+  static constexpr Loops kLoops[] = {Set<double>::kLoops, Set<float>::kLoops, Set<Half>::kLoops,
+                                     Set<BFloat16>::kLoops};
   return kLoops[static_cast<int>(dtype)];
 }
 

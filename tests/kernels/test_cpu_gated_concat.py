@@ -90,6 +90,8 @@ def test_backward(call: Call, layout: str, seed: int) -> None:
         (3, [1] * 5000),
         (9, [5000, 1, 3000]),
         (32_000, [16, 1, 40, 0, 7, 64, 13]),  # past the cache, rows that start anywhere
+        (17_001, [32, 64, 32]),  # past the cache, whole cache lines
+        (130, [1024, 0, 96] * 15),
     ],
 )
 def test_sizes(rows: int, widths: list[int], dtype: torch.dtype, packed: bool) -> None:
@@ -99,7 +101,7 @@ def test_sizes(rows: int, widths: list[int], dtype: torch.dtype, packed: bool) -
 
 
 @pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize(("rows", "widths"), [(2000, [16] * 27), (700, [3, 600, 1] * 20)])
+@pytest.mark.parametrize(("rows", "widths"), [(2000, [16] * 27), (3000, [16] * 27), (700, [3, 600, 1] * 20)])
 def test_any_number_of_threads_gives_the_same_bits(
     rows: int, widths: list[int], packed: bool
 ) -> None:
@@ -123,10 +125,21 @@ def test_any_number_of_threads_gives_the_same_bits(
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_dead_fields_are_not_read(kind: int, packed: bool, dtype: torch.dtype) -> None:
     call = replace(a_call(70, [16, 5, 16], dtype, packed), kind=kind, alpha=0.0)
+    assert_dead_is_not_read(call)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_dead_fields_are_not_read_past_the_cache(packed: bool, dtype: torch.dtype) -> None:
+    assert_dead_is_not_read(replace(a_call(25_000, [32, 32, 32], dtype, packed), kind=0))
+
+
+def assert_dead_is_not_read(call: Call) -> None:
     assert call.dead.tolist() == [False, True, False]
     grad = a_gradient(call)
     call.fields[1].fill_(float("nan"))
-    grad[:, 16:21] = float("nan")
+    first, width = call.fields[0].shape[1], call.fields[1].shape[1]
+    grad[:, first : first + width] = float("nan")
     assert_forward(call)
     assert_backward(grad, call)
     assert not forward(call).isnan().any()
