@@ -22,13 +22,14 @@ namespace {
 constexpr int64_t kForwardGroupBytes = 1 << 14, kForwardAhead = 16;
 constexpr int64_t kBackwardGroupBytes = kSourceBytes, kTileBytes = 1 << 16;
 constexpr int64_t kBufferBytes = std::max(kForwardGroupBytes, kTileBytes);
-// For streaming. `rows` of one field after the other, while the next are fetched: 4 KiB of a list's
-// field of 16 floats, from more fields than a processor can follow. Neighbouring columns of one
-// tensor it follows by itself, row by row or, where rows are wider than a page, a few at once.
+// For streaming: `rows` of one field after the other, while as many below them are fetched. Of a list,
+// 4 KiB of each field of 16 floats, and fewer fields than there are lines in a page. Columns of one
+// tensor the processor follows by itself, row by row; unless there are gaps where fields are dead,
+// or rows wider than a page, of which it follows two at a time better than one.
 struct Tile {
   int64_t group_bytes, rows, ahead;
 };
-constexpr Tile kListTile{2048, 64, 64}, kNarrowTile{1 << 15, 1, 0}, kWideTile{1 << 15, 4, 0};
+constexpr Tile kListTile{2048, 64, 64}, kNarrowTile{1 << 15, 1, 0}, kWideTile{1 << 15, 2, 2};
 constexpr int64_t kWideBytes = 4096;
 static_assert(2 * kWideTile.group_bytes <= kBufferBytes);  // sums of fp16 take twice its space
 // What a thread takes at a time, and what one partial sum of backward covers.
@@ -237,7 +238,10 @@ bool fills_lines(const Call& call) {
 
 Tile streamed_tile(const Call& call, bool packed) {
   if (!packed) return kListTile;
-  return call.columns * call.item_bytes < kWideBytes ? kNarrowTile : kWideTile;
+  if (call.columns * call.item_bytes >= kWideBytes) return kWideTile;
+  const bool gaps = std::any_of(call.fields.begin(), call.fields.end(),
+                                [](const Field& field) { return field.dead; });
+  return gaps ? kListTile : kNarrowTile;
 }
 
 int64_t blocks_of(const Call& call) { return (call.batch + kBlockRows - 1) / kBlockRows; }
