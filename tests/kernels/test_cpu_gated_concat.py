@@ -101,7 +101,9 @@ def test_sizes(rows: int, widths: list[int], dtype: torch.dtype, packed: bool) -
 
 
 @pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize(("rows", "widths"), [(2000, [16] * 27), (3000, [16] * 27), (700, [3, 600, 1] * 20)])
+@pytest.mark.parametrize(
+    ("rows", "widths"), [(2000, [16] * 27), (3000, [16] * 27), (700, [3, 600, 1] * 20)]
+)
 def test_any_number_of_threads_gives_the_same_bits(
     rows: int, widths: list[int], packed: bool
 ) -> None:
