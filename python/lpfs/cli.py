@@ -398,21 +398,61 @@ def experiment(
 
 @app.command()
 def generate(
-    out: Annotated[Path, typer.Argument(help="FILE.parquet, FILE.csv or FILE.tsv[.gz] (Criteo).")],
+    out: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE", help="FILE.parquet, FILE.csv or FILE.tsv[.gz] (Criteo); see --days."
+        ),
+    ],
     rows: Annotated[int, typer.Option(min=1, help="How many.")] = 300_000,
     seed: Annotated[int, typer.Option(help="Equal seeds give equal logs.")] = 0,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help="demo, criteo, crossed or avazu (with .csv in Avazu's format). Default: by FILE."
+        ),
+    ] = None,
+    signal: Annotated[
+        float, typer.Option(min=0, help="The smaller, the noisier the log; 1 as it is meant.")
+    ] = 1.0,
+    drift: Annotated[
+        float | None, typer.Option(min=0, max=1, help="How far the log changes over time.")
+    ] = None,
+    days: Annotated[
+        int | None,
+        typer.Option(min=1, help="Make FILE a directory of day files like Criteo's Terabyte."),
+    ] = None,
 ) -> None:
     """Write a click log, and beside it what its fields really are (FILE.truth.json)."""
     _require_one_process("generate")
     import json
-    from dataclasses import asdict
+    from dataclasses import asdict, replace
 
-    from lpfs.data import ClickLog, Recipe
+    from lpfs.data import RECIPES, ClickLog, write_avazu, write_days
 
-    recipe = Recipe.criteo if ".tsv" in out.suffixes else Recipe
-    log = ClickLog(recipe(rows=rows, seed=seed))
+    name = recipe or ("criteo" if days or ".tsv" in out.suffixes else "demo")
+    if name not in RECIPES:
+        _refuse(f"--recipe: expected one of {', '.join(RECIPES)}, got {name!r}")
+    changes: dict[str, Any] = {"signal": signal} | ({} if drift is None else {"drift": drift})
+    log: ClickLog = _checked(lambda: ClickLog(replace(RECIPES[name](rows, seed), **changes)))
+
+    def write(place: Path) -> None:
+        if days is not None:
+            place.mkdir()
+            try:
+                write_days(log, place, days)
+            except BaseException:
+                shutil.rmtree(place, ignore_errors=True)
+                raise
+        elif name == "avazu" and out.suffix == ".csv":
+            write_avazu(log, place)
+        else:
+            log.write(place)
+
+    if days is not None and out.exists():
+        _refuse(f"{out}: already exists")
     with appearing(out) as place:
-        _checked(lambda: log.write(place))
+        _checked(lambda: write(place))
     truth = out.with_name(out.name + ".truth.json")
     truth.write_text(json.dumps([asdict(field) for field in log.truth], indent=1) + "\n")
     console.print(f"{rows:,} rows written to {out}, the truth about their fields to {truth}.")

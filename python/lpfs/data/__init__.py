@@ -8,7 +8,8 @@
 
 from lpfs.data.encode import BinEncoder, CategoryEncoder, Encoder, HashEncoder, NumberEncoder
 from lpfs.data.error import DataError
-from lpfs.data.generate import ClickLog, FieldTruth, Recipe
+from lpfs.data.formats import write_avazu, write_days
+from lpfs.data.generate import RECIPES, ClickLog, FieldTruth, Recipe
 from lpfs.data.load import Data, load
 from lpfs.data.part import Batch, Part
 from lpfs.data.schema import Field, Progress
@@ -16,6 +17,7 @@ from lpfs.data.split import ByColumn, ByFraction, InOrder, Split
 from lpfs.data.stream import stream
 
 __all__ = [
+    "RECIPES",
     "Batch",
     "BinEncoder",
     "ByColumn",
@@ -36,4 +38,6 @@ __all__ = [
     "Split",
     "load",
     "stream",
+    "write_avazu",
+    "write_days",
 ]

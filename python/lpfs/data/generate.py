@@ -12,14 +12,15 @@ and variance 1 over the rows. With the n informative fields in a ring,
 
     logit(click) = bias(t) + Σ_f main_f · u_f(t) + interaction · Σ_f u_f(t) · u_{f+1}(t)
 
-where main_f is `strong` for every other field and `weak` for those between them. A weak field
-says next to nothing alone, but as much as its neighbours together with them, so a ranking of
-single fields takes the copies of the strong fields first. t runs from 0 to 1 over the log.
+where main_f is `strong` for every other field and `weak` for those between them; `signal` scales
+both sums. A weak field says next to nothing alone, but as much as its neighbours together with
+them, so a ranking of single fields takes the copies of the strong fields first. t runs from 0 to 1
+over the log.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +32,7 @@ import pyarrow.csv
 import pyarrow.parquet
 from numpy.typing import NDArray
 
-__all__ = ["ClickLog", "FieldTruth", "Recipe", "Role"]
+__all__ = ["RECIPES", "ClickLog", "FieldTruth", "Recipe", "Role"]
 
 Role = Literal["informative", "copy", "nested", "noise"]
 
@@ -66,6 +67,8 @@ class Recipe:
     strong: float = 0.27
     weak: float = 0.03
     interaction: float = 0.26
+    signal: float = 1.0
+    """Scales what decides about the click; the smaller, the noisier the log."""
     click_rate: float = 0.25
     drift: float = 0.3
     """Over the log, scores turn by this many radians, the base logit rises by this much, and this
@@ -76,6 +79,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.rows < 0:
             raise ValueError(f"rows must be at least 0, got {self.rows}")
+        if not self.signal >= 0:
+            raise ValueError(f"signal must be at least 0, got {self.signal}")
         if self.informative < 3:
             raise ValueError(f"informative must be at least 3 (a ring), got {self.informative}")
         for part, whole in (
@@ -100,6 +105,47 @@ class Recipe:
     def criteo(cls, rows: int = 300_000, seed: int = 0) -> Recipe:
         """A log with the columns of Criteo's: 13 numbers and 26 categories."""
         return cls(rows=rows, seed=seed, informative_numbers=3, nested=4, noise=18, noise_numbers=9)
+
+    @classmethod
+    def crossed(cls, rows: int = 300_000, seed: int = 0) -> Recipe:
+        """A log of 27 categories for models with all 378 first- and second-order features: pairs
+        carry most of the signal, every other informative field has no term of its own."""
+        return cls(
+            rows=rows,
+            seed=seed,
+            informative=8,
+            informative_numbers=0,
+            copies=4,
+            noise=12,
+            noise_numbers=0,
+            strong=0.2,
+            weak=0.0,
+            interaction=0.4,
+        )
+
+    @classmethod
+    def avazu(cls, rows: int = 300_000, seed: int = 0) -> Recipe:
+        """A log with as many categories as Avazu's has besides the hour, none of them missing."""
+        return cls(
+            rows=rows,
+            seed=seed,
+            informative=8,
+            informative_numbers=0,
+            copies=4,
+            nested=3,
+            noise=6,
+            noise_numbers=0,
+            missing=0.0,
+        )
+
+
+RECIPES: Mapping[str, Callable[[int, int], Recipe]] = {
+    "demo": Recipe,
+    "criteo": Recipe.criteo,
+    "crossed": Recipe.crossed,
+    "avazu": Recipe.avazu,
+}
+"""Name → recipe of a number of rows and a seed."""
 
 
 @dataclass(frozen=True)
@@ -165,6 +211,14 @@ class ClickLog:
             for i in self._order
             for f in [self._fields[i]]
         )
+        ring = [names[i] for i in range(recipe.informative)]
+        alone = [(name,) for i, name in enumerate(ring) if recipe.signal * self._main(i)]
+        pairs = list(zip(ring, ring[1:] + ring[:1], strict=True))
+        self.signals: tuple[tuple[str, ...], ...] = (
+            *alone,
+            *(pairs if recipe.signal * recipe.interaction else ()),
+        )
+        """The terms of the logit: fields that say something alone, and pairs that do together."""
         self.schema: pa.Schema = pa.schema(
             [("click", pa.int8())]
             + [
@@ -186,6 +240,13 @@ class ClickLog:
             truth[name].of or name for name in kept if truth[name].role in ("informative", "copy")
         }
         return len(found), sum(truth[name].role == "noise" for name in kept)
+
+    def judge_signals(self, kept: Iterable[Sequence[str]]) -> int:
+        """How many of `signals` are among kept features, each one field or a pair of them in any
+        order; a near copy stands for its original, and every term counts once."""
+        original = {f.name: f.of if f.role == "copy" and f.of else f.name for f in self.truth}
+        found = {frozenset(original[name] for name in feature) for feature in kept}
+        return sum(frozenset(signal) in found for signal in self.signals)
 
     def batches(self, chunk_rows: int = BLOCK) -> Iterator[pa.RecordBatch]:
         """The log in pieces of at most `chunk_rows` rows; their size does not change the log."""
@@ -271,8 +332,8 @@ class ClickLog:
             for i, f in enumerate(self._fields[: recipe.informative])
         ]
         for i, score in enumerate(scores):
-            logit = logit + (recipe.weak if i % 2 else recipe.strong) * score
-            logit += recipe.interaction * score * scores[(i + 1) % len(scores)]
+            logit = logit + recipe.signal * self._main(i) * score
+            logit += recipe.signal * recipe.interaction * score * scores[(i + 1) % len(scores)]
         click = (rng.random(BLOCK) < 1 / (1 + np.exp(-logit))).astype(np.int8)
         size = min(BLOCK, recipe.rows - block * BLOCK)
         columns = [pa.array(click[:size])]
@@ -289,12 +350,16 @@ class ClickLog:
                 columns.append(pa.DictionaryArray.from_arrays(indices, f.words))
         return pa.RecordBatch.from_arrays(columns, schema=self.schema)
 
+    def _main(self, informative: int) -> float:
+        return self.recipe.weak if informative % 2 else self.recipe.strong
+
     @property
     def _bias(self) -> float:
         # The logistic-normal mean, by the probit approximation σ(b / √(1 + π·variance / 8)).
         recipe = self.recipe
-        mains = [recipe.weak if i % 2 else recipe.strong for i in range(recipe.informative)]
+        mains = [self._main(i) for i in range(recipe.informative)]
         variance = sum(m * m for m in mains) + recipe.informative * recipe.interaction**2
+        variance *= recipe.signal**2
         odds = recipe.click_rate / (1 - recipe.click_rate)
         return float(np.log(odds) * np.sqrt(1 + np.pi * variance / 8))
 
@@ -304,7 +369,8 @@ def _plan(recipe: Recipe, rng: np.random.Generator) -> list[_Field]:
     fields: list[_Field] = []
 
     def add(role: Role, number: bool, size: int, source: int = -1) -> None:
-        fields.append(_Field(role, number, size, number or len(fields) % 2 == 0, source))
+        missing = recipe.missing > 0 and (number or len(fields) % 2 == 0)
+        fields.append(_Field(role, number, size, missing, source))
 
     first_number = recipe.informative - recipe.informative_numbers
     for i in range(recipe.informative):

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from lpfs.baselines import METHODS, Method, RowsOfGates
-from lpfs.data import ByColumn, ByFraction, ClickLog, InOrder, Recipe, Split
+from lpfs.data import RECIPES, ByColumn, ByFraction, ClickLog, InOrder, Recipe, Split
 from lpfs.data.encode import Transform
 from lpfs.data.read import Format
 from lpfs.experiment.networks import NETWORKS
@@ -57,7 +57,7 @@ class Synthetic(_Source):
     """A generated log; the experiment's seed is its seed."""
 
     kind: Literal["synthetic"]
-    recipe: Literal["demo", "criteo"] = "demo"
+    recipe: Literal["demo", "criteo", "crossed", "avazu"] = "demo"
     rows: int = Field(default=300_000, ge=1000)
     changes: dict[str, Any] = Field(
         default_factory=dict, description="fields of `lpfs.data.Recipe`"
@@ -65,7 +65,7 @@ class Synthetic(_Source):
 
     def log(self, seed: int, changes: Mapping[str, Any] | None = None) -> ClickLog:
         """The log of a seed, with further changes of its recipe."""
-        base = Recipe.criteo(self.rows, seed) if self.recipe == "criteo" else Recipe(self.rows)
+        base = RECIPES[self.recipe](self.rows, seed)
         given = {field.name: getattr(base, field.name) for field in fields(Recipe)}
         given |= self.changes | dict(changes or {}) | {"seed": seed}
         return ClickLog(Recipe(**{k: _tuple(v) for k, v in given.items()}))
