@@ -15,11 +15,14 @@ from lpfs.gate import FeatureGate
 
 @dataclass(frozen=True)
 class Cut:
-    """A part of a parameter, along one of its dimensions."""
+    """A part of a parameter, along one of its dimensions: a slice or a list of indices `[n]`.
+
+    Parts of several fields may overlap: what two fields have together goes with either.
+    """
 
     parameter: Tensor
     dim: int
-    part: slice
+    part: slice | Tensor
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,9 @@ class Place:
     Where other layers read the gated field too, it is `read_elsewhere`: its factor must then fold
     into the table, which has to be linear and the field's own. What those layers have for the field
     alone goes with it: that is `also`.
+
+    A feature made of several fields `needs` the rows of their tables, with other features: rows go
+    when nothing that lives needs them, and no factor is folded into them.
     """
 
     columns: slice
@@ -41,6 +47,7 @@ class Place:
     linear: bool = True
     read_elsewhere: bool = False
     also: tuple[Cut, ...] = ()
+    needs: tuple[tuple[Tensor, slice], ...] = ()
 
 
 class Prunable(Protocol):
@@ -182,12 +189,13 @@ def _plan(model: Prunable, gate: FeatureGate, kept: Sequence[str]) -> dict[Tenso
     users: dict[Tensor, Tensor] = {}
     living: dict[Tensor, Tensor] = {}
     for name, place in places.items():
-        if place.table is not None:
-            table = slices.setdefault(place.table, _Slice.of(place.table, dim=0))
-            count = users.setdefault(place.table, torch.zeros_like(table.remains, dtype=torch.int))
-            count[place.rows] += 1
-            alive = living.setdefault(place.table, torch.zeros_like(table.remains))
-            alive[place.rows] |= name in kept or name not in gate.fields
+        own = () if place.table is None else ((place.table, place.rows),)
+        for weight_of, rows in (*own, *place.needs):
+            table = slices.setdefault(weight_of, _Slice.of(weight_of, dim=0))
+            count = users.setdefault(weight_of, torch.zeros_like(table.remains, dtype=torch.int))
+            count[rows] += 1
+            alive = living.setdefault(weight_of, torch.zeros_like(table.remains))
+            alive[rows] |= name in kept or name not in gate.fields
     for parameter, count in users.items():
         slices[parameter].remains = living[parameter] | (count == 0)
 
@@ -204,21 +212,21 @@ def _plan(model: Prunable, gate: FeatureGate, kept: Sequence[str]) -> dict[Tenso
             )
         else:
             columns.factor[place.columns] = factors[name]
-    return {
-        weight: [columns],
-        **{table: [part] for table, part in slices.items()},
-        **_cuts({name: places[name] for name in gate.fields}, kept),
-    }
+    parts = {weight: {1: columns}, **{table: {0: part} for table, part in slices.items()}}
+    _cut(parts, {name: places[name] for name in gate.fields}, kept)
+    return {parameter: list(dims.values()) for parameter, dims in parts.items()}
 
 
-def _cuts(places: Mapping[str, Place], kept: Sequence[str]) -> dict[Tensor, list[_Slice]]:
-    parts: dict[Tensor, dict[int, _Slice]] = {}
+def _cut(
+    parts: dict[Tensor, dict[int, _Slice]], places: Mapping[str, Place], kept: Sequence[str]
+) -> None:
+    """Take out of the parts what dead fields have elsewhere."""
     for name, place in places.items():
         for cut in place.also:
             dims = parts.setdefault(cut.parameter, {})
             part = dims.setdefault(cut.dim, _Slice.of(cut.parameter, cut.dim))
-            part.remains[cut.part] = name in kept
-    return {parameter: list(dims.values()) for parameter, dims in parts.items()}
+            if name not in kept:
+                part.remains[cut.part] = False
 
 
 def _alone(place: Place, users: Tensor) -> bool:

@@ -3,6 +3,7 @@
 from lpfs.models.dcn import DCNv2
 from lpfs.models.deep_fm import DeepFM
 from lpfs.models.dlrm import DLRM
+from lpfs.models.industrial import Industrial
 from lpfs.models.wide_deep import WideDeep
 
-__all__ = ["DLRM", "DCNv2", "DeepFM", "WideDeep"]
+__all__ = ["DLRM", "DCNv2", "DeepFM", "Industrial", "WideDeep"]
