@@ -44,6 +44,8 @@ Scored = Literal["all", "gated", "pruned", "hot_start"]
 
 ENOUGH_STEPS = 750
 """Selection steps from which one pass serves; 1,000 were enough in trials, 300 not quite."""
+FEWEST_STEPS = 5
+"""Below these, gates can still be exactly equal, and die together."""
 PRETRAIN_SHARE = 0.3
 HELD_OUT_SHARE = 0.2
 HELD_OUT_STEPS = 1000
@@ -284,6 +286,13 @@ class _Run:
         for name in ("train", "validation", "test"):
             if not len(getattr(self.data, name)):
                 raise ValueError(f"the {name} part has no rows")
+        if not self._is_held_out and self._steps_over(self.last_rows) < FEWEST_STEPS:
+            raise ValueError(
+                f"too few training rows: one pass over the last {len(self.last_rows)} makes "
+                f"{self._steps_over(self.last_rows)} steps of selection with batches of "
+                f"{self.batch_size}, expected at least {FEWEST_STEPS} (smaller batches, or the "
+                "held-out protocol)"
+            )
         with torch.device("meta"):
             model = self._new_model()
         gate = FeatureGate(model.features, **self._gate_options(model.features))
