@@ -41,6 +41,8 @@ extension = CppExtension(
         "-O3",
         "-g0",
         "-fvisibility=hidden",
+        # Comparisons in loops become vectors; nobody asks for floating-point exceptions.
+        "-fno-trapping-math",
         # LibTorch's stable ABI of 2.10: one binary for every later torch. It uses no Python at all.
         "-DTORCH_TARGET_VERSION=0x020a000000000000",
         "-DTORCH_STABLE_ONLY",

@@ -1,9 +1,10 @@
 // lpfs::proximal_sgd_ on the CPU; lpfs_kernels/reference.py is its definition.
 #include <cmath>
 #include <functional>
-#include <limits>
+#include <memory>
 #include <optional>
 #include <tuple>
+#include <type_traits>
 
 #include "launch.h"
 
@@ -91,6 +92,37 @@ int64_t offset(const Tensor& tensor, int64_t i) {
   return items;
 }
 
+// A momentum step of neighbouring elements, before the threshold; into `stepped`. Loops of this kind
+// the compiler turns into vectors.
+template <bool kNesterov, class T>
+void descend(const T* param, const T* grad, T* buffer, int64_t count, T lr, T momentum, T share,
+             T sign, T* stepped) {
+  for (int64_t i = 0; i < count; ++i) {
+    const T descent = sign * grad[i];
+    const T velocity = buffer[i] * momentum + descent * share;
+    buffer[i] = velocity;
+    stepped[i] = param[i] - lr * (kNesterov ? descent + momentum * velocity : velocity);
+  }
+}
+
+// Soft thresholding. Returns how many differ from zero.
+template <class T>
+int64_t shrink(const T* stepped, int64_t count, T threshold, T* param) {
+  using Integer = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
+  constexpr int64_t kCounted = 1 << 30;
+  int64_t live = 0;
+  for (int64_t first = 0; first < count; first += kCounted) {
+    Integer some = 0;
+    for (int64_t i = first, end = std::min(first + kCounted, count); i < end; ++i) {
+      const T v = stepped[i], shrunk = v - std::copysign(threshold, v);
+      param[i] = std::abs(v) <= threshold ? T(0) : shrunk;
+      some += param[i] != 0;
+    }
+    live += some;
+  }
+  return live;
+}
+
 template <class T>
 std::tuple<Tensor, Tensor> step(const Tensors& params, const Tensors& grads,
                                 const Tensors& momentum_buffers, const Tensor& lr_tensor,
@@ -104,26 +136,26 @@ std::tuple<Tensor, Tensor> step(const Tensors& params, const Tensors& grads,
 
   int64_t total = 0;
   for (const Tensor& param : params) total += param.numel();
-  std::vector<T> stepped;
-  stepped.reserve(total);
+  const std::unique_ptr<T[]> all(new T[total]);
+  T* stepped = all.get();
   for (size_t k = 0; k < params.size(); ++k) {
-    const T *param = data<T>(params[k]), *grad = data<T>(grads[k]);
-    T* buffer = data<T>(momentum_buffers[k]);
-    const bool contiguous = grads[k].is_contiguous();
-    for (int64_t i = 0, n = params[k].numel(); i < n; ++i) {
-      const T gradient = grad[contiguous ? i : offset(grads[k], i)];
-      const T descent = maximize ? -gradient : gradient;
-      buffer[i] = buffer[i] * momentum + descent * (1 - dampening);
-      stepped.push_back(param[i] -
-                        lr * (nesterov ? descent + momentum * buffer[i] : buffer[i]));
+    const int64_t count = params[k].numel();
+    const T* grad = data<T>(grads[k]);
+    if (!grads[k].is_contiguous()) {
+      for (int64_t i = 0; i < count; ++i) stepped[i] = grad[offset(grads[k], i)];
+      grad = stepped;
     }
+    (nesterov ? descend<true, T> : descend<false, T>)(
+        data<T>(params[k]), grad, data<T>(momentum_buffers[k]), count, lr, momentum, 1 - dampening,
+        T(maximize ? -1 : 1), stepped);
+    stepped += count;
   }
 
   T threshold = lr == 0 ? T(0) : 2 * lam * lr;
   if (budget && allowed >= total) {
     threshold = 0;
   } else if (budget) {
-    std::vector<T> magnitudes(stepped);
+    std::vector<T> magnitudes(all.get(), all.get() + total);
     for (T& v : magnitudes) v = std::abs(v);
     // NaN counts as the largest, as torch sorts it: `>` alone would not be an order.
     std::nth_element(magnitudes.begin(), magnitudes.begin() + allowed, magnitudes.end(),
@@ -132,13 +164,10 @@ std::tuple<Tensor, Tensor> step(const Tensors& params, const Tensors& grads,
   }
 
   int64_t live = 0;
-  auto v = stepped.begin();
-  for (const Tensor& tensor : params) {
-    T* param = data<T>(tensor);
-    for (int64_t i = 0, n = tensor.numel(); i < n; ++i, ++v) {
-      param[i] = std::abs(*v) <= threshold ? T(0) : *v - std::copysign(threshold, *v);
-      live += param[i] != 0;
-    }
+  stepped = all.get();
+  for (const Tensor& param : params) {
+    live += shrink(stepped, param.numel(), threshold, data<T>(param));
+    stepped += param.numel();
   }
 
   Tensor live_tensor = empty(Shape{}, ScalarType::Long);
