@@ -5,6 +5,11 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#include <unistd.h>
+#endif
+
 #include <algorithm>
 #include <sstream>
 #include <stdexcept>
@@ -88,6 +93,20 @@ struct Checks {
   }
 };
 
+// malloc maps memory anew for each large tensor. Then the first write to each 4 KiB is a page fault, or
+// to each 2 MiB with huge pages. The neighbours on the first and the last page do not mind.
+constexpr int64_t kHugePageItems = 1 << 20;
+
+inline void ask_for_huge_pages(void* data, int64_t bytes) {
+#if defined(__linux__)
+  const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+  const auto begin = reinterpret_cast<uintptr_t>(data) / page * page;
+  const auto end = reinterpret_cast<uintptr_t>(data) + static_cast<uintptr_t>(bytes);
+  // Advice that is not taken, or not understood, changes nothing.
+  (void)madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+}
+
 // torch::stable::empty goes through the dispatcher: five times the price, and a list pays it often.
 template <class Sizes>
 Tensor empty(const Sizes& sizes, ScalarType dtype) {
@@ -101,7 +120,12 @@ Tensor empty(const Sizes& sizes, ScalarType dtype) {
   STABLE_TORCH_ERROR_CODE_CHECK(
       aoti_torch_empty_strided(sizes.size(), sizes.data(), strides.data(),
                                to<int32_t>(from(dtype)), aoti_torch_device_type_cpu(), 0, &handle));
-  return Tensor(handle);
+  Tensor tensor(handle);
+  const int64_t items = sizes.size() ? sizes[0] * strides[0] : 1;
+  if (items >= kHugePageItems) {
+    ask_for_huge_pages(tensor.mutable_data_ptr(), items * tensor.element_size());
+  }
+  return tensor;
 }
 
 }  // namespace lpfs
