@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lpfs.gate import FeatureGate
+from lpfs.operators import choose_operator
 from lpfs.prune import Place
 
 DENSE = "numbers"
@@ -62,6 +63,7 @@ class DLRM(nn.Module):
         self.dim, self.hidden = dim, tuple(top)
         self.width = dim + self.FIRST_ORDER
         self.gate: FeatureGate | None = None
+        self.operator = "concat"
         self.table: nn.Embedding | None = None
         self.number_table: nn.Parameter | None = None
         self.dense: nn.Sequential | None = None
@@ -110,8 +112,17 @@ class DLRM(nn.Module):
         assert isinstance(layer, nn.Linear)
         return layer
 
-    def insert_gate(self, **options: Any) -> DLRM:
-        """Put a `FeatureGate` with these options before the first layer; returns the model."""
+    @property
+    def operators(self) -> list[str]:
+        """Where this model can multiply its gates in, see `lpfs.operators`; the fastest first."""
+        return ["concat"]
+
+    def insert_gate(self, operator: str = "auto", **options: Any) -> DLRM:
+        """Put a `FeatureGate` with these options before the first layer; returns the model.
+
+        Raises ValueError for an operator that is not `auto` or one of `operators`.
+        """
+        self.operator = choose_operator(operator, self.operators, type(self).__name__)
         weight = self.first_layer.weight
         self.gate = FeatureGate(self.features, **options).to(weight.device)
         if weight.dtype == torch.float64:
