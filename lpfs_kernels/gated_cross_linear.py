@@ -1,7 +1,8 @@
 """`gated_cross_linear`: gated crosses straight into a linear layer, block by block.
 
-With crosses c_p = eᵢ ⊙ eⱼ and the columns W_p that read them, y = Σ g_p · c_p W_pᵀ + b. The gate
-goes into the columns, Ŵ_p = g_p · W_p, so that it needs no pass over the batch:
+With crosses c_p = eᵢ ⊙ eⱼ and the columns W_p that read them, y = Σ g_p · c_p W_pᵀ + r W_rᵀ + b,
+where r is what the layer reads beside them. The gate goes into the columns, Ŵ_p = g_p · W_p, so
+that it needs no pass over the batch:
 
     ∂L/∂Ŵ_p  =  ∂L/∂yᵀ c_p
     ∂L/∂W_p  =  g_p · ∂L/∂Ŵ_p
@@ -52,11 +53,12 @@ class _GatedCrossLinear(torch.autograd.Function):
         g: Tensor,
         weight: Tensor,
         bias: Tensor | None,
+        beside: Tensor | None,
         living: Tensor | None,
     ) -> Tensor:
         rows, _, width = embeddings.shape
         hidden = len(weight)
-        by_pair = weight.view(hidden, len(pairs), width)
+        by_pair, rest = _parts(weight, len(pairs), width)
         one = g.new_ones(())
         y = weight.new_zeros(rows, hidden) if bias is None else bias.repeat(rows, 1)
         for block in _blocks(len(pairs), living):
@@ -65,25 +67,27 @@ class _GatedCrossLinear(torch.autograd.Function):
                 crosses, _ = _cross(some, pairs[block], one)
                 out.addmm_(crosses, scaled.T)
                 del crosses  # before the next ones are there
-        return y
+        return y if beside is None else y.addmm_(beside, rest.T)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[:4], inputs[5])
+        ctx.save_for_backward(*inputs[:4], *inputs[5:])
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        embeddings, pairs, g, weight, living = ctx.saved_tensors
+        embeddings, pairs, g, weight, beside, living = ctx.saved_tensors
         rows, fields, width = embeddings.shape
-        hidden, count = len(weight), len(pairs)
-        by_pair = weight.view(hidden, count, width)
+        count = len(pairs)
+        by_pair, rest = _parts(weight, count, width)
         one = g.new_ones(())
-        wants_embeddings, _, wants_g, wants_weight, wants_bias, _ = ctx.needs_input_grad
+        wants_embeddings, _, wants_g, wants_weight, wants_bias, wants_beside, _ = (
+            ctx.needs_input_grad
+        )
         grad_embeddings = embeddings.new_zeros(rows, fields, width) if wants_embeddings else None
         # What is not alive stays zero.
         fresh = weight.new_empty if living is None else weight.new_zeros
-        grad_weight = fresh(hidden, count, width) if wants_weight else None
+        grad_weight = fresh(weight.shape) if wants_weight else None
         grad_g = torch.zeros_like(g) if wants_g else None
         backward = torch.ops.lpfs.gated_cross_concat_backward.default
         for block in _blocks(count, living):
@@ -106,10 +110,18 @@ class _GatedCrossLinear(torch.autograd.Function):
                 if grad_g is not None:
                     grad_g[block] = (to_pairs * own).sum((0, 2), dtype=g.dtype)
                 if grad_weight is not None:
-                    grad_weight[:, block] = to_pairs.mul_(factor)
+                    _parts(grad_weight, count, width)[0][:, block] = to_pairs.mul_(factor)
+        if grad_weight is not None and beside is not None:
+            torch.mm(grad.T, beside, out=_parts(grad_weight, count, width)[1])
         grad_bias = grad.sum(0) if wants_bias else None
-        flat = None if grad_weight is None else grad_weight.flatten(1)
-        return grad_embeddings, None, grad_g, flat, grad_bias, None
+        grad_beside = grad @ rest if wants_beside else None
+        return grad_embeddings, None, grad_g, grad_weight, grad_bias, grad_beside, None
+
+
+def _parts(weight: Tensor, pairs: int, width: int) -> tuple[Tensor, Tensor]:
+    """The columns of the pairs, `[H, P, D]`, and the others, `[H, R]`."""
+    columns = pairs * width
+    return weight[:, :columns].unflatten(1, (pairs, width)), weight[:, columns:]
 
 
 def gated_cross_linear(
@@ -122,6 +134,7 @@ def gated_cross_linear(
     scale: Tensor | None = None,
     ungated: Tensor | None = None,
     *,
+    beside: Tensor | None = None,
     living: Tensor | None = None,
     kind: str = "lpfs++",
     alpha: float = 10.0,
@@ -138,10 +151,12 @@ def gated_cross_linear(
         pairs: `[P, 2]`, int64, as in `gated_cross_concat`.
         x: `[P]`, one gate parameter per pair; float32, or float64 for float64 embeddings.
         epsilon: ε > 0, of x's dtype and without dimensions.
-        weight: `[H, P·D]`, in the embeddings' dtype.
+        weight: `[H, P·D]`, or `[H, P·D + R]` with `beside`, in the embeddings' dtype.
         bias: `[H]`, or none.
         scale: `[P]`, of x's dtype; 1 where it is missing. No gradient.
         ungated: `[P]`, bool; these pairs' factor is `scale` alone.
+        beside: `[B, R]`, in the embeddings' dtype: what else the layer reads, without gates, so
+            that it needs no copy of the weight's columns.
         living: int64, the pairs to compute, `x.nonzero().flatten()` of some earlier step; all by
             default. The others add nothing and get no gradient, neither their columns nor their
             gates, so that under LPFS++ none of them comes back before the next, longer list.
@@ -150,7 +165,7 @@ def gated_cross_linear(
         tau: τ > 0 of `lpfs++`.
 
     Returns:
-        `[B, H]`, differentiable once, with respect to embeddings, x, weight and bias.
+        `[B, H]`, differentiable once, with respect to embeddings, x, weight, bias and `beside`.
 
     Raises:
         TypeError: a dtype is not as above.
@@ -173,6 +188,12 @@ def gated_cross_linear(
     check_shape(operator, "x", x, [len(pairs)], ", one element per pair")
     check_dtype(operator, "weight", weight, embeddings.dtype, "like embeddings")
     columns = len(pairs) * embeddings.shape[2]
+    if beside is not None:
+        check_dtype(operator, "beside", beside, embeddings.dtype, "like embeddings")
+        if beside.dim() != 2 or len(beside) != len(embeddings):
+            expected = f"have shape [{len(embeddings)}, R]"
+            fault(operator, "beside", expected, list(beside.shape))
+        columns += beside.shape[1]
     if weight.dim() != 2 or weight.shape[1] != columns:
         fault(operator, "weight", f"have shape [H, {columns}]", list(weight.shape))
     g = reference.gate(x, epsilon, kind, alpha, tau)
@@ -180,5 +201,5 @@ def gated_cross_linear(
         g = torch.where(ungated, 1.0, g)
     if scale is not None:
         g = g * scale
-    arguments = embeddings, pairs, g, weight.contiguous(), bias, living
+    arguments = embeddings, pairs, g, weight, bias, beside, living
     return cast(Tensor, _GatedCrossLinear.apply(*arguments))  # type: ignore[no-untyped-call]

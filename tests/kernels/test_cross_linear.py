@@ -65,6 +65,32 @@ def _grad_x(
     return reference.gated_cross_concat_backward(*arguments, kind=kind)[1]
 
 
+@pytest.mark.parametrize("extra", [0, 5])
+def test_what_stands_beside_the_crosses(extra: int) -> None:
+    """As columns of the same weight: a slice of it, and no copy."""
+    embeddings, pairs, x, epsilon, _, bias = arguments(20)
+    generator = torch.Generator().manual_seed(1)
+    beside = torch.randn(20, extra, generator=generator, dtype=DOUBLE).requires_grad_()
+    whole = torch.randn(4, 45 + extra, generator=generator, dtype=DOUBLE).requires_grad_()
+    call = embeddings, pairs, x, epsilon
+    got = gated_cross_linear(*call, whole, bias, beside=beside)
+    crossed = gated_cross_concat(*call)
+    want = torch.nn.functional.linear(torch.cat([crossed, beside], 1), whole, bias)
+    leaves = embeddings, x, whole, bias, beside
+    torch.testing.assert_close(got, want)
+    upstream = torch.linspace(-1, 1, want.numel(), dtype=DOUBLE).view(want.shape)
+    torch.testing.assert_close(
+        torch.autograd.grad(got, leaves, upstream), torch.autograd.grad(want, leaves, upstream)
+    )
+    living = torch.tensor([0, 3, 4])
+    some = gated_cross_linear(*call, whole, beside=beside, living=living)
+    (grad_weight,) = torch.autograd.grad(some.sum(), whole)
+    dead = torch.ones(15, 3, dtype=torch.bool)
+    dead[living] = False
+    assert not grad_weight[:, :45][:, dead.flatten()].any()
+    torch.testing.assert_close(grad_weight[:, 45:], beside.detach().sum(0).expand(4, extra))
+
+
 def test_gradcheck() -> None:
     embeddings, pairs, x, epsilon, weight, bias = arguments(8, fields=3, width=2)
 
@@ -123,6 +149,12 @@ def test_faults() -> None:
         gated_cross_linear(embeddings, pairs, x[1:], epsilon, weight)
     with pytest.raises(ValueError, match="kind must be one of"):
         gated_cross_linear(embeddings, pairs, x, epsilon, weight, kind="step")
+    with pytest.raises(ValueError, match=r"weight must have shape \[H, 47\], got \[4, 45\]"):
+        gated_cross_linear(embeddings, pairs, x, epsilon, weight, beside=embeddings[:, :2, 0])
+    with pytest.raises(ValueError, match=r"beside must have shape \[3, R\], got \[2, 1\]"):
+        gated_cross_linear(embeddings, pairs, x, epsilon, weight, beside=weight.new_ones(2, 1))
+    with pytest.raises(TypeError, match="beside must be float64 like embeddings, got float32"):
+        gated_cross_linear(embeddings, pairs, x, epsilon, weight, beside=torch.ones(3, 0))
     wrong = pairs.clone()
     wrong[1] = 5
     with pytest.raises((ValueError, RuntimeError), match=r"got \[5, 5\] at position 1"):
