@@ -9,27 +9,81 @@ that it needs no pass over the batch:
     ∂L/∂g_p  =  Σ ∂L/∂Ŵ_p ⊙ W_p
 
 A block of crosses is formed, multiplied and dropped; backward forms it again. The time goes into
-the vendor's matrix product, so this is a composition of operators and none of its own.
+the vendor's matrix product, so this is a composition of operators and none of its own. Where a
+block has few of the fields, it is formed of these alone: otherwise each block would read all
+embeddings, and backward write a gradient for each.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from . import reference
-from .launch import check_dtype, check_shape, fault
+from .gated_cross import check_gates, check_pairs, identity
+from .launch import check_dtype, check_shape, fault, values_are_checked
 
 AT_ONCE = 256, 1024
 """Pairs and rows of a block: large enough for the matrix product to be at its full speed."""
 
+OPERATOR = "gated_cross_linear"
 Columns = slice | Tensor
 
 
-def _blocks(pairs: int, living: Tensor | None) -> Iterator[Columns]:
+class Block(NamedTuple):
+    """Some of the pairs."""
+
+    columns: Columns
+    """Which ones."""
+    pairs: Tensor
+    """Themselves; of `fields`, if there are any."""
+    fields: Tensor | None
+    """The fields that they are of, where these are few; None: all."""
+
+    def embeddings(self, embeddings: Tensor) -> Tensor:
+        """Of the fields that the pairs are of."""
+        return embeddings if self.fields is None else embeddings.index_select(1, self.fields)
+
+    def add_to(self, gradients: Tensor, own: Tensor) -> None:
+        """Add gradients of the block's embeddings to those of all."""
+        if self.fields is None:
+            gradients.add_(own)
+        else:
+            gradients.index_add_(1, self.fields, own)
+
+
+_PLANS: dict[tuple[Any, ...], tuple[Tensor, Tensor | None, list[Block]]] = {}
+"""With the tensors themselves, so that their memory is not given to others."""
+
+
+def _plan(pairs: Tensor, living: Tensor | None, fields: int) -> list[Block]:
+    """The blocks of a list of pairs; made, and the list checked, when it is first seen."""
+    if torch.compiler.is_compiling():
+        return [Block(c, pairs[c], None) for c in _columns(len(pairs), living)]
+    chosen = () if living is None else identity(living)
+    key = *identity(pairs), *chosen, fields, AT_ONCE[0]
+    if key in _PLANS:
+        return _PLANS[key][2]
+    check_pairs(OPERATOR, pairs.tolist(), fields)
+    blocks = [_block(pairs[c], c, fields) for c in _columns(len(pairs), living)]
+    if len(_PLANS) >= 16:
+        del _PLANS[next(iter(_PLANS))]
+    _PLANS[key] = pairs, living, blocks
+    return blocks
+
+
+def _block(pairs: Tensor, columns: Columns, fields: int) -> Block:
+    used, place = pairs.unique(return_inverse=True)
+    if len(used) and used[0] < 0:
+        used, place = used[1:], place - 1
+    few = 2 * len(used) <= fields
+    return Block(columns, place, used) if few else Block(columns, pairs, None)
+
+
+def _columns(pairs: int, living: Tensor | None) -> Iterator[Columns]:
     at_once, _ = AT_ONCE
     if living is not None:
         yield from living.split(at_once)
@@ -61,10 +115,11 @@ class _GatedCrossLinear(torch.autograd.Function):
         by_pair, rest = _parts(weight, len(pairs), width)
         one = g.new_ones(())
         y = weight.new_zeros(rows, hidden) if bias is None else bias.repeat(rows, 1)
-        for block in _blocks(len(pairs), living):
-            scaled = (by_pair[:, block] * g[block, None].to(weight.dtype)).flatten(1)
+        for block in _plan(pairs, living, embeddings.shape[1]):
+            factor = g[block.columns, None].to(weight.dtype)
+            scaled = (by_pair[:, block.columns] * factor).flatten(1)
             for some, out in zip(embeddings.split(AT_ONCE[1]), y.split(AT_ONCE[1]), strict=True):
-                crosses, _ = _cross(some, pairs[block], one)
+                crosses, _ = _cross(block.embeddings(some), block.pairs, one)
                 out.addmm_(crosses, scaled.T)
                 del crosses  # before the next ones are there
         return y if beside is None else y.addmm_(beside, rest.T)
@@ -90,27 +145,28 @@ class _GatedCrossLinear(torch.autograd.Function):
         grad_weight = fresh(weight.shape) if wants_weight else None
         grad_g = torch.zeros_like(g) if wants_g else None
         backward = torch.ops.lpfs.gated_cross_concat_backward.default
-        for block in _blocks(count, living):
-            own = by_pair[:, block]
-            factor = g[block, None].to(weight.dtype)
+        for block in _plan(pairs, living, fields):
+            own = by_pair[:, block.columns]
+            factor = g[block.columns, None].to(weight.dtype)
             scaled = (own * factor).flatten(1)
             into = weight.new_zeros(scaled.shape) if wants_weight or wants_g else None
             for start in range(0, rows, AT_ONCE[1]):
                 part = slice(start, start + AT_ONCE[1])
-                crosses, call = _cross(embeddings[part], pairs[block], one)
+                crosses, call = _cross(block.embeddings(embeddings[part]), block.pairs, one)
                 if into is not None:
                     into.addmm_(grad[part].T, crosses)
                 del crosses
                 if grad_embeddings is not None:
                     upstream = grad[part] @ scaled
-                    grad_embeddings[part] += backward(upstream, *call)[0]
+                    block.add_to(grad_embeddings[part], backward(upstream, *call)[0])
                     del upstream
             if into is not None:
                 to_pairs = into.view(own.shape)
                 if grad_g is not None:
-                    grad_g[block] = (to_pairs * own).sum((0, 2), dtype=g.dtype)
+                    grad_g[block.columns] = (to_pairs * own).sum((0, 2), dtype=g.dtype)
                 if grad_weight is not None:
-                    _parts(grad_weight, count, width)[0][:, block] = to_pairs.mul_(factor)
+                    whole, _ = _parts(grad_weight, count, width)
+                    whole[:, block.columns] = to_pairs.mul_(factor)
         if grad_weight is not None and beside is not None:
             torch.mm(grad.T, beside, out=_parts(grad_weight, count, width)[1])
         grad_bias = grad.sum(0) if wants_bias else None
@@ -169,20 +225,23 @@ def gated_cross_linear(
 
     Raises:
         TypeError: a dtype is not as above.
-        ValueError: a shape or option is not as above, or a pair is wrong.
+        ValueError: a shape or option is not as above, or a pair names a missing field or is there
+            twice; and, on the CPU or after `check_values()`, ε is not positive and finite or x
+            holds a NaN. The list is looked at when it is first seen, and nothing while compiling.
 
     >>> embeddings, pairs = torch.tensor([[[1.0], [2.0], [3.0]]]), torch.tensor([[0, -1], [1, 2]])
     >>> x, weight = torch.tensor([1.0, 1.0]), torch.tensor([[4.0, 1.0]])
     >>> gated_cross_linear(embeddings, pairs, x, torch.tensor(1.0), weight, kind="lpfs")
     tensor([[5.]])
     """
-    operator = "gated_cross_linear"
+    operator = OPERATOR
     if kind not in reference.KINDS:
         fault(operator, "kind", f"be one of {reference.KINDS}", repr(kind))
     if embeddings.dim() != 3:
         fault(operator, "embeddings", "have 3 dimensions", f"shape {list(embeddings.shape)}")
     if pairs.dim() != 2 or pairs.shape[1] != 2:
         fault(operator, "pairs", "have shape [P, 2]", list(pairs.shape))
+    check_dtype(operator, "pairs", pairs, torch.int64, "")
     compute = torch.float64 if embeddings.dtype == torch.float64 else torch.float32
     check_dtype(operator, "x", x, compute, f"for {str(embeddings.dtype)[6:]} embeddings")
     check_shape(operator, "x", x, [len(pairs)], ", one element per pair")
@@ -196,6 +255,9 @@ def gated_cross_linear(
         columns += beside.shape[1]
     if weight.dim() != 2 or weight.shape[1] != columns:
         fault(operator, "weight", f"have shape [H, {columns}]", list(weight.shape))
+    looks = x.device.type == "cpu" or values_are_checked(x.device)
+    if looks and not torch.compiler.is_compiling():
+        check_gates(operator, x, epsilon)
     g = reference.gate(x, epsilon, kind, alpha, tau)
     if ungated is not None:
         g = torch.where(ungated, 1.0, g)
