@@ -79,18 +79,17 @@ class Crosses(nn.Module):
         call. Reads the gates, so it waits for their device.
 
         Under LPFS++ the dead have a gradient, which brings them back: with `exactly`, nothing is
-        left out there. Without it they get one only in the steps before the next call.
+        left out there. Without it what is left out gets none, and what momentum alone brings back
+        meanwhile stays out until the next call.
         """
         self.living = None
         if gate is None:
             return
         if exactly and reference.revives(gate.kind, gate.alpha):
             return
-        alive = (
-            gate.factors() != 0
-            if gate.ungated is None
-            else gate.ungated | (gate.x_of_fields() != 0)
-        )
+        alive = gate.x_of_fields() != 0
+        if gate.ungated is not None:
+            alive |= gate.ungated
         if self.before:
             first, second = self.pairs.T
             alive = alive[first] & (alive[second] | (second < 0))
