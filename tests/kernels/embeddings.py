@@ -275,7 +275,12 @@ def check_embedding_backward(
 
 
 def assert_sum(
-    got: Tensor, exact: Tensor, magnitudes: Tensor, terms: int, compute: torch.dtype, truncates: bool
+    got: Tensor,
+    exact: Tensor,
+    magnitudes: Tensor,
+    terms: int,
+    compute: torch.dtype,
+    truncates: bool,
 ) -> None:
     stored = torch.finfo(got.dtype)
     last = stored.eps if truncates and got.dtype == torch.bfloat16 else stored.eps / 2

@@ -141,7 +141,9 @@ def test_tables_without_rows() -> None:
 
 @pytest.mark.parametrize("sparse", [False, True])
 @pytest.mark.parametrize(
-    ("wrong", "message"), faults.GATED_EMBEDDING_CONCAT, ids=faults.ids(faults.GATED_EMBEDDING_CONCAT)
+    ("wrong", "message"),
+    faults.GATED_EMBEDDING_CONCAT,
+    ids=faults.ids(faults.GATED_EMBEDDING_CONCAT),
 )
 def test_faults(wrong: dict[str, Any], message: str, sparse: bool) -> None:
     call = an_embedding_call(8, [2, 3], 2, sparse=sparse)
