@@ -427,7 +427,8 @@ LOOKUPS = {
 @pytest.mark.parametrize("target", ALL, ids=lambda target: str(target.arch))
 @pytest.mark.parametrize("shape", LOOKUPS)
 def test_wide_accesses_of_lookups(shape: str, target: GPUTarget, tmp_path: Path) -> None:
-    """Rows, gradients and outputs move in 16 bytes; fp32 kernels know no fp64."""
+    """Rows, gradients and outputs move in 16 bytes, but for a row of the dense gradient, which is
+    less than a warp has threads; fp32 kernels know no fp64."""
     if not FULL and shape != "small" and target.arch != 90:
         pytest.skip("one architecture is enough, unless LPFS_FULL=1")
     *sizes, bags = LOOKUPS[shape]
@@ -447,7 +448,7 @@ def test_wide_accesses_of_lookups(shape: str, target: GPUTarget, tmp_path: Path)
                 stores = re.findall(r"st\.global\S*\.v4\.b32", text)
                 assert not re.search(r"\b(?:add|sub|mul|fma|div|sqrt)\S*\.f64", text)
             assert loads
-            assert stores
+            assert stores or name == "_dense_kernel"
 
 
 @pytest.mark.parametrize(
