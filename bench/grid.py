@@ -20,9 +20,9 @@ LIMIT_BYTES = 16 << 30
 
 @dataclass(frozen=True)
 class Case:
-    """`what` is concat, lookup (with the embedding lookup; the layout is that of its gradient), step (of the gates' optimiser),
-    training (a whole step), cross (all pairs of the fields) or cross linear (users × items into a
-    layer)."""
+    """`what` is concat, lookup (with the embedding lookup, whose gradient the layout names), step
+    (of the gates' optimiser), training (a whole step), cross (all pairs of the fields) or cross
+    linear (users × items into a layer)."""
 
     what: str
     fields: int

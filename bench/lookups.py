@@ -1,4 +1,4 @@
-"""The embedding lookup with gates: from tables with sparse gradients, and from small ones without."""
+"""The embedding lookup with gates, from tables with sparse gradients and from small ones."""
 
 from __future__ import annotations
 
