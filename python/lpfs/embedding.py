@@ -84,7 +84,7 @@ class GatedEmbedding(nn.Module):
         self._columns, self._count = list(range(len(self.fields))), len(self.fields)
 
     def forward(self, codes: Tensor, bags: Tensor | None = None) -> Tensor:
-        """`[B, N·D]` of codes `[B, N]`; or of flat codes, with `bags` `[B·N + 1]`: where the codes of
+        """`[B, N·D]` of codes `[B, N]`; or of flat codes, with `bags` `[B·N + 1]`: where those of
         sample b and field i begin, `bags[b·N + i]`, and at last their number.
 
         Both have what belongs to every field that the module was built with, removed ones included.

@@ -1,4 +1,4 @@
-"""GatedEmbedding: the same as a table and a FeatureGate behind it, gradients and pruning included."""
+"""GatedEmbedding is a table and a FeatureGate behind it, gradients and pruning included."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from torch import Tensor, nn
 import lpfs
 from lpfs import FeatureGate, GatedEmbedding, Place
 from lpfs_kernels import KINDS
+
+# Adagrad's own tensors.
+pytestmark = pytest.mark.filterwarnings("ignore:Sparse invariant checks")
 
 FIELDS = {"city": 7, "device": 3, "hour": 24, "site": 5}
 
