@@ -4,16 +4,13 @@
 // rows to fetch into the cache while it works on others. The dense gradient is cut by rows instead, so
 // that each is added up by one thread in the order of the samples.
 #include <atomic>
-#include <cmath>
 #include <cstring>
 #include <limits>
 #include <memory>
-#include <numeric>
-#include <optional>
 #include <tuple>
 
+#include "gate_arguments.h"
 #include "gated_embedding_loops.h"
-#include "gates.h"
 #include "launch.h"
 
 namespace lpfs {
@@ -33,13 +30,12 @@ constexpr int64_t kStreamedBytes = 1 << 22;
 constexpr int64_t kPartBytes = 1 << 22;
 constexpr int64_t kAdditions = 1024;
 
-using MaybeTensor = std::optional<Tensor>;
-
 struct Call {
-  ScalarType type, gate_type;
+  ScalarType type;
+  Dtype dtype;
   int64_t item_bytes, batch, width, table_rows;
+  std::vector<GateValue> gates;
   std::vector<Lookup> fields;
-  std::vector<double> slopes;
   Rows weight;
   // Codes are `sample_stride` and `field_stride` apart; those of bags have one stride, and where they
   // begin is in `begins`.
@@ -63,15 +59,6 @@ struct Call {
   }
 };
 
-Dtype dtype_of(ScalarType type) {
-  switch (type) {
-    case ScalarType::Double: return Dtype::float64;
-    case ScalarType::Float: return Dtype::float32;
-    case ScalarType::Half: return Dtype::float16;
-    default: return Dtype::bfloat16;
-  }
-}
-
 template <class T>
 T at(const Tensor& vector, int64_t i) {
   return static_cast<const T*>(vector.const_data_ptr())[i * vector.strides()[0]];
@@ -80,27 +67,6 @@ T at(const Tensor& vector, int64_t i) {
 Rows rows_of(const Tensor& tensor) {
   const auto strides = tensor.strides();
   return {tensor.const_data_ptr(), strides[0], strides[1]};
-}
-
-template <class T>
-void evaluate_gates(const Checks& checks, Call& call, const Tensor& x, const Tensor& epsilon,
-                    const MaybeTensor& scale, const MaybeTensor& ungated, Kind kind, double alpha,
-                    double tau) {
-  const Gate<T> gate{kind, *static_cast<const T*>(epsilon.const_data_ptr()), T(alpha), T(tau)};
-  if (!(gate.epsilon > 0 && std::isfinite(gate.epsilon))) {
-    checks.fault({"epsilon"}, "be positive and finite", gate.epsilon);
-  }
-  for (int64_t i = 0; i < call.count(); ++i) {
-    const T xi = at<T>(x, i);
-    if (std::isnan(xi)) checks.fault({"x"}, "not be NaN", text("nan at position ", i));
-    const T si = scale ? at<T>(*scale, i) : T(1);
-    Lookup& field = call.fields[i];
-    const bool gated = !(ungated && at<bool>(*ungated, i));
-    field.dead = gated && xi == 0;
-    field.learns = gated && (!field.dead || gate.revives());
-    field.factor = gated ? gate.value(xi) * si : si;
-    call.slopes[i] = field.learns ? gate.derivative(xi) * si : 0;
-  }
 }
 
 void read_bags(const Checks& checks, Call& call, const Tensor& bags) {
@@ -123,23 +89,12 @@ void read_bags(const Checks& checks, Call& call, const Tensor& bags) {
 }
 
 Call check(const Checks& checks, const Tensor* grad, const Tensor& weight, const Tensor& codes,
-           const Shape& offsets, const MaybeTensor& bags, const Tensor& x, const Tensor& epsilon,
-           const MaybeTensor& scale, const MaybeTensor& ungated, bool mean, bool look, int64_t kind,
-           double alpha, double tau) {
-  if (kind < 0 || kind >= kKinds) {
-    checks.fault({"kind"}, text("be an index from 0 to ", kKinds - 1), kind);
-  }
-  if (!(alpha >= 0)) checks.fault({"alpha"}, "be at least 0", alpha);
-  if (!(tau > 0)) checks.fault({"tau"}, "be positive", tau);
-
+           const Shape& offsets, const MaybeTensor& bags, bool mean, bool look,
+           const GateArguments& gates) {
   Call call;
   call.type = weight.scalar_type();
-  if (call.type != ScalarType::Double && call.type != ScalarType::Float &&
-      call.type != ScalarType::Half && call.type != ScalarType::BFloat16) {
-    checks.fault({"weight"}, "be float64, float32, float16 or bfloat16", name_of(call.type));
-  }
+  call.dtype = dtype_of(checks, {"weight"}, weight);
   call.item_bytes = weight.element_size();
-  call.gate_type = call.type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
   const auto sizes = weight.sizes();
   if (sizes.size() != 2) checks.fault({"weight"}, "have 2 dimensions", "shape " + list(sizes));
   call.table_rows = sizes[0], call.width = sizes[1];
@@ -193,27 +148,14 @@ Call check(const Checks& checks, const Tensor* grad, const Tensor& weight, const
     call.sample_stride = strides[0], call.field_stride = 0;
   }
 
-  checks.dtype({"x"}, x, call.gate_type, " for a ", name_of(call.type), " weight");
-  checks.shape({"x"}, x, Shape{fields}, ", one element per field");
-  checks.dtype({"epsilon"}, epsilon, call.gate_type, " like x");
-  checks.shape({"epsilon"}, epsilon, Shape{});
-  if (scale) {
-    checks.dtype({"scale"}, *scale, call.gate_type, " like x");
-    checks.shape({"scale"}, *scale, Shape{fields}, " like x");
+  call.gates = gates.evaluate(checks, weight, fields, "field");
+  for (const GateValue& gate : call.gates) {
+    call.fields.push_back({gate.factor, gate.dead, gate.learns});
   }
-  if (ungated) {
-    checks.dtype({"ungated"}, *ungated, ScalarType::Bool);
-    checks.shape({"ungated"}, *ungated, Shape{fields}, " like x");
-  }
-  call.fields.resize(fields);
-  call.slopes.resize(fields);
   if (grad) {
     checks.dtype({"grad"}, *grad, call.type, " like weight");
     checks.shape({"grad"}, *grad, Shape{call.batch, call.columns()}, " like the output");
   }
-  const auto evaluate =
-      call.gate_type == ScalarType::Double ? evaluate_gates<double> : evaluate_gates<float>;
-  evaluate(checks, call, x, epsilon, scale, ungated, static_cast<Kind>(kind), alpha, tau);
   if (bags) read_bags(checks, call, *bags);
   return call;
 }
@@ -369,7 +311,7 @@ struct Scratch {
   }
 };
 
-int64_t compute_bytes(const Call& call) { return call.gate_type == ScalarType::Double ? 8 : 4; }
+int64_t compute_bytes(const Call& call) { return call.dtype == Dtype::float64 ? 8 : 4; }
 
 int64_t block_rows(const Call& call) {
   return std::clamp<int64_t>(kBlockElements / std::max<int64_t>(call.width, 1), 1, kBlockRows);
@@ -407,12 +349,12 @@ Tensor gated_embedding_concat(const Tensor& weight, const Tensor& codes, const S
                               const MaybeTensor& scale, const MaybeTensor& ungated, bool mean,
                               bool, bool look, int64_t kind, double alpha, double tau) {
   const Checks checks{"gated_embedding_concat"};
-  const Call call = check(checks, nullptr, weight, codes, offsets, bags, x, epsilon, scale,
-                          ungated, mean, look, kind, alpha, tau);
+  const Call call = check(checks, nullptr, weight, codes, offsets, bags, mean, look,
+                          {x, epsilon, scale, ungated, kind, alpha, tau});
   const int64_t row_bytes = call.columns() * call.item_bytes;
   Tensor output = empty(Shape{call.batch, call.columns()}, call.type);
   auto* const data = static_cast<char*>(output.mutable_data_ptr());
-  const EmbeddingLoops& loops = embedding_loops_for(dtype_of(call.type));
+  const EmbeddingLoops& loops = embedding_loops_for(call.dtype);
   const Way way = way_to(output, call);
   FirstWrong wrong;
   for_each_block(call, [&](int64_t first, int64_t end, const auto& rows_of) {
@@ -439,14 +381,6 @@ Tensor gated_embedding_concat(const Tensor& weight, const Tensor& codes, const S
   return output;
 }
 
-template <class T>
-void fill_grad_x(const Call& call, const std::vector<double>& sums, Tensor& grad_x) {
-  auto* data = static_cast<T*>(grad_x.mutable_data_ptr());
-  for (int64_t i = 0; i < call.count(); ++i) {
-    data[i] = call.fields[i].learns ? static_cast<T>(call.slopes[i] * sums[i]) : 0;
-  }
-}
-
 // The gradient of some samples, its columns adjacent: itself, or a copy.
 struct Upstream {
   const char* data;
@@ -470,7 +404,7 @@ using Gradients = std::tuple<Tensor, Tensor, std::vector<double>>;
 // An entry for each code of a living field, in their order.
 Gradients sparse_backward(const Checks& checks, const Call& call, const Rows& grad) {
   const int64_t count = call.count(), item = call.item_bytes, value_bytes = call.width * item;
-  const EmbeddingLoops& loops = embedding_loops_for(dtype_of(call.type));
+  const EmbeddingLoops& loops = embedding_loops_for(call.dtype);
   const int64_t rows = block_rows(call), blocks = (call.batch + rows - 1) / rows;
   // How many entries there are before each block.
   std::vector<int64_t> before(blocks + 1);
@@ -592,7 +526,7 @@ bool for_each_code(const Call& call, int64_t i, FirstWrong& wrong, const Body& b
 // The whole gradient of the weight. Parts, and the order within one, depend on the call alone.
 Gradients dense_backward(const Checks& checks, const Call& call, const Rows& grad) {
   const int64_t count = call.count(), item = call.item_bytes, bytes = compute_bytes(call);
-  const EmbeddingLoops& loops = embedding_loops_for(dtype_of(call.type));
+  const EmbeddingLoops& loops = embedding_loops_for(call.dtype);
   Tensor values = empty(Shape{call.table_rows, call.width}, call.type);
   auto* const data = static_cast<char*>(values.mutable_data_ptr());
 
@@ -664,14 +598,11 @@ std::tuple<Tensor, Tensor, Tensor> gated_embedding_concat_backward(
     const MaybeTensor& ungated, bool mean, bool sparse, bool look, int64_t kind, double alpha,
     double tau) {
   const Checks checks{"gated_embedding_concat_backward"};
-  const Call call = check(checks, &grad, weight, codes, offsets, bags, x, epsilon, scale, ungated,
-                          mean, look, kind, alpha, tau);
+  const Call call = check(checks, &grad, weight, codes, offsets, bags, mean, look,
+                          {x, epsilon, scale, ungated, kind, alpha, tau});
   const auto backward = sparse ? sparse_backward : dense_backward;
   const auto [rows, values, sums] = backward(checks, call, rows_of(grad));
-  Tensor grad_x = empty(x.sizes(), call.gate_type);
-  (call.gate_type == ScalarType::Double ? fill_grad_x<double> : fill_grad_x<float>)(call, sums,
-                                                                                  grad_x);
-  return {rows, values, grad_x};
+  return {rows, values, grad_of_x(x, call.gates, sums)};
 }
 
 }  // namespace

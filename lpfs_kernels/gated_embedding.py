@@ -25,6 +25,8 @@ from .gates import gate, gate_derivative
 from .launch import (
     check_device,
     check_dtype,
+    check_embeddings,
+    check_gates,
     check_shape,
     complaint,
     constant_table,
@@ -33,7 +35,7 @@ from .launch import (
     jit,
     on_stream,
     refuse_earlier,
-    refuse_values,
+    refuse_gate_values,
     tl,
     triton,
     values_are_checked,
@@ -73,17 +75,7 @@ def _check(
     tau: float,
 ) -> None:
     operator = "gated_embedding_concat" if grad is None else "gated_embedding_concat_backward"
-    if not 0 <= kind < len(reference.KINDS):
-        fault(operator, "kind", f"be an index from 0 to {len(reference.KINDS) - 1}", kind)
-    if not alpha >= 0:
-        fault(operator, "alpha", "be at least 0", f"{alpha:g}")
-    if not tau > 0:
-        fault(operator, "tau", "be positive", f"{tau:g}")
-    if weight.dtype not in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
-        expected = "be float64, float32, float16 or bfloat16"
-        fault(operator, "weight", expected, dtype_name(weight.dtype), TypeError)
-    if weight.dim() != 2:
-        fault(operator, "weight", "have 2 dimensions", f"shape {list(weight.shape)}")
+    check_embeddings(operator, "weight", weight, 2)
     if not offsets:
         fault(operator, "offsets", "hold one row of weight per field", "none")
     if offsets[0] != 0:
@@ -114,32 +106,13 @@ def _check(
             fault(operator, "bags", expected, list(bags.shape))
         rows = (bags.shape[0] - 1) // fields
 
-    check_device(operator, "x", x, "weight", weight.device)
-    compute = torch.float64 if weight.dtype == torch.float64 else torch.float32
-    check_dtype(operator, "x", x, compute, f"for a {dtype_name(weight.dtype)} weight")
-    check_shape(operator, "x", x, [fields], ", one element per field")
-    check_device(operator, "epsilon", epsilon, "x", x.device)
-    check_dtype(operator, "epsilon", epsilon, compute, "like x")
-    check_shape(operator, "epsilon", epsilon, [], "")
-    if scale is not None:
-        check_device(operator, "scale", scale, "x", x.device)
-        check_dtype(operator, "scale", scale, compute, "like x")
-        check_shape(operator, "scale", scale, [fields], " like x")
-    if ungated is not None:
-        check_device(operator, "ungated", ungated, "x", x.device)
-        check_dtype(operator, "ungated", ungated, torch.bool, "")
-        check_shape(operator, "ungated", ungated, [fields], " like x")
+    gates = x, epsilon, scale, ungated, kind, alpha, tau
+    check_gates(operator, "weight", weight, fields, "field", *gates)
     if grad is not None:
         check_device(operator, "grad", grad, "weight", weight.device)
         check_dtype(operator, "grad", grad, weight.dtype, "like weight")
         shape = [rows, fields * weight.shape[1]]
         check_shape(operator, "grad", grad, shape, " like the output")
-
-
-def _check_values(operator: str, x: Tensor, epsilon: Tensor) -> None:
-    wrong = ~((epsilon > 0) & epsilon.isfinite())
-    refuse_values(operator, "epsilon", epsilon, "be positive and finite", wrong)
-    refuse_values(operator, "x", x, "not be NaN", x.isnan(), where=True)
 
 
 def _check_codes(
@@ -202,7 +175,7 @@ def _check_contents(
     alpha: float,
     tau: float,
 ) -> None:
-    _check_values(operator, x, epsilon)
+    refuse_gate_values(operator, x, epsilon)
     if check:
         looked_at = _looked_at(x, ungated, kind, alpha)
         _check_codes(operator, codes, offsets, bags, weight.shape[0], looked_at)

@@ -134,7 +134,7 @@ GATED_EMBEDDING_CONCAT: list[tuple[dict[str, Any], str]] = [
         "bags must not decrease, got 2 after 3 at position 2",
     ),
     ({**FLAT, "codes": FLAT["codes"][1:]}, "bags must end with 15, the number of codes, got 16"),
-    ({"x": torch.ones(2).half()}, "x must be float32 for a float32 weight, got float16"),
+    ({"x": torch.ones(2).half()}, "x must be float32 for float32 embeddings, got float16"),
     ({"x": torch.ones(3)}, "x must have shape [2], one element per field, got [3]"),
     ({"epsilon": torch.tensor(0.1).double()}, "epsilon must be float32 like x, got float64"),
     ({"epsilon": torch.ones(1)}, "epsilon must have shape [], got [1]"),
