@@ -59,11 +59,6 @@ struct Call {
   }
 };
 
-template <class T>
-T at(const Tensor& vector, int64_t i) {
-  return static_cast<const T*>(vector.const_data_ptr())[i * vector.strides()[0]];
-}
-
 Rows rows_of(const Tensor& tensor) {
   const auto strides = tensor.strides();
   return {tensor.const_data_ptr(), strides[0], strides[1]};
@@ -298,17 +293,6 @@ class Block {
   std::vector<bool> is_read_;
   std::vector<int64_t> read_, all_, rows_, sizes_, living_;
   int64_t samples_ = 0;
-};
-
-// The scratch of one thread.
-struct Scratch {
-  std::unique_ptr<char[]> memory;
-  char* aligned;
-
-  explicit Scratch(int64_t bytes) : memory(new char[bytes + 64]) {
-    const auto address = reinterpret_cast<uintptr_t>(memory.get());
-    aligned = memory.get() + (-address & 63);
-  }
 };
 
 int64_t compute_bytes(const Call& call) { return call.dtype == Dtype::float64 ? 8 : 4; }

@@ -158,23 +158,8 @@ def _looked_at(x: Tensor, ungated: Tensor | None, kind: int, alpha: float) -> Te
     return looked_at if ungated is None else looked_at | ungated
 
 
-def _check_contents(
-    operator: str,
-    weight: Tensor,
-    codes: Tensor,
-    offsets: Sequence[int],
-    bags: Tensor | None,
-    x: Tensor,
-    epsilon: Tensor,
-    scale: Tensor | None,
-    ungated: Tensor | None,
-    mean: bool,
-    sparse: bool,
-    check: bool,
-    kind: int,
-    alpha: float,
-    tau: float,
-) -> None:
+def _check_contents(operator: str, *call: Any) -> None:
+    weight, codes, offsets, bags, x, epsilon, _, ungated, _, _, check, kind, alpha, _ = call
     refuse_gate_values(operator, x, epsilon)
     if check:
         looked_at = _looked_at(x, ungated, kind, alpha)
