@@ -1068,9 +1068,11 @@ def gated_embedding_concat(
         sparse: make weight's gradient sparse and uncoalesced, as `nn.Embedding(sparse=True)` does:
             an entry for every code of a living field. On a GPU backward then waits for x, to know
             how many those are.
-        check: refuse a code that names no row of its field's table. Codes of a field that is dead
-            and has g′(0) = 0 are not looked at. Without it a wrong code reads, and trains, memory
-            of somebody else.
+        check: refuse a code that names no row of its field's table. On a GPU nobody waits to see:
+            such a code makes NaN there, and the next call names its position among all codes,
+            unless `check_values()` asks for an error at once. Codes of a field that is dead and has
+            g′(0) = 0 are not looked at. Without the check a wrong code reads, and trains, memory of
+            somebody else.
         kind: one of `KINDS`.
         alpha: α ≥ 0 of `lpfs++`: how strongly a dead field can come back.
         tau: τ > 0 of `lpfs++`.
