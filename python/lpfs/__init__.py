@@ -1,6 +1,7 @@
 """Feature selection for click-through-rate models by LPFS and LPFS++ gates."""
 
 from lpfs.checkpoint import Checkpoints, StoppedError
+from lpfs.embedding import GatedEmbedding
 from lpfs.gate import FeatureGate
 from lpfs.optim import ProximalSGD
 from lpfs.plan import Budget, Penalty
@@ -15,6 +16,7 @@ __all__ = [
     "Checkpoints",
     "Death",
     "FeatureGate",
+    "GatedEmbedding",
     "Penalty",
     "Place",
     "Pretrained",
