@@ -31,12 +31,12 @@ from .gates import gate, gate_derivative
 from .launch import (
     check_device,
     check_dtype,
+    check_gates,
     check_shape,
     dtype_name,
     fault,
     jit,
     on_stream,
-    refuse_values,
     tl,
     triton,
     values_are_checked,
@@ -116,12 +116,6 @@ def _check(
         check_dtype(operator, "grad", grad, embeddings.dtype, "like embeddings")
         shape = [embeddings.shape[0], pairs.shape[0] * embeddings.shape[2]]
         check_shape(operator, "grad", grad, shape, " like the output")
-
-
-def _check_values(operator: str, x: Tensor, epsilon: Tensor) -> None:
-    wrong = ~((epsilon > 0) & epsilon.isfinite())
-    refuse_values(operator, "epsilon", epsilon, "be positive and finite", wrong)
-    refuse_values(operator, "x", x, "not be NaN", x.isnan(), where=True)
 
 
 def _check_pairs(operator: str, pairs: Sequence[Sequence[int]], fields: int) -> None:
@@ -589,7 +583,7 @@ def launch_forward(
     """One launch of the forward kernel; CPU tensors are taken under Triton's interpreter."""
     _check(None, embeddings, pairs, x, epsilon, scale, ungated, before, kind, alpha, tau)
     if values_are_checked(x.device):
-        _check_values("gated_cross_concat", x, epsilon)
+        check_gates("gated_cross_concat", x, epsilon)
     rows, fields, width = embeddings.shape
     tables = _tables("gated_cross_concat", pairs, fields)
     y = embeddings.new_empty(rows, len(pairs) * width)
@@ -637,7 +631,7 @@ def launch_backward(
     """One launch of the backward kernel; CPU tensors are taken under Triton's interpreter."""
     _check(grad, embeddings, pairs, x, epsilon, scale, ungated, before, kind, alpha, tau)
     if values_are_checked(x.device):
-        _check_values("gated_cross_concat_backward", x, epsilon)
+        check_gates("gated_cross_concat_backward", x, epsilon)
     rows, fields, width = embeddings.shape
     tables = _tables("gated_cross_concat_backward", pairs, fields)
     if grad.numel() == 0:
@@ -692,7 +686,7 @@ def _reference_forward(*call: Any) -> Tensor:
     _check(None, *call)
     *tensors, before, kind, alpha, tau = call
     _check_pairs("gated_cross_concat", tensors[1].tolist(), tensors[0].shape[1])
-    _check_values("gated_cross_concat", *tensors[2:4])
+    check_gates("gated_cross_concat", *tensors[2:4])
     options = {"before": before, "kind": reference.KINDS[kind], "alpha": alpha, "tau": tau}
     return reference.gated_cross_concat(*tensors, **options)
 
@@ -701,7 +695,7 @@ def _reference_backward(grad: Tensor, *call: Any) -> tuple[Tensor, Tensor]:
     _check(grad, *call)
     *tensors, before, kind, alpha, tau = call
     _check_pairs("gated_cross_concat_backward", tensors[1].tolist(), tensors[0].shape[1])
-    _check_values("gated_cross_concat_backward", *tensors[2:4])
+    check_gates("gated_cross_concat_backward", *tensors[2:4])
     options = {"before": before, "kind": reference.KINDS[kind], "alpha": alpha, "tau": tau}
     return reference.gated_cross_concat_backward(grad, *tensors, **options)
 
@@ -841,6 +835,6 @@ def gated_cross_concat(
         _check(None, *call, *gate)
         if x.device.type == "cpu":
             _check_pairs("gated_cross_concat", pairs.tolist(), embeddings.shape[1])
-            _check_values("gated_cross_concat", x, epsilon)
+            check_gates("gated_cross_concat", x, epsilon)
         raise
     return cast(Tensor, y)

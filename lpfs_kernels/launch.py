@@ -57,6 +57,63 @@ def check_shape(
         fault(operator, name, expected, list(tensor.shape))
 
 
+def check_fields(
+    operator: str,
+    embeddings: Sequence[Tensor],
+    x: Tensor,
+    epsilon: Tensor,
+    widths: Sequence[int] | None,
+    scale: Tensor | None,
+    ungated: Tensor | None,
+    *,
+    promoted: bool = False,
+) -> None:
+    """Raise unless fields and gates fit; with `promoted`, fields may differ in dtype."""
+    if not embeddings:
+        fault(operator, "embeddings", "hold at least one tensor", "none")
+    if widths and len(embeddings) != 1:
+        expected = "hold one packed tensor when widths are given"
+        fault(operator, "embeddings", expected, len(embeddings))
+
+    first = embeddings[0]
+    if first.dtype not in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+        expected = "be float64, float32, float16 or bfloat16"
+        fault(operator, "embeddings[0]", expected, dtype_name(first.dtype), TypeError)
+    for i, field in enumerate(embeddings):
+        name = f"embeddings[{i}]"
+        check_device(operator, name, field, "embeddings[0]", first.device)
+        if not promoted:
+            check_dtype(operator, name, field, first.dtype, "like embeddings[0]")
+        if field.dim() != 2:
+            fault(operator, name, "have 2 dimensions", f"shape {list(field.shape)}")
+        if field.shape[0] != first.shape[0]:
+            expected = f"have {first.shape[0]} rows like embeddings[0]"
+            fault(operator, name, expected, field.shape[0])
+    for i, width in enumerate(widths or ()):
+        if width < 0:
+            fault(operator, f"widths[{i}]", "be at least 0", width)
+    if widths and sum(widths) != first.shape[1]:
+        expected = f"add up to the {first.shape[1]} columns of embeddings[0]"
+        fault(operator, "widths", expected, sum(widths))
+
+    check_device(operator, "x", x, "embeddings[0]", first.device)
+    compute = torch.float64 if first.dtype == torch.float64 else torch.float32
+    check_dtype(operator, "x", x, compute, f"for {dtype_name(first.dtype)} embeddings")
+    fields = len(widths or embeddings)
+    check_shape(operator, "x", x, [fields], ", one element per field")
+    check_device(operator, "epsilon", epsilon, "x", x.device)
+    check_dtype(operator, "epsilon", epsilon, compute, "like x")
+    check_shape(operator, "epsilon", epsilon, [], "")
+    if scale is not None:
+        check_device(operator, "scale", scale, "x", x.device)
+        check_dtype(operator, "scale", scale, compute, "like x")
+        check_shape(operator, "scale", scale, [fields], " like x")
+    if ungated is not None:
+        check_device(operator, "ungated", ungated, "x", x.device)
+        check_dtype(operator, "ungated", ungated, torch.bool, "")
+        check_shape(operator, "ungated", ungated, [fields], " like x")
+
+
 _checking = os.environ.get("LPFS_CHECK_VALUES", "") not in ("", "0")
 
 
@@ -84,6 +141,13 @@ def refuse_values(
         position = int(wrong.flatten().nonzero()[0])
         value = f"{tensor.flatten()[position].item():g}"
         fault(operator, name, expected, f"{value} at position {position}" if where else value)
+
+
+def check_gates(operator: str, x: Tensor, epsilon: Tensor) -> None:
+    """Raise for an ε or an x that is no number to compute with; waits for the device."""
+    wrong = ~((epsilon > 0) & epsilon.isfinite())
+    refuse_values(operator, "epsilon", epsilon, "be positive and finite", wrong)
+    refuse_values(operator, "x", x, "not be NaN", x.isnan(), where=True)
 
 
 @contextlib.contextmanager
