@@ -21,15 +21,15 @@ from torch import Tensor
 
 from . import reference
 from .launch import check_device, check_dtype, check_shape, dtype_name, fault, refuse_values
-from .library import LIBRARY, apply, below_autograd
+from .library import LIBRARY, apply, below_autograd, define, implement
 
 ARGUMENTS = """(
     {grad}Tensor weight, Tensor codes, int[] offsets, Tensor? bags, Tensor x, Tensor epsilon,
     Tensor? scale, Tensor? ungated, bool mean, bool sparse, bool check, int kind, float alpha,
     float tau
 ) -> """
-LIBRARY.define("gated_embedding_concat" + ARGUMENTS.format(grad="") + "Tensor")
-LIBRARY.define(
+define("gated_embedding_concat" + ARGUMENTS.format(grad="") + "Tensor")
+define(
     "gated_embedding_concat_backward"
     + ARGUMENTS.format(grad="Tensor grad, ")
     + "(Tensor rows, Tensor values, Tensor grad_x)"
@@ -212,8 +212,8 @@ def _reference_backward(grad: Tensor, *call: Any) -> tuple[Tensor, Tensor, Tenso
     return reference.gated_embedding_concat_backward(grad, *args, sparse=call[9], **options)
 
 
-LIBRARY.impl("gated_embedding_concat", _reference_forward, "CPU")
-LIBRARY.impl("gated_embedding_concat_backward", _reference_backward, "CPU")
+implement("gated_embedding_concat", "CPU", _reference_forward)
+implement("gated_embedding_concat_backward", "CPU", _reference_backward)
 
 
 def _batch(codes: Tensor, offsets: Sequence[int], bags: Tensor | None) -> int:
@@ -301,8 +301,8 @@ def _autograd_backward(*call: Any) -> tuple[Tensor, ...]:
     return cast(tuple[Tensor, ...], apply(_GatedEmbeddingConcatBackward, *call))
 
 
-LIBRARY.impl("gated_embedding_concat", _autograd_forward, "Autograd")
-LIBRARY.impl("gated_embedding_concat_backward", _autograd_backward, "Autograd")
+implement("gated_embedding_concat", "Autograd", _autograd_forward)
+implement("gated_embedding_concat_backward", "Autograd", _autograd_backward)
 
 
 def gated_embedding_concat(
