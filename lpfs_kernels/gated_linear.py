@@ -13,7 +13,7 @@ H rows, and the rest is the vendor's matrix product: so this is a composition of
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -26,6 +26,8 @@ from .launch import check_device, check_dtype, check_fields, check_gates, check_
 LEAVE_OUT_FROM = 0.2
 """The share of dead columns from which a packed tensor's living ones are copied together: below,
 the copy takes more time than the smaller product saves (H = 256, 2 threads; bench/notes.md)."""
+
+T = TypeVar("T")
 
 
 class _Revival(torch.autograd.Function):
@@ -108,7 +110,7 @@ def _take(
     return cast(Tensor, _Selected.apply(first, sizes, kept))  # type: ignore[no-untyped-call]
 
 
-def _of(values: Sequence[int], chosen: Sequence[bool]) -> list[int]:
+def _of(values: Sequence[T], chosen: Sequence[bool]) -> list[T]:
     return [value for value, c in zip(values, chosen, strict=True) if c]
 
 
@@ -136,7 +138,8 @@ def gated_linear(
 
     Args:
         embeddings: one `[B, Dᵢ]` per field or, with `widths`, one packed `[B, ΣD]`, as in
-            `gated_concat`. A list's field that is left out gets no gradient at all.
+            `gated_concat`; packed, the columns of `living` alone will do. A list's field that is
+            left out gets no gradient at all.
         x: `[N]`, one gate parameter per field; float32, or float64 for float64 embeddings.
         epsilon: ε > 0, of x's dtype and without dimensions.
         weight: `[H, ΣD]`, in the embeddings' dtype (under autocast, any).
@@ -204,9 +207,14 @@ def _linear(
     if not waits:
         dead = x == 0 if ungated is None else (x == 0) & ~ungated
         alive = [c and not d for c, d in zip(chosen, dead.tolist(), strict=True)]
-        if packed and all(chosen) and _may_stay(embeddings[0], widths, alive):
+        if packed and all(chosen) and not all(alive) and _may_stay(embeddings[0], widths, alive):
             alive = chosen
-    taken = _take(embeddings, widths, alive, packed)
+    # What the embeddings hold: all fields, or the chosen ones.
+    held = [True] * len(widths)
+    if packed and embeddings[0].shape[1] != sum(widths):
+        held = chosen
+    own = _of(widths, held)
+    taken = _take(embeddings, own, _of(alive, held), packed)
     y = F.linear(taken, _take([columns], widths, alive, True), bias)
 
     rest = [c and not a for c, a in zip(chosen, alive, strict=True)]
@@ -214,10 +222,11 @@ def _linear(
         return y
     index = torch.tensor([i for i, r in enumerate(rest) if r], device=x.device)
     with torch.no_grad():
-        unread = _take(embeddings, widths, rest, packed), _take([weight], widths, rest, True)
-    own = None if scale is None else scale[index]
-    options = _of(widths, rest), epsilon, own, reference.KINDS.index(kind), alpha, tau
-    return cast(Tensor, _Revival.apply(y, x[index], *unread, *options))  # type: ignore[no-untyped-call]
+        unread = _take(embeddings, own, _of(rest, held), packed)
+        reading = _take([weight], widths, rest, True)
+    scales = None if scale is None else scale[index]
+    options = _of(widths, rest), epsilon, scales, reference.KINDS.index(kind), alpha, tau
+    return cast(Tensor, _Revival.apply(y, x[index], unread, reading, *options))  # type: ignore[no-untyped-call]
 
 
 def _may_stay(packed: Tensor, widths: Sequence[int], alive: Sequence[bool]) -> bool:
@@ -227,7 +236,7 @@ def _may_stay(packed: Tensor, widths: Sequence[int], alive: Sequence[bool]) -> b
     if sum(_of(widths, unread)) >= LEAVE_OUT_FROM * sum(widths):
         return False
     with torch.no_grad():
-        return not any(unread) or bool(_take([packed], widths, unread, True).isfinite().all())
+        return bool(_take([packed], widths, unread, True).isfinite().all())
 
 
 def _check_living(living: Sequence[int], fields: int) -> None:
@@ -253,7 +262,7 @@ def _check(
         fault(operator, "kind", f"be one of {reference.KINDS}", repr(kind))
     casts = torch.is_autocast_enabled(x.device.type)
     check_fields(operator, embeddings, x, epsilon, widths, scale, ungated, promoted=casts)
-    columns = sum(field.shape[1] for field in embeddings)
+    columns = sum(widths) or sum(field.shape[1] for field in embeddings)
     check_device(operator, "weight", weight, "x", x.device)
     if not casts:
         check_dtype(operator, "weight", weight, embeddings[0].dtype, "like embeddings[0]")
