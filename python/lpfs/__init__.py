@@ -2,6 +2,7 @@
 
 from lpfs.checkpoint import Checkpoints, StoppedError
 from lpfs.gate import FeatureGate
+from lpfs.gated_linear import GatedLinear
 from lpfs.optim import ProximalSGD
 from lpfs.plan import Budget, Penalty
 from lpfs.pretrained import Pretrained
@@ -15,6 +16,7 @@ __all__ = [
     "Checkpoints",
     "Death",
     "FeatureGate",
+    "GatedLinear",
     "Penalty",
     "Place",
     "Pretrained",
