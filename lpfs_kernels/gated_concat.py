@@ -33,6 +33,7 @@ from .launch import (
     fault,
     jit,
     on_stream,
+    refuse_gate_values,
     tl,
     triton,
     values_are_checked,
@@ -60,15 +61,12 @@ def _check(
     tau: float,
 ) -> None:
     operator = "gated_concat" if grad is None else "gated_concat_backward"
-    if not 0 <= kind < len(reference.KINDS):
-        fault(operator, "kind", f"be an index from 0 to {len(reference.KINDS) - 1}", kind)
-    if not alpha >= 0:
-        fault(operator, "alpha", "be at least 0", f"{alpha:g}")
-    if not tau > 0:
-        fault(operator, "tau", "be positive", f"{tau:g}")
-    check_fields(operator, embeddings, x, epsilon, widths, scale, ungated)
+    check_fields(operator, embeddings, widths)
+    first = embeddings[0]
+    gates = x, epsilon, scale, ungated, kind, alpha, tau
+    count = len(widths or embeddings)
+    check_gates(operator, "embeddings[0]", first, count, "field", *gates)
     if grad is not None:
-        first = embeddings[0]
         check_device(operator, "grad", grad, "embeddings[0]", first.device)
         check_dtype(operator, "grad", grad, first.dtype, "like embeddings[0]")
         shape = [first.shape[0], sum(field.shape[1] for field in embeddings)]
@@ -383,7 +381,7 @@ def launch_forward(
     """One launch of the forward kernel; CPU tensors are taken under Triton's interpreter."""
     _check(None, embeddings, x, epsilon, widths, scale, ungated, kind, alpha, tau)
     if values_are_checked(x.device):
-        check_gates("gated_concat", x, epsilon)
+        refuse_gate_values("gated_concat", x, epsilon)
     plan = _arrange(embeddings, widths)
     y = embeddings[0].new_empty(plan.rows, plan.columns)
     if y.numel() == 0:
@@ -424,7 +422,7 @@ def launch_backward(
     """One launch of the backward kernel; CPU tensors are taken under Triton's interpreter."""
     _check(grad, embeddings, x, epsilon, widths, scale, ungated, kind, alpha, tau)
     if values_are_checked(x.device):
-        check_gates("gated_concat_backward", x, epsilon)
+        refuse_gate_values("gated_concat_backward", x, epsilon)
     plan = _arrange(embeddings, widths, grad)
     grad_embeddings = [field.new_empty(field.shape) for field in embeddings]
     grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
@@ -467,7 +465,7 @@ if triton is not None:
 def _reference_forward(*call: Any) -> Tensor:
     _check(None, *call)
     *tensors, kind, alpha, tau = call
-    check_gates("gated_concat", *tensors[1:3])
+    refuse_gate_values("gated_concat", *tensors[1:3])
     gate = {"kind": reference.KINDS[kind], "alpha": alpha, "tau": tau}
     return reference.gated_concat(*tensors, **gate)
 
@@ -475,7 +473,7 @@ def _reference_forward(*call: Any) -> Tensor:
 def _reference_backward(grad: Tensor, *call: Any) -> list[Tensor]:
     _check(grad, *call)
     *tensors, kind, alpha, tau = call
-    check_gates("gated_concat_backward", *tensors[1:3])
+    refuse_gate_values("gated_concat_backward", *tensors[1:3])
     gate = {"kind": reference.KINDS[kind], "alpha": alpha, "tau": tau}
     grad_embeddings, grad_x = reference.gated_concat_backward(grad, *tensors, **gate)
     return [*grad_embeddings, grad_x]
@@ -680,6 +678,6 @@ def gated_concat(
         # The C++ library finds faults too, but cannot raise another type.
         _check(None, embeddings, x, epsilon, widths, scale, ungated, *gate)
         if x.device.type == "cpu":
-            check_gates("gated_concat", x, epsilon)
+            refuse_gate_values("gated_concat", x, epsilon)
         raise
     return cast(Tensor, y)

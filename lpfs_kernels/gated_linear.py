@@ -21,7 +21,15 @@ from torch.nn import functional as F
 
 from . import reference
 from .gated_concat import gated_concat
-from .launch import check_device, check_dtype, check_fields, check_gates, check_shape, fault
+from .launch import (
+    check_device,
+    check_dtype,
+    check_fields,
+    check_gates,
+    check_shape,
+    fault,
+    refuse_gate_values,
+)
 
 LEAVE_OUT_FROM = 0.2
 """The share of dead columns from which a packed tensor's living ones are copied together: below,
@@ -171,7 +179,7 @@ def gated_linear(
         return _linear(embeddings, *gates, weight, bias, living, kind, alpha, tau)
     except (RuntimeError, ValueError, TypeError):
         # What it is made of finds faults too, and calls them by other names.
-        _check(embeddings, *gates, weight, bias, living, kind)
+        _check(embeddings, *gates, weight, bias, kind, alpha, tau)
         raise
 
 
@@ -254,14 +262,19 @@ def _check(
     ungated: Tensor | None,
     weight: Tensor,
     bias: Tensor | None,
-    living: Sequence[int] | None,
     kind: str,
+    alpha: float,
+    tau: float,
 ) -> None:
     operator = "gated_linear"
     if kind not in reference.KINDS:
         fault(operator, "kind", f"be one of {reference.KINDS}", repr(kind))
     casts = torch.is_autocast_enabled(x.device.type)
-    check_fields(operator, embeddings, x, epsilon, widths, scale, ungated, promoted=casts)
+    check_fields(operator, embeddings, widths, promoted=casts)
+    gates = x, epsilon, scale, ungated, reference.KINDS.index(kind), alpha, tau
+    check_gates(
+        operator, "embeddings[0]", embeddings[0], len(widths or embeddings), "field", *gates
+    )
     columns = sum(widths) or sum(field.shape[1] for field in embeddings)
     check_device(operator, "weight", weight, "x", x.device)
     if not casts:
@@ -273,4 +286,4 @@ def _check(
         check_dtype(operator, "bias", bias, weight.dtype, "like weight")
         check_shape(operator, "bias", bias, [len(weight)], ", one element per row of weight")
     if x.device.type == "cpu":
-        check_gates(operator, x, epsilon)
+        refuse_gate_values(operator, x, epsilon)

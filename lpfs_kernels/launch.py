@@ -11,6 +11,8 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from . import reference
+
 try:
     import triton
     import triton.language as tl
@@ -57,18 +59,23 @@ def check_shape(
         fault(operator, name, expected, list(tensor.shape))
 
 
+def check_embeddings(operator: str, name: str, embeddings: Tensor, dimensions: int) -> None:
+    if embeddings.dtype not in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+        expected = "be float64, float32, float16 or bfloat16"
+        fault(operator, name, expected, dtype_name(embeddings.dtype), TypeError)
+    if embeddings.dim() != dimensions:
+        got = f"shape {list(embeddings.shape)}"
+        fault(operator, name, f"have {dimensions} dimensions", got)
+
+
 def check_fields(
     operator: str,
     embeddings: Sequence[Tensor],
-    x: Tensor,
-    epsilon: Tensor,
     widths: Sequence[int] | None,
-    scale: Tensor | None,
-    ungated: Tensor | None,
     *,
     promoted: bool = False,
 ) -> None:
-    """Raise unless fields and gates fit; with `promoted`, fields may differ in dtype."""
+    """A list of fields, or one packed tensor with its widths; `promoted` ones differ in dtype."""
     if not embeddings:
         fault(operator, "embeddings", "hold at least one tensor", "none")
     if widths and len(embeddings) != 1:
@@ -76,9 +83,7 @@ def check_fields(
         fault(operator, "embeddings", expected, len(embeddings))
 
     first = embeddings[0]
-    if first.dtype not in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
-        expected = "be float64, float32, float16 or bfloat16"
-        fault(operator, "embeddings[0]", expected, dtype_name(first.dtype), TypeError)
+    check_embeddings(operator, "embeddings[0]", first, 2)
     for i, field in enumerate(embeddings):
         name = f"embeddings[{i}]"
         check_device(operator, name, field, "embeddings[0]", first.device)
@@ -96,22 +101,43 @@ def check_fields(
         expected = f"add up to the {first.shape[1]} columns of embeddings[0]"
         fault(operator, "widths", expected, sum(widths))
 
-    check_device(operator, "x", x, "embeddings[0]", first.device)
-    compute = torch.float64 if first.dtype == torch.float64 else torch.float32
-    check_dtype(operator, "x", x, compute, f"for {dtype_name(first.dtype)} embeddings")
-    fields = len(widths or embeddings)
-    check_shape(operator, "x", x, [fields], ", one element per field")
+
+def check_gates(
+    operator: str,
+    name: str,
+    embeddings: Tensor,
+    count: int | torch.SymInt,
+    each: str,
+    x: Tensor,
+    epsilon: Tensor,
+    scale: Tensor | None,
+    ungated: Tensor | None,
+    kind: int,
+    alpha: float,
+    tau: float,
+) -> None:
+    """What every gated operator takes beside its data; `each` is what has a gate."""
+    if not 0 <= kind < len(reference.KINDS):
+        fault(operator, "kind", f"be an index from 0 to {len(reference.KINDS) - 1}", kind)
+    if not alpha >= 0:
+        fault(operator, "alpha", "be at least 0", f"{alpha:g}")
+    if not tau > 0:
+        fault(operator, "tau", "be positive", f"{tau:g}")
+    check_device(operator, "x", x, name, embeddings.device)
+    compute = torch.float64 if embeddings.dtype == torch.float64 else torch.float32
+    check_dtype(operator, "x", x, compute, f"for {dtype_name(embeddings.dtype)} embeddings")
+    check_shape(operator, "x", x, [count], f", one element per {each}")
     check_device(operator, "epsilon", epsilon, "x", x.device)
     check_dtype(operator, "epsilon", epsilon, compute, "like x")
     check_shape(operator, "epsilon", epsilon, [], "")
     if scale is not None:
         check_device(operator, "scale", scale, "x", x.device)
         check_dtype(operator, "scale", scale, compute, "like x")
-        check_shape(operator, "scale", scale, [fields], " like x")
+        check_shape(operator, "scale", scale, [count], " like x")
     if ungated is not None:
         check_device(operator, "ungated", ungated, "x", x.device)
         check_dtype(operator, "ungated", ungated, torch.bool, "")
-        check_shape(operator, "ungated", ungated, [fields], " like x")
+        check_shape(operator, "ungated", ungated, [count], " like x")
 
 
 _checking = os.environ.get("LPFS_CHECK_VALUES", "") not in ("", "0")
@@ -143,8 +169,8 @@ def refuse_values(
         fault(operator, name, expected, f"{value} at position {position}" if where else value)
 
 
-def check_gates(operator: str, x: Tensor, epsilon: Tensor) -> None:
-    """Raise for an ε or an x that is no number to compute with; waits for the device."""
+def refuse_gate_values(operator: str, x: Tensor, epsilon: Tensor) -> None:
+    """Fault an ε that is not positive and finite, or a NaN in x; waits for the device."""
     wrong = ~((epsilon > 0) & epsilon.isfinite())
     refuse_values(operator, "epsilon", epsilon, "be positive and finite", wrong)
     refuse_values(operator, "x", x, "not be NaN", x.isnan(), where=True)

@@ -148,7 +148,7 @@ class DLRM(nn.Module):
         """Logits, of the embeddings that are needed alone."""
         packed = self.embed(codes, numbers, gate.computed())
         hidden: Tensor = gate.linear(packed, self.first_layer.weight, self.first_layer.bias)
-        for layer in self.top[1:]:
+        for layer in itertools.islice(self.top, 1, None):
             hidden = layer(hidden)
         return hidden.squeeze(1)
 
