@@ -110,13 +110,18 @@ LPFS_INLINE const int64_t* concat(const Rows& weight, int64_t width, const Looku
   return rows;
 }
 
+// The processor follows a gradient by itself, but not where fields are left out.
+constexpr int64_t kSamplesAhead = 2;
+
 // A bag of a field: its entries if there are `values`, and its products if there are `sums`.
 template <class T, int N, bool kPast>
 LPFS_INLINE void bag_entries(const Rows& weight, const int64_t* rows, int64_t size,
-                             Compute<T> factor, Compute<T> over, const T* grad, int64_t j,
-                             int64_t width, T* values, Compute<T>* sums) {
+                             Compute<T> factor, Compute<T> over, const T* grad,
+                             int64_t ahead_bytes, int64_t j, int64_t width, T* values,
+                             Compute<T>* sums) {
   for (; j + N <= width; j += N) {
     Vector<Compute<T>, N> upstream;
+    fetch(grad + j, ahead_bytes);
     load<N>(grad + j, upstream);
     if (sums) {
       Vector<Compute<T>, N> pooled, sum;
@@ -131,7 +136,8 @@ LPFS_INLINE void bag_entries(const Rows& weight, const int64_t* rows, int64_t si
   }
   if constexpr (N > 1 && !kPast) {
     if (j < width) {
-      bag_entries<T, N / 2, kPast>(weight, rows, size, factor, over, grad, j, width, values, sums);
+      bag_entries<T, N / 2, kPast>(weight, rows, size, factor, over, grad, ahead_bytes, j, width,
+                                   values, sums);
     }
   }
 }
@@ -149,7 +155,8 @@ LPFS_INLINE const int64_t* entries(const Rows& weight, int64_t width, const Look
       if ((field.dead && !field.learns) || size == 0) continue;
       const double over = kBags && bags.mean ? size : 1;
       bag_entries<T, N, kPast>(weight, rows, size, static_cast<Compute<T>>(field.factor / over),
-                               static_cast<Compute<T>>(1 / over), grad + i * width, 0, width,
+                               static_cast<Compute<T>>(1 / over), grad + i * width,
+                               kSamplesAhead * grad_stride * sizeof(T), 0, width,
                                field.dead ? nullptr : values,
                                field.learns ? sums + i * N : nullptr);
       rows += size;

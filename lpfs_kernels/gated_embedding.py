@@ -13,14 +13,31 @@ rows that the codes of a bag name, and g₍b,i₎ = ∂L/∂y[b, fieldᵢ],
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
-from typing import Any, cast
+from itertools import accumulate, pairwise
+from math import gcd
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from . import reference
-from .launch import check_device, check_dtype, check_shape, dtype_name, fault, refuse_values
+from .gates import gate, gate_derivative
+from .launch import (
+    check_device,
+    check_dtype,
+    check_shape,
+    complaint,
+    constant_table,
+    dtype_name,
+    fault,
+    jit,
+    on_stream,
+    refuse_earlier,
+    refuse_values,
+    tl,
+    triton,
+    values_are_checked,
+)
 from .library import LIBRARY, apply, below_autograd, define, implement
 
 ARGUMENTS = """(
@@ -191,6 +208,759 @@ def _check_contents(
         _check_codes(operator, codes, offsets, bags, weight.shape[0], looked_at)
 
 
+@jit
+def _gate_of(
+    x,
+    scale,
+    ungated,
+    field,
+    epsilon,
+    alpha,
+    tau,
+    KIND: tl.constexpr,
+    REVIVES: tl.constexpr,
+):
+    """Of a field: factor, slope, whether it is alive, and whether its gate has a gradient."""
+    xi = tl.load(x + field)
+    eps = tl.load(epsilon)
+    alive = xi != 0
+    learns = alive | REVIVES
+    factor = gate(xi, eps, alpha, tau, KIND)
+    slope = gate_derivative(xi, eps, alpha, tau, KIND)
+    if ungated is not None:
+        always = tl.load(ungated + field) != 0
+        alive = alive | always
+        learns = learns & (always == 0)
+        factor = tl.where(always, 1.0, factor)
+    if scale is not None:
+        factor = factor * tl.load(scale + field)
+        slope = slope * tl.load(scale + field)
+    return factor, slope, alive, learns
+
+
+@jit
+def _multiple(argument, VECTOR: tl.constexpr):
+    """`tl.multiple_of` for an argument of a kernel, where that has no effect."""
+    return argument // VECTOR * VECTOR if VECTOR > 0 else argument
+
+
+@jit
+def _pool(
+    weight,
+    codes,
+    bags,
+    sample,
+    field,
+    reads,
+    column,
+    rows,
+    first,
+    limit,
+    row_stride,
+    column_stride,
+    sample_stride,
+    field_stride,
+    complaints,
+    N: tl.constexpr,
+    WIDTH: tl.constexpr,
+    MEAN: tl.constexpr,
+    CHECK: tl.constexpr,
+    COMPUTE: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+):
+    """The sum or mean of the bags of a field, where it `reads`. A code that names no row makes NaN,
+    and a complaint."""
+    inside = sample < tl.where(reads, rows, 0)
+    within = column < WIDTH
+    begin = sample * N + field
+    if bags is None:
+        end = begin + 1
+        longest = 1
+    else:
+        at = begin
+        begin = tl.load(bags + at, mask=inside, other=0)
+        end = tl.load(bags + at + 1, mask=inside, other=0)
+        longest = tl.max(tl.max(end - begin, 1), 0)
+    total = tl.zeros([BLOCK_ROWS, BLOCK_COLUMNS], COMPUTE)
+    for k in range(longest):
+        counted = inside & (begin + k < end)
+        if bags is None:
+            place = sample * sample_stride + field * field_stride
+        else:
+            place = (begin + k) * sample_stride
+        code = tl.load(codes + place, mask=counted, other=0).to(tl.int64)
+        right = counted
+        if CHECK:
+            right = counted & (code >= 0) & (code < limit)
+            position = (begin + k).to(tl.int64)
+            tl.store(complaints + position * 0, position, mask=counted & (right == 0))
+        row = first + tl.where(right, code, 0)
+        value = tl.load(
+            weight + row.to(sample.dtype) * row_stride + column * column_stride,
+            mask=right & within,
+            other=0.0,
+        ).to(COMPUTE)
+        total += tl.where(counted & (right == 0), float("nan"), value)
+    size = (end - begin).to(COMPUTE)
+    if MEAN:
+        total = total / tl.where(size > 0, size, 1.0)
+    return total
+
+
+@jit
+def _forward_kernel(
+    y,
+    weight,
+    codes,
+    bags,
+    layout,
+    x,
+    epsilon,
+    scale,
+    ungated,
+    complaints,
+    alpha: tl.float64,
+    tau: tl.float64,
+    rows,
+    columns,
+    row_stride,
+    column_stride,
+    sample_stride,
+    field_stride,
+    KIND: tl.constexpr,
+    MEAN: tl.constexpr,
+    CHECK: tl.constexpr,
+    N: tl.constexpr,
+    WIDTH: tl.constexpr,
+    VECTOR: tl.constexpr,
+    WIDE: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+    CHUNKS: tl.constexpr,
+):
+    """A program takes one field of some samples."""
+    if VECTOR > 0:
+        row_stride = _multiple(row_stride, VECTOR)
+        columns = _multiple(columns, VECTOR)
+        column_stride = 1
+    index: tl.constexpr = tl.int64 if WIDE else tl.int32
+    field = tl.program_id(0) % N
+    block = (tl.program_id(0) // N).to(index)
+    sample = (block // CHUNKS) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)[:, None]
+    column = (block % CHUNKS) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)[None, :]
+    factor, _, alive, _ = _gate_of(x, scale, ungated, field, epsilon, alpha, tau, KIND, False)
+    total = _pool(
+        weight,
+        codes,
+        bags,
+        sample,
+        field,
+        alive,
+        column,
+        rows,
+        tl.load(layout + field),
+        tl.load(layout + N + field),
+        row_stride,
+        column_stride,
+        sample_stride,
+        field_stride,
+        complaints,
+        N,
+        WIDTH,
+        MEAN,
+        CHECK,
+        factor.dtype,
+        BLOCK_ROWS,
+        BLOCK_COLUMNS,
+    )
+    value = tl.where(alive, total * factor, 0.0)
+    inside = (sample < rows) & (column < WIDTH)
+    target = y + sample * columns + (field * WIDTH + column)
+    tl.store(target, value.to(y.dtype.element_ty), mask=inside)
+
+
+@jit
+def _finish(
+    grad_x,
+    partials,
+    counters,
+    partial,
+    field,
+    block,
+    first_block,
+    blocks,
+    slope,
+    learns,
+    BLOCK_PARTIALS: tl.constexpr,
+):
+    """Leave a partial sum; the last of a field's programs to arrive adds them up.
+
+    Release: this program's partial sum comes before its arrival. Acquire: the last to arrive sees
+    the others'. It finds them past the first-level cache, which is not kept coherent.
+    """
+    mine = partials + first_block
+    tl.store(mine + block, partial)
+    arrived = tl.atomic_add(counters + field, 1, sem="acq_rel", scope="gpu")
+    if arrived == blocks - 1:
+        total = tl.zeros([BLOCK_PARTIALS], partial.dtype)
+        for start in range(0, blocks, BLOCK_PARTIALS):
+            i = start + tl.arange(0, BLOCK_PARTIALS)
+            total += tl.load(mine + i, mask=i < blocks, other=0.0, cache_modifier=".cg")
+        result = tl.where(learns, slope * tl.sum(total, 0), 0.0)
+        tl.store(grad_x + field, result)
+        tl.store(counters + field, 0)
+
+
+@jit
+def _sparse_kernel(
+    entry_rows,
+    values,
+    grad_x,
+    grad,
+    weight,
+    codes,
+    bags,
+    starts,
+    layout,
+    x,
+    epsilon,
+    scale,
+    ungated,
+    partials,
+    counters,
+    complaints,
+    alpha: tl.float64,
+    tau: tl.float64,
+    rows,
+    living,
+    row_stride,
+    column_stride,
+    sample_stride,
+    field_stride,
+    grad_row_stride,
+    grad_column_stride,
+    blocks,
+    KIND: tl.constexpr,
+    REVIVES: tl.constexpr,
+    MEAN: tl.constexpr,
+    CHECK: tl.constexpr,
+    N: tl.constexpr,
+    WIDTH: tl.constexpr,
+    VECTOR: tl.constexpr,
+    WIDE: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    BLOCK_PARTIALS: tl.constexpr,
+):
+    """A program takes one field of some samples: an entry for every code of a living one.
+
+    `starts` has the number of a field among the living, or where the entries of each bag begin.
+    """
+    if VECTOR > 0:
+        row_stride = _multiple(row_stride, VECTOR)
+        grad_row_stride = _multiple(grad_row_stride, VECTOR)
+        column_stride = 1
+        grad_column_stride = 1
+    index: tl.constexpr = tl.int64 if WIDE else tl.int32
+    field = tl.program_id(0) % N
+    block = (tl.program_id(0) // N).to(index)
+    sample = (block // CHUNKS) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)[:, None]
+    column = (block % CHUNKS) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)[None, :]
+    factor, slope, alive, learns = _gate_of(
+        x, scale, ungated, field, epsilon, alpha, tau, KIND, REVIVES
+    )
+    first = tl.load(layout + field)
+    limit = tl.load(layout + N + field)
+
+    inside = sample < tl.where(alive | learns, rows, 0)
+    within = column < WIDTH
+    upstream = tl.load(
+        grad + sample * grad_row_stride + (field * WIDTH + column) * grad_column_stride,
+        mask=inside & within,
+        other=0.0,
+    ).to(factor.dtype)
+    total = _pool(
+        weight,
+        codes,
+        bags,
+        sample,
+        field,
+        learns,
+        column,
+        rows,
+        first,
+        limit,
+        row_stride,
+        column_stride,
+        sample_stride,
+        field_stride,
+        complaints,
+        N,
+        WIDTH,
+        MEAN,
+        CHECK,
+        factor.dtype,
+        BLOCK_ROWS,
+        BLOCK_COLUMNS,
+    )
+    partial = tl.sum(tl.sum(upstream * total, 1), 0)
+    partial = tl.where(learns, partial, 0.0)
+
+    lists = sample < tl.where(alive, rows, 0)
+    listed = sample < tl.where(alive & (block % CHUNKS == 0), rows, 0)
+    value = upstream * factor
+    if bags is None:
+        begin = sample * N + field
+        end = begin + 1
+        start = sample.to(tl.int64) * living + tl.load(starts + field)
+        longest = 1
+    else:
+        at = sample * N + field
+        start = tl.load(starts + at, mask=lists, other=0)
+        begin = tl.load(bags + at, mask=lists, other=0)
+        end = tl.load(bags + at + 1, mask=lists, other=0)
+        size = (end - begin).to(factor.dtype)
+        if MEAN:
+            value = value / tl.where(size > 0, size, 1.0)
+        longest = tl.max(tl.max(end - begin, 1), 0)
+    for k in range(longest):
+        counted = lists & (begin + k < end)
+        if bags is None:
+            place = sample * sample_stride + field * field_stride
+        else:
+            place = (begin + k) * sample_stride
+        code = tl.load(codes + place, mask=counted, other=0).to(tl.int64)
+        row = first + code
+        stored = value
+        if CHECK:
+            right = (code >= 0) & (code < limit)
+            row = tl.where(right, row, 0)
+            stored = tl.where(right, value, float("nan"))
+        entry = start + k
+        tl.store(entry_rows + entry, row, mask=counted & listed)
+        tl.store(
+            values + entry * WIDTH + column,
+            stored.to(values.dtype.element_ty),
+            mask=counted & within,
+        )
+    first_block = field.to(tl.int64) * blocks
+    _finish(
+        grad_x,
+        partials,
+        counters,
+        partial,
+        field,
+        block,
+        first_block,
+        blocks,
+        slope,
+        learns,
+        BLOCK_PARTIALS,
+    )
+
+
+@jit
+def _dense_kernel(
+    values,
+    grad_x,
+    grad,
+    weight,
+    bags,
+    bag_of,
+    order,
+    ends,
+    layout,
+    x,
+    epsilon,
+    scale,
+    ungated,
+    partials,
+    counters,
+    alpha: tl.float64,
+    tau: tl.float64,
+    row_stride,
+    column_stride,
+    grad_row_stride,
+    grad_column_stride,
+    KIND: tl.constexpr,
+    REVIVES: tl.constexpr,
+    MEAN: tl.constexpr,
+    N: tl.constexpr,
+    WIDTH: tl.constexpr,
+    VECTOR: tl.constexpr,
+    WIDE: tl.constexpr,
+    STEPS: tl.constexpr,
+    BLOCK_FIELDS: tl.constexpr,
+    BLOCK_ENTRIES: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    BLOCK_PARTIALS: tl.constexpr,
+):
+    """A program takes some rows of one table, and for each what the codes that name it bring.
+
+    Those of row r are `order[ends[r]:ends[r + 1]]`, sorted by rows and then by codes. What they
+    bring the gate is their sum times the row: the row comes from memory once.
+    """
+    if VECTOR > 0:
+        row_stride = _multiple(row_stride, VECTOR)
+        grad_row_stride = _multiple(grad_row_stride, VECTOR)
+        column_stride = 1
+        grad_column_stride = 1
+    index: tl.constexpr = tl.int64 if WIDE else tl.int32
+    # The table of a block is the last that begins at or before it; those without rows have none.
+    each = tl.arange(0, BLOCK_FIELDS)
+    begins = tl.load(layout + 2 * N + each, mask=each < N, other=2**62)
+    own = tl.program_id(0) // CHUNKS
+    field = tl.sum((begins <= own).to(tl.int32), 0) - 1
+    chunk = tl.program_id(0) % CHUNKS
+    column = (chunk * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)).to(index)[None, :]
+    within = column < WIDTH
+    factor, slope, alive, learns = _gate_of(
+        x, scale, ungated, field, epsilon, alpha, tau, KIND, REVIVES
+    )
+    first = tl.load(layout + field)
+    limit = tl.load(layout + N + field)
+    first_block = tl.load(layout + 2 * N + field)
+    begin = (own - first_block) * STEPS
+    partial = tl.sum(tl.zeros([BLOCK_COLUMNS], factor.dtype), 0)
+    for step in range(STEPS):
+        exists = begin + step < limit
+        row = first + tl.where(exists, begin + step, 0)
+        entry = tl.load(ends + row, mask=exists, other=0)
+        end = tl.load(ends + row + 1, mask=exists, other=0)
+        total = tl.zeros([BLOCK_ENTRIES, BLOCK_COLUMNS], factor.dtype)
+        for start in range(entry, end, BLOCK_ENTRIES):
+            some = start + tl.arange(0, BLOCK_ENTRIES)[:, None]
+            bag = tl.load(order + some, mask=some < end, other=0)
+            if bag_of is not None:
+                bag = tl.load(bag_of + bag, mask=some < end, other=0)
+            sample = (bag // N).to(index)
+            offset = sample * grad_row_stride + (field * WIDTH + column) * grad_column_stride
+            upstream = tl.load(grad + offset, mask=(some < end) & within, other=0.0)
+            upstream = upstream.to(factor.dtype)
+            if MEAN and bags is not None:
+                size = tl.load(bags + bag + 1, mask=some < end, other=1)
+                size -= tl.load(bags + bag, mask=some < end, other=0)
+                upstream = upstream / size.to(factor.dtype)
+            total += upstream
+        summed = tl.sum(total, 0)[None, :]
+        reads = column < tl.where(learns & (entry < end), WIDTH, 0)
+        at = row.to(index)
+        value = tl.load(
+            weight + at * row_stride + column * column_stride, mask=reads, other=0.0
+        ).to(factor.dtype)
+        partial += tl.sum(tl.sum(tl.where(reads, summed * value, 0.0), 1), 0)
+        result = tl.where(alive, summed * factor, 0.0).to(values.dtype.element_ty)
+        writes = column < tl.where(exists, WIDTH, 0)
+        tl.store(values + at * WIDTH + column, result, mask=writes)
+    block = (own - first_block) * CHUNKS + chunk
+    blocks = tl.cdiv(limit, STEPS) * CHUNKS
+    _finish(
+        grad_x,
+        partials,
+        counters,
+        partial,
+        field,
+        block,
+        first_block * CHUNKS,
+        blocks,
+        slope,
+        learns,
+        BLOCK_PARTIALS,
+    )
+
+
+TILE = {"small": (2048, 1), "large": (8192, 4)}
+"""Bytes and warps of a tile, as in gated_concat: a thread has four 16-byte accesses in flight."""
+
+LARGE = 528 * 8192
+"""Bytes from which large tiles still fill 132 multiprocessors four times over."""
+
+STEPS = 16
+"""Rows of a table that a program of the dense gradient takes, one after the other."""
+
+
+class Arrangement(NamedTuple):
+    """What a launcher works out from shapes, strides and alignment."""
+
+    batch: int
+    strides: tuple[int, ...]
+    warps: int
+    chunks: int
+    constants: dict[str, Any]
+
+
+def _arrange(
+    weight: Tensor,
+    codes: Tensor,
+    offsets: Sequence[int],
+    bags: Tensor | None,
+    grad: Tensor | None = None,
+) -> Arrangement:
+    width, itemsize, count = weight.shape[1], weight.element_size(), len(offsets)
+    batch = _batch(codes, offsets, bags)
+    tensors = [weight] if grad is None else [weight, grad]
+    vector, wide = gcd(16 // itemsize, width), batch * count * width >= 2**31
+    for tensor in (*tensors, codes):
+        strides = tensor.stride()
+        extent = sum(size * stride for size, stride in zip(tensor.shape, strides, strict=True))
+        wide = wide or extent >= 2**31
+    for tensor in tensors:
+        vector = gcd(vector, tensor.stride(0)) if tensor.data_ptr() % 16 == 0 else 1
+    if any(tensor.stride(1) != 1 for tensor in tensors):
+        vector = 0
+    # An entry of the gradient has a place of its own, in any case less than 2⁶³.
+    wide = wide or codes.numel() * width >= 2**31
+    tile, warps = TILE["large" if batch * count * width * itemsize >= LARGE else "small"]
+    elements = tile // itemsize
+    block_columns = min(triton.next_power_of_2(max(width, 1)), elements)
+    constants = {
+        "N": count,
+        "WIDTH": width,
+        "VECTOR": vector,
+        "WIDE": wide,
+        "BLOCK_ROWS": elements // block_columns,
+        "BLOCK_COLUMNS": block_columns,
+        "CHUNKS": triton.cdiv(max(width, 1), block_columns),
+    }
+    steps = codes.stride() if bags is None else (codes.stride(0), 0)
+    strides = (*weight.stride(), *steps, *(() if grad is None else grad.stride()))
+    return Arrangement(batch, strides, warps, constants["CHUNKS"], constants)
+
+
+def _batch(codes: Tensor, offsets: Sequence[int], bags: Tensor | None) -> int:
+    return codes.shape[0] if bags is None else (bags.shape[0] - 1) // len(offsets)
+
+
+def _layout(offsets: Sequence[int], rows: int, device: torch.device) -> tuple[Tensor, int]:
+    """Of each table its first row, its rows and its first block of `STEPS`; and all blocks."""
+    sizes = [end - start for start, end in pairwise([*offsets, rows])]
+    blocks = [0, *accumulate(-(-size // STEPS) for size in sizes)]
+    return constant_table((*offsets, *sizes, *blocks[:-1]), device), blocks[-1]
+
+
+def _look(operator: str, weight: Tensor, *call: Any) -> None:
+    """What a launcher asks of values: at once where it may wait, of earlier calls where not."""
+    *_, check, _, _, _ = call
+    if check:
+        expected = "name rows of their fields' tables"
+        refuse_earlier(operator, "codes", expected, weight.device)
+    if values_are_checked(weight.device):
+        _check_contents(operator, weight, *call)
+
+
+def launch_forward(
+    weight: Tensor,
+    codes: Tensor,
+    offsets: Sequence[int],
+    bags: Tensor | None,
+    x: Tensor,
+    epsilon: Tensor,
+    scale: Tensor | None,
+    ungated: Tensor | None,
+    mean: bool,
+    sparse: bool,
+    check: bool,
+    kind: int,
+    alpha: float,
+    tau: float,
+) -> Tensor:
+    """One launch of the forward kernel; CPU tensors are taken under Triton's interpreter."""
+    call = weight, codes, offsets, bags, x, epsilon, scale, ungated, mean, sparse, check
+    _check(None, *call, kind, alpha, tau)
+    _look("gated_embedding_concat", *call, kind, alpha, tau)
+    plan = _arrange(weight, codes, offsets, bags)
+    fields = len(offsets)
+    y = weight.new_empty(plan.batch, fields * weight.shape[1])
+    if y.numel() == 0:
+        return y
+    layout, _ = _layout(offsets, weight.shape[0], weight.device)
+    blocks = triton.cdiv(plan.batch, plan.constants["BLOCK_ROWS"]) * plan.chunks
+    with on_stream(x.device):
+        _forward_kernel[(blocks * fields,)](
+            y,
+            weight,
+            codes,
+            None if bags is None else bags.contiguous(),
+            layout,
+            x.contiguous(),
+            epsilon,
+            None if scale is None else scale.contiguous(),
+            None if ungated is None else ungated.contiguous(),
+            complaint(x.device),
+            alpha,
+            tau,
+            plan.batch,
+            y.shape[1],
+            *plan.strides,
+            KIND=reference.KINDS[kind],
+            MEAN=mean and bags is not None,
+            CHECK=check,
+            **plan.constants,
+            num_warps=plan.warps,
+            enable_fp_fusion=False,
+        )
+    return y
+
+
+def launch_backward(
+    grad: Tensor,
+    weight: Tensor,
+    codes: Tensor,
+    offsets: Sequence[int],
+    bags: Tensor | None,
+    x: Tensor,
+    epsilon: Tensor,
+    scale: Tensor | None,
+    ungated: Tensor | None,
+    mean: bool,
+    sparse: bool,
+    check: bool,
+    kind: int,
+    alpha: float,
+    tau: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One launch of a backward kernel, after what sorts the codes if the gradient is dense; CPU
+    tensors are taken under Triton's interpreter."""
+    call = weight, codes, offsets, bags, x, epsilon, scale, ungated, mean, sparse, check
+    _check(grad, *call, kind, alpha, tau)
+    _look("gated_embedding_concat_backward", *call, kind, alpha, tau)
+    plan = _arrange(weight, codes, offsets, bags, grad)
+    layout, row_blocks = _layout(offsets, weight.shape[0], weight.device)
+    bags = None if bags is None else bags.contiguous()
+    gates = (
+        x.contiguous(),
+        epsilon,
+        None if scale is None else scale.contiguous(),
+        None if ungated is None else ungated.contiguous(),
+    )
+    options = {
+        "KIND": reference.KINDS[kind],
+        "REVIVES": reference.revives(reference.KINDS[kind], alpha),
+        "MEAN": mean and bags is not None,
+        "BLOCK_PARTIALS": 256,
+        "num_warps": plan.warps,
+        "enable_fp_fusion": False,
+    }
+    fields, width, constants = len(offsets), weight.shape[1], plan.constants
+    # Where there is no program, nobody writes.
+    grad_x = x.new_empty(x.shape) if sparse and plan.batch else x.new_zeros(x.shape)
+    if sparse:
+        starts, entries = _entries(codes, bags, x, ungated)
+        rows = codes.new_empty(entries, dtype=torch.int64)
+        values = weight.new_empty(entries, width)
+        if plan.batch == 0:
+            return rows, values, grad_x
+        blocks = triton.cdiv(plan.batch, constants["BLOCK_ROWS"]) * plan.chunks
+        partials = x.new_empty(blocks * fields)
+        with on_stream(x.device, arrivals=fields) as counters:
+            _sparse_kernel[(blocks * fields,)](
+                rows,
+                values,
+                grad_x,
+                grad,
+                weight,
+                codes,
+                bags,
+                starts,
+                layout,
+                *gates,
+                partials,
+                counters,
+                complaint(x.device),
+                alpha,
+                tau,
+                plan.batch,
+                entries // max(plan.batch, 1),
+                *plan.strides,
+                blocks,
+                CHECK=check,
+                **constants,
+                **options,
+            )
+        return rows, values, grad_x
+
+    rows = codes.new_empty(0, dtype=torch.int64)
+    values = weight.new_empty(weight.shape)
+    if values.numel() == 0:
+        return rows, values, grad_x
+    looked_at = _looked_at(x, ungated, kind, alpha)
+    bag_of, order, ends = _sorted(codes, offsets, bags, weight.shape[0], looked_at)
+    elements = constants.pop("BLOCK_ROWS") * constants["BLOCK_COLUMNS"]
+    constants["BLOCK_ENTRIES"] = min(elements // constants["BLOCK_COLUMNS"], 32)
+    programs = row_blocks * plan.chunks
+    with on_stream(x.device, arrivals=fields) as counters:
+        _dense_kernel[(programs,)](
+            values,
+            grad_x,
+            grad,
+            weight,
+            bags,
+            bag_of,
+            order,
+            ends,
+            layout,
+            *gates,
+            x.new_empty(programs),
+            counters,
+            alpha,
+            tau,
+            *plan.strides[:2],
+            *plan.strides[4:],
+            STEPS=STEPS,
+            BLOCK_FIELDS=triton.next_power_of_2(fields),
+            **constants,
+            **options,
+        )
+    return rows, values, grad_x
+
+
+def _entries(
+    codes: Tensor, bags: Tensor | None, x: Tensor, ungated: Tensor | None
+) -> tuple[Tensor, int]:
+    """Where entries go, see `_sparse_kernel`, and how many there are; waits for the device."""
+    if x.is_cuda and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "gated_embedding_concat: a CUDA graph cannot capture a sparse gradient, whose size "
+            "depends on x"
+        )
+    alive = x != 0 if ungated is None else (x != 0) | ungated
+    if bags is None:
+        numbers = alive.cumsum(0)
+        return numbers - alive.to(torch.int64), codes.shape[0] * int(numbers[-1])
+    sizes = bags.diff().long().view(-1, len(x)) * alive
+    ends = sizes.flatten().cumsum(0)
+    return ends - sizes.flatten(), int(ends[-1]) if len(ends) else 0
+
+
+def _sorted(
+    codes: Tensor, offsets: Sequence[int], bags: Tensor | None, rows: int, looked_at: Tensor
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """The codes' numbers in the order of their rows, where each row's begin, and in bags the bag of
+    each. What names no row, or is not looked at, comes last."""
+    count = codes.numel()
+    if bags is None:
+        bag_of, flat = None, codes.flatten().long()
+        field = torch.arange(count, device=codes.device) % len(offsets)
+    else:
+        numbers = torch.arange(len(bags) - 1, device=codes.device)
+        bag_of = numbers.repeat_interleave(bags.diff().long(), output_size=count)
+        flat, field = codes.long(), bag_of % len(offsets)
+    first = constant_table((*offsets, rows), codes.device)
+    row = flat + first[field]
+    right = (flat >= 0) & (row < first[field + 1]) & looked_at[field]
+    keys, order = torch.where(right, row, rows).sort(stable=True)
+    ends = torch.searchsorted(keys, torch.arange(rows + 1, device=codes.device))
+    return bag_of, order, ends
+
+
+if triton is not None:
+    implement("gated_embedding_concat", "CUDA", launch_forward)
+    implement("gated_embedding_concat_backward", "CUDA", launch_backward)
+
+
 def _as_reference(*call: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     weight, codes, offsets, bags, x, epsilon, scale, ungated, mean, _, _, kind, alpha, tau = call
     options = {"bags": bags, "mode": MODES[mean], "kind": reference.KINDS[kind]}
@@ -216,10 +986,6 @@ implement("gated_embedding_concat", "CPU", _reference_forward)
 implement("gated_embedding_concat_backward", "CPU", _reference_backward)
 
 
-def _batch(codes: Tensor, offsets: Sequence[int], bags: Tensor | None) -> int:
-    return codes.shape[0] if bags is None else (bags.shape[0] - 1) // len(offsets)
-
-
 def _fake_forward(
     weight: Tensor, codes: Tensor, offsets: list[int], bags: Tensor | None, *rest: Any
 ) -> Tensor:
@@ -238,7 +1004,8 @@ def _fake_backward(
     *rest: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     _check(grad, weight, codes, offsets, bags, x, *rest)
-    entries, sparse = 0, rest[4]
+    entries: int | torch.SymInt = 0
+    sparse = rest[4]
     if sparse:
         # As many as living fields have codes.
         entries = torch.library.get_ctx().new_dynamic_size()

@@ -1,6 +1,7 @@
 """Feature selection for click-through-rate models by LPFS and LPFS++ gates."""
 
 from lpfs.checkpoint import Checkpoints, StoppedError
+from lpfs.embedding import GatedEmbedding
 from lpfs.gate import FeatureGate
 from lpfs.gated_linear import GatedLinear
 from lpfs.optim import ProximalSGD
@@ -16,6 +17,7 @@ __all__ = [
     "Checkpoints",
     "Death",
     "FeatureGate",
+    "GatedEmbedding",
     "GatedLinear",
     "Penalty",
     "Place",
