@@ -56,6 +56,6 @@ def trainings(
         return run
 
     runs = {WITHOUT: step(None)}
-    if dead:
-        return runs | {"ours": step("auto", "lpfs"), "ours, LPFS++": step("auto")}
-    return runs | {"ours": step("auto")} | {o: step(o) for o in built.operators[1:]}
+    kind = "lpfs" if dead else "lpfs++"
+    runs |= {"ours": step("auto", kind)} | {o: step(o, kind) for o in built.operators[1:]}
+    return runs | {"ours, LPFS++": step("auto")} if dead else runs
