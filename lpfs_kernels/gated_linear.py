@@ -206,9 +206,13 @@ def _linear(
         gated = gated_concat(embeddings, x, epsilon, cut, scale, ungated, **gate)
         return F.linear(gated, weight, bias)
     columns = gated_concat([weight], x, epsilon, widths, scale, ungated, **gate)
-    chosen = [True] * len(widths)
     if living is not None:
         _check_living(living, len(widths))
+    every = living is None or len(living) == len(widths)
+    if every and not waits and 0.0 not in x.tolist():
+        return F.linear(embeddings[0] if packed else torch.cat(embeddings, 1), columns, bias)
+    chosen = [True] * len(widths)
+    if living is not None:
         among = set(living)
         chosen = [i in among for i in range(len(widths))]
     alive = chosen
