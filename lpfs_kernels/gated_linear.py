@@ -210,7 +210,7 @@ def _linear(
         _check_living(living, len(widths))
     every = living is None or len(living) == len(widths)
     if every and not waits and 0.0 not in x.tolist():
-        return F.linear(embeddings[0] if packed else torch.cat(embeddings, 1), columns, bias)
+        return F.linear(embeddings[0] if packed else torch.cat(list(embeddings), 1), columns, bias)
     chosen = [True] * len(widths)
     if living is not None:
         among = set(living)
