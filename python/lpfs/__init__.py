@@ -3,6 +3,7 @@
 from lpfs.checkpoint import Checkpoints, StoppedError
 from lpfs.embedding import GatedEmbedding
 from lpfs.gate import FeatureGate
+from lpfs.gated_linear import GatedLinear
 from lpfs.optim import ProximalSGD
 from lpfs.plan import Budget, Penalty
 from lpfs.pretrained import Pretrained
@@ -17,6 +18,7 @@ __all__ = [
     "Death",
     "FeatureGate",
     "GatedEmbedding",
+    "GatedLinear",
     "Penalty",
     "Place",
     "Pretrained",

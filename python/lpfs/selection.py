@@ -75,6 +75,7 @@ class Settings(BaseModel):
     tau: float = Field(default=2.0, gt=0)
     rescale: bool | None = Field(default=None, description="default: for lpfs++ alone")
     operator: Operator = Field(default="auto", description="where gates are multiplied in")
+    revive_every: int = Field(default=1, ge=1, description="steps between dead gates' gradients")
     dim: int = Field(default=16, ge=1, description="width of every embedding")
     top: tuple[int, ...] = (256, 128)
     numbers: Literal["fields", "mlp"] = "fields"
@@ -353,9 +354,10 @@ class _Run:
             momentum=scaled.momentum if settings.momentum is None else settings.momentum,
         )
         if settings.keep is not None:
-            return Budget(gate, prox, settings.keep, steps)
+            return Budget(gate, prox, settings.keep, steps, revive_every=settings.revive_every)
         rate = None if settings.gate_lr is None else Constant(settings.gate_lr)
-        return Penalty(gate, prox, settings.lam or 0.0, steps, lr=rate)
+        lam, every = settings.lam or 0.0, settings.revive_every
+        return Penalty(gate, prox, lam, steps, lr=rate, revive_every=every)
 
     def _select(self, model: DLRM, optimizer: torch.optim.Optimizer, plan: Plan) -> Batch:
         """Train weights and gates until the plan is done; the last batch."""
