@@ -34,9 +34,10 @@ PIECE = 1 << 19
 
 
 class Raw:
-    """Row by row: `codes`, the numbers of words in each category; `numbers`; `labels`; `parts`.
+    """`codes`, the numbers of words in each category; `numbers`; `labels`; `parts`.
 
-    Used as a context while rows are added, read in pieces afterwards.
+    Used as a context while rows are added, read in pieces afterwards. A piece lies in its file
+    column by column, as it comes and as it is used; only the parts' arrays are row by row.
     """
 
     def __init__(self, path: Path, columns: Sequence[Column], settings: Settings) -> None:
@@ -49,6 +50,7 @@ class Raw:
             for name in self.categories
         ]
         self.not_finite = np.zeros(len(self.numbers), dtype=np.int64)
+        self._pieces: list[int] = []
 
     def __enter__(self) -> None:
         self._files = [
@@ -63,39 +65,46 @@ class Raw:
         """Write a chunk's rows behind the others. Raises DataError for what has no place there."""
         size = chunk.rows.num_rows
         labels = mapped(chunk, self.settings.label, LABELS, "0 or 1")
-        codes = np.empty((size, len(self.categories)), dtype=np.int32)
-        for j, name in enumerate(self.categories):
+        codes, numbers = [], []
+        for words, name in zip(self.words, self.categories, strict=True):
             with convertible(chunk, name):
-                codes[:, j] = self.words[j].number(chunk.rows[name])
-        values = np.empty((size, len(self.numbers)), dtype=np.float64)
+                codes.append(words.number(chunk.rows[name]))
         for j, name in enumerate(self.numbers):
             column = chunk.rows[name]
-            values[:, j] = column.to_numpy(zero_copy_only=False)
-            finite = int(np.isfinite(values[:, j]).sum())
+            numbers.append(column.to_numpy(zero_copy_only=False))
+            finite = int(np.isfinite(numbers[-1]).sum())
             self.not_finite[j] += size - column.null_count - finite
-        arrays = [codes, values, labels]
+        columns: list[list[NDArray[Any]]] = [codes, numbers, [labels]]
         if isinstance(self.settings.split, ByColumn):
-            arrays.append(named_parts(chunk, self.settings.split))
-        for file, array in zip(self._files, arrays, strict=False):
-            file.write(array.data)
+            columns.append([named_parts(chunk, self.settings.split)])
+        rows = max(1024, PIECE // max(len(self.columns), 1))
+        for first in range(0, size, rows):
+            self._pieces.append(min(rows, size - first))
+            for file, arrays in zip(self._files, columns, strict=False):
+                for array in arrays:
+                    file.write(np.ascontiguousarray(array[first : first + rows]).data)
         self.rows += size
 
     def pieces(self, *names: str) -> Iterator[tuple[int, list[NDArray[Any]]]]:
-        """Row number and arrays of the named files, some rows at a time."""
+        """Row number and arrays of the named files, some rows at a time.
+
+        Codes and numbers are `[rows, columns]`, with each column's values side by side.
+        """
         shapes = {
             "codes": (np.int32, len(self.categories)),
             "numbers": (np.float64, len(self.numbers)),
         }
-        size = max(1024, PIECE // max(len(self.columns), 1))
+        first = 0
         with ExitStack() as stack:
             files = [stack.enter_context((self.path / name).open("rb")) for name in names]
-            for first in range(0, self.rows, size):
-                rows, arrays = min(size, self.rows - first), []
+            for rows in self._pieces:
+                arrays = []
                 for name, file in zip(names, files, strict=True):
                     type_, width = shapes.get(name, (np.uint8, 1))
-                    array = np.fromfile(file, type_, rows * width).reshape(rows, width)
+                    array = np.fromfile(file, type_, rows * width).reshape(width, rows).T
                     arrays.append(array if name in shapes else array[:, 0])
                 yield first, arrays
+                first += rows
 
     def settle_parts(self) -> NDArray[np.int64]:
         """Write the file `parts` with validation and dropped rows in it.
