@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from lpfs.files import appearing
-from lpfs.unfinished import unfinished
+from lpfs.unfinished import StoppedError, unfinished, working_on
 
 if TYPE_CHECKING:
     from lpfs.data import Data
@@ -470,13 +470,12 @@ def _select(
     start: Path | None = None,
 ) -> Summary:
     from lpfs import distributed
-    from lpfs.checkpoint import Checkpoints, StoppedError
+    from lpfs.checkpoint import Checkpoints
     from lpfs.report.tensorboard import Scalars
     from lpfs.report.terminal import StageBars, print_columns, print_summary
     from lpfs.run import load_pretrained, save, summarise
     from lpfs.selection import select
     from lpfs.training import DivergedError, Progress
-    from lpfs.unfinished import working_on
 
     started_from = str(start) if start else None
     if resume and (finished := _finished(out, settings, source, started_from)):
@@ -716,8 +715,6 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 
 def _run(arguments: list[str] | None) -> NoReturn:
-    from lpfs.checkpoint import StoppedError
-
     try:
         status = app(arguments, prog_name="lpfs", standalone_mode=False)
     except StoppedError as stop:
