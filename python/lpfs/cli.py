@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from lpfs.data import Data
     from lpfs.report.terminal import StageBars
     from lpfs.run import Summary
-    from lpfs.selection import Settings
+    from lpfs.selection import Selection, Settings
 
 # torch, pyarrow and matplotlib are imported where they are used: --help should not wait for them.
 
@@ -497,6 +497,24 @@ def _select(
             if scalars is not None:
                 scalars(step)
 
+        begun_here = not checkpoints.files()
+
+        def choose(data: Data) -> Selection:
+            try:
+                return select(
+                    data,
+                    settings,
+                    progress=progress,
+                    checkpoints=checkpoints,
+                    pretrained=pretrained,
+                )
+            except ValueError:
+                # To go on would end in the same.
+                if begun_here and first:
+                    for file in checkpoints.files():
+                        file.unlink()
+                raise
+
         def stop() -> None:
             # torchrun passes on what its processes have already got.
             if checkpoints.asked_to_stop and not _one_of_several():
@@ -509,15 +527,7 @@ def _select(
                 if notes is None:
                     print_columns(console, data.fields)
                 with _signals_call(stop):
-                    selection = _checked(
-                        lambda: select(
-                            data,
-                            settings,
-                            progress=progress,
-                            checkpoints=checkpoints,
-                            pretrained=pretrained,
-                        )
-                    )
+                    selection = _checked(lambda: choose(data))
         except DivergedError as error:
             left = f"; the checkpoint before it is in {place}" if checkpoints.files() else ""
             _fail(f"{error}{left}", status=1)

@@ -24,7 +24,7 @@ from lpfs.data.split import (
     first_validation,
     uniform,
 )
-from lpfs.data.words import Buckets, Words, distinct
+from lpfs.data.words import Buckets, Words
 
 __all__ = ["LABELS", "Raw", "mapped", "named_parts"]
 
@@ -51,6 +51,7 @@ class Raw:
         ]
         self.not_finite = np.zeros(len(self.numbers), dtype=np.int64)
         self._pieces: list[int] = []
+        self._labels, self._splits = Words(), Words()
 
     def __enter__(self) -> None:
         self._files = [
@@ -64,20 +65,24 @@ class Raw:
     def add(self, chunk: Chunk) -> None:
         """Write a chunk's rows behind the others. Raises DataError for what has no place there."""
         size = chunk.rows.num_rows
-        labels = mapped(chunk, self.settings.label, LABELS, "0 or 1")
+        labels = mapped(chunk, self.settings.label, LABELS, "0 or 1", self._labels)
         codes, numbers = [], []
         for words, name in zip(self.words, self.categories, strict=True):
             with convertible(chunk, name):
                 codes.append(words.number(chunk.rows[name]))
         for j, name in enumerate(self.numbers):
             column = chunk.rows[name]
+            if isinstance(column, np.ndarray):  # nothing but whole numbers
+                numbers.append(column)
+                continue
             numbers.append(column.to_numpy(zero_copy_only=False))
             finite = int(np.isfinite(numbers[-1]).sum())
             self.not_finite[j] += size - column.null_count - finite
         columns: list[list[NDArray[Any]]] = [codes, numbers, [labels]]
         if isinstance(self.settings.split, ByColumn):
-            columns.append([named_parts(chunk, self.settings.split)])
-        rows = max(1024, PIECE // max(len(self.columns), 1))
+            columns.append([named_parts(chunk, self.settings.split, self._splits)])
+        most = max(1024, PIECE // max(len(self.columns), 1))
+        rows = -(-size // -(-size // most)) if size else 1
         for first in range(0, size, rows):
             self._pieces.append(min(rows, size - first))
             for file, arrays in zip(self._files, columns, strict=False):
@@ -136,22 +141,30 @@ class Raw:
         return classes[:DROPPED]
 
 
-def named_parts(chunk: Chunk, split: ByColumn) -> NDArray[np.uint8]:
+def named_parts(chunk: Chunk, split: ByColumn, words: Words | None = None) -> NDArray[np.uint8]:
     """TRAIN, VALIDATION or TEST for every row of a chunk, as the split column says."""
     known = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
-    return mapped(chunk, split.column, known, "train, validation or test")
+    return mapped(chunk, split.column, known, "train, validation or test", words)
 
 
-def mapped(chunk: Chunk, column: str, known: Mapping[str, int], expected: str) -> NDArray[np.uint8]:
-    """A column that may only have certain words, as their numbers, uint8."""
+def mapped(
+    chunk: Chunk,
+    column: str,
+    known: Mapping[str, int],
+    expected: str,
+    words: Words | None = None,
+) -> NDArray[np.uint8]:
+    """A column that may only have certain words, as their numbers, uint8; `words` are those of the
+    chunks before this one."""
+    words = Words() if words is None else words
     with convertible(chunk, column):
-        indices, values = distinct(chunk.rows[column])
-        words = values.to_pylist()
-    codes = np.array([known.get((w or "").strip().lower(), 255) for w in words], dtype=np.uint8)
-    result = codes[indices]
+        numbers = words.number(chunk.rows[column])
+    named = [*words.numbers]
+    codes = np.array([known.get(word.strip().lower(), 255) for word in named], dtype=np.uint8)
+    result = codes[numbers]
     if (result == 255).any():
         row = int((result == 255).argmax())
-        word = words[indices[row]]
+        word = named[numbers[row]]
         raise DataError(
             chunk.file,
             f"row {chunk.first + row + 1}",

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
+
+from lpfs.data.plain import Numbered
 
 __all__ = ["Buckets", "Words", "bucket", "distinct"]
 
@@ -54,15 +57,19 @@ class Words:
     def __init__(self) -> None:
         self.numbers: dict[str, int] = {"": 0}
         self._head = pa.array([""])
+        self._translate = _Translation()
 
     def __len__(self) -> int:
         return len(self.numbers)
 
-    def number(self, column: pa.Array) -> NDArray[np.int32]:
+    def number(self, column: pa.Array | Numbered) -> NDArray[np.int32]:
         """Numbers `[rows]` int32 of a column of any type; new words get the next ones.
 
         Raises UnicodeDecodeError or pyarrow.ArrowException for what is no text.
         """
+        if isinstance(column, Numbered):
+            numbers = self.numbers
+            return self._translate(column, lambda word: numbers.setdefault(word, len(numbers)))
         if not pa.types.is_string(column.type):
             indices, values = distinct(column)
             return self.number(values)[indices]
@@ -89,15 +96,40 @@ class Buckets:
 
     def __init__(self, size: int) -> None:
         self.size = size
+        self._translate = _Translation()
 
     def __len__(self) -> int:
         return 1 + self.size
 
-    def number(self, column: pa.Array) -> NDArray[np.int32]:
+    def number(self, column: pa.Array | Numbered) -> NDArray[np.int32]:
         """Numbers `[rows]` int32: 0 for missing, else 1 + `bucket`."""
+        if isinstance(column, Numbered):
+            return self._translate(column, self._bucket)
         indices, values = distinct(column)
-        numbers = [1 + bucket(word, self.size) if word else 0 for word in values.to_pylist()]
-        return np.array(numbers, dtype=np.int32)[indices]
+        return np.array([*map(self._bucket, values.to_pylist())], dtype=np.int32)[indices]
+
+    def _bucket(self, word: str | None) -> int:
+        return 1 + bucket(word, self.size) if word else 0
+
+
+class _Translation:
+    """From the numbers of readers to those of a field."""
+
+    def __init__(self) -> None:
+        self._tables: dict[int, NDArray[np.int32]] = {}
+        self._sizes: dict[int, int] = {}
+
+    def __call__(self, column: Numbered, number: Callable[[str], int]) -> NDArray[np.int32]:
+        table = self._tables.setdefault(column.reader, np.empty(1 << 8, dtype=np.int32))
+        size = self._sizes.get(column.reader, 0)
+        all_ = size + len(column.new)
+        if all_ > len(table):
+            longer = np.empty(2 * all_, dtype=np.int32)
+            longer[:size] = table[:size]
+            table = self._tables[column.reader] = longer
+        table[size:all_] = [*map(number, column.new)]
+        self._sizes[column.reader] = all_
+        return table.take(column.numbers)
 
 
 def bucket(word: str, size: int) -> int:
