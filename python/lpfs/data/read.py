@@ -44,6 +44,7 @@ CRITEO = ("label", *(f"I{i}" for i in range(1, 14)), *(f"C{i}" for i in range(1,
 BLOCK_BYTES = 1 << 20
 TEXT_BYTES = 8 << 20
 ROWS = 1 << 16
+BOM = b"\xef\xbb\xbf"
 _PACKED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 
 
@@ -277,7 +278,7 @@ class _Text:
 
     def _header(self) -> list[str]:
         with _readable(self.name), pa.input_stream(self.name) as stream:
-            lines = stream.read(1 << 20).removeprefix(b"\xef\xbb\xbf").splitlines()
+            lines = stream.read(1 << 20).removeprefix(BOM).splitlines()
         blank = next((i for i, line in enumerate(lines) if line), len(lines))
         self._skip = blank + 1
         try:
@@ -375,7 +376,10 @@ class _Text:
                     text = self._lines(file, start)
                     rows = reader.read(text) if len(text) > 8 else PlainRows(0, {})
                     if rows is None:
-                        yield [*self._parsed(pa.BufferReader(text[:-8].tobytes()), wanted)]
+                        lines = text[:-8].tobytes()
+                        if start and lines.startswith(BOM):
+                            lines = BOM + lines  # of which pyarrow passes over one
+                        yield [*self._parsed(pa.BufferReader(lines), wanted)]
                     else:
                         yield [rows] if rows.num_rows else []
         except (pa.ArrowException, OSError) as error:
@@ -389,10 +393,10 @@ class _Text:
         file.seek(start - before)
         size = file.readinto(text[: before + TEXT_BYTES].data)
         begin = 0
-        if before:
-            begin = 1 + text[: min(size, self._block)].tobytes().find(b"\n")
+        if before and not (begin := 1 + text[: min(size, self._block)].tobytes().find(b"\n")):
+            return text[:0]  # none; too long a line is an error where it begins
         rest = file.readline(self._block) if text[size - 1] != ord("\n") else b""
-        if (before and not begin) or len(rest) == self._block:
+        if len(rest) == self._block:
             raise DataError(self.name, f"a line is longer than {self._block >> 20} MiB")
         text[size : size + len(rest)] = np.frombuffer(rest, dtype=np.uint8)
         size += len(rest)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import zlib
 from collections.abc import Callable
 
@@ -75,6 +76,9 @@ class Words:
             return self.number(values)[indices]
         if column.null_count:
             column = pc.fill_null(column, "")
+        if (size := len(self._head)) < min(len(self.numbers), HEAD):
+            added = pa.array([*itertools.islice(self.numbers, size, HEAD)])
+            self._head = pa.concat_arrays([self._head, added])
         known = pc.index_in(column, value_set=self._head)
         if not known.null_count:
             return np.asarray(known)
@@ -85,9 +89,6 @@ class Words:
             words, numbers = encoded.dictionary.to_pylist(), self.numbers
             codes = [numbers.setdefault(word, len(numbers)) for word in words]
             result[new] = np.array(codes, dtype=np.int32)[encoded.indices.to_numpy()]
-            if len(self._head) < HEAD:
-                added = encoded.dictionary.slice(0, HEAD - len(self._head))
-                self._head = pa.concat_arrays([self._head, added])
         return np.asarray(result, dtype=np.int32)
 
 
