@@ -106,11 +106,10 @@ def line(i: int) -> str:
     return "\t".join([str(i % 2), *["1"] * 13, *[f"{i % 5}a"] * 26]) + "\n"
 
 
-def test_lines_that_are_too_long(tmp_path: Path) -> None:
+def test_a_line_that_is_too_long(tmp_path: Path) -> None:
     lines = [line(i) for i in range(60)]
-    for at, long in ((0, 3 << 20), (59, 9 << 20)):
-        (tmp_path / "day_0").write_text("".join([*lines[:at], "x" * long + lines[at], *lines[at:]]))
-        assert result(tmp_path / "day_0") == f"{tmp_path / 'day_0'}: a line is longer than 1 MiB"
+    (tmp_path / "day_0").write_text("".join([*lines, "x" * (9 << 20), *lines]))
+    assert result(tmp_path / "day_0") == f"{tmp_path / 'day_0'}: a line is longer than 1 MiB"
 
 
 def test_several_files_share_their_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
