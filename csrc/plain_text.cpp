@@ -5,6 +5,10 @@
 #include <string>
 #include <vector>
 
+#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "the lowest byte of eight must be the first"
+#endif
+
 namespace {
 
 constexpr uint64_t kOnes = 0x0101010101010101;
