@@ -22,6 +22,10 @@ constexpr int64_t kBlockRows = 128;
 constexpr int64_t kBlockElements = 16'384;
 // Below this a thread costs more than it saves.
 constexpr int64_t kGrainBytes = 1 << 18;
+// From here on a gradient comes from memory, where the processor does not fetch far enough ahead by
+// itself; in the cache, fetching costs more than it gives.
+constexpr int64_t kFetchedBytes = 1 << 25;
+constexpr int64_t kAheadBytes = 2048;
 // A smaller output may still be in the cache when it is read next.
 constexpr int64_t kStreamedBytes = 1 << 23;
 
@@ -210,8 +214,8 @@ std::tuple<Tensor, Tensor> gated_cross_concat_backward(
     const Tensor& grad, const Tensor& embeddings, const Tensor& pairs, const Tensor& x,
     const Tensor& epsilon, const MaybeTensor& scale, const MaybeTensor& ungated, bool before,
     int64_t kind, double alpha, double tau) {
-  const Call call = check({"gated_cross_concat_backward"}, &grad, embeddings, pairs, before,
-                          {x, epsilon, scale, ungated, kind, alpha, tau});
+  Call call = check({"gated_cross_concat_backward"}, &grad, embeddings, pairs, before,
+                    {x, epsilon, scale, ungated, kind, alpha, tau});
   const int64_t columns = call.columns(), item = call.item_bytes;
   const int64_t count = call.terms.size(), fields = call.fields.size();
   const int64_t gates = call.gates.size(), stride = padded(call.width);
@@ -219,6 +223,13 @@ std::tuple<Tensor, Tensor> gated_cross_concat_backward(
   auto* const data = static_cast<char*>(grad_embeddings.mutable_data_ptr());
   const CrossLoops& loops = cross_loops_for(call.dtype);
 
+  const int64_t term_bytes = std::max<int64_t>(1, call.width * item);
+  const int64_t terms_ahead = std::max<int64_t>(1, kAheadBytes / term_bytes);
+  if (call.batch * columns * item >= kFetchedBytes) {
+    for (int64_t m = 0; m < count; ++m) {
+      call.terms[m].fetches = call.terms[(m + terms_ahead) % count].is_read();
+    }
+  }
   std::vector<Run> runs;
   for (int64_t m = 0; m < count; ++m) {
     if (m == 0 || call.terms[m].first != call.terms[m - 1].first) runs.push_back({m, m});
@@ -244,8 +255,8 @@ std::tuple<Tensor, Tensor> gated_cross_concat_backward(
                      stride, values.aligned);
         std::memset(gradients.aligned, 0, row_bytes);
         loops.backward(call.terms.data(), runs.data(), runs.size(),
-                       adjacent(grad, r, columns, item, buffer.aligned), values.aligned,
-                       call.width, stride, gradients.aligned, sums.aligned);
+                       adjacent(grad, r, columns, item, buffer.aligned),
+                       terms_ahead * term_bytes, values.aligned, call.width, stride, gradients.aligned, sums.aligned);
         loops.finish(source, strides[1], strides[2], call.fields.data(), gradients.aligned, fields,
                      call.width, stride, data + r * fields * call.width * item, sums.aligned);
       }

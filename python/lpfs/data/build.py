@@ -29,6 +29,7 @@ def build(out: Path, sources: Sequence[Source], settings: Settings, report: Repo
     """Fill the directory `out` with the parts' arrays and `meta.json`. Raises DataError."""
     columns = infer(sources, settings)
     wanted: dict[str, Kind] = {settings.label: "category"}
+    wanted |= dict.fromkeys(settings.auxiliary, "category")
     if isinstance(settings.split, ByColumn):
         wanted[settings.split.column] = "category"
     wanted |= {column.name: column.kind for column in columns}

@@ -34,7 +34,8 @@ PIECE = 1 << 19
 
 
 class Raw:
-    """`codes`, the numbers of words in each category; `numbers`; `labels`; `parts`.
+    """`codes`, the numbers of words in each category; `numbers`; `labels`; `auxiliary`, the labels
+    of further tasks; `parts`.
 
     Used as a context while rows are added, read in pieces afterwards. A piece lies in its file
     column by column, as it comes and as it is used; only the parts' arrays are row by row.
@@ -52,10 +53,12 @@ class Raw:
         self.not_finite = np.zeros(len(self.numbers), dtype=np.int64)
         self._pieces: list[int] = []
         self._labels, self._splits = Words(), Words()
+        self._tasks = {name: Words() for name in settings.auxiliary}
 
     def __enter__(self) -> None:
         self._files = [
-            (self.path / name).open("wb") for name in ("codes", "numbers", "labels", "parts")
+            (self.path / name).open("wb")
+            for name in ("codes", "numbers", "labels", "auxiliary", "parts")
         ]
 
     def __exit__(self, *error: object) -> None:
@@ -78,7 +81,10 @@ class Raw:
             numbers.append(column.to_numpy(zero_copy_only=False))
             finite = int(np.isfinite(numbers[-1]).sum())
             self.not_finite[j] += size - column.null_count - finite
-        columns: list[list[NDArray[Any]]] = [codes, numbers, [labels]]
+        tasks = [
+            mapped(chunk, name, LABELS, "0 or 1", words) for name, words in self._tasks.items()
+        ]
+        columns: list[list[NDArray[Any]]] = [codes, numbers, [labels], tasks]
         if isinstance(self.settings.split, ByColumn):
             columns.append([named_parts(chunk, self.settings.split, self._splits)])
         most = max(1024, PIECE // max(len(self.columns), 1))
@@ -98,6 +104,7 @@ class Raw:
         shapes = {
             "codes": (np.int32, len(self.categories)),
             "numbers": (np.float64, len(self.numbers)),
+            "auxiliary": (np.uint8, len(self.settings.auxiliary)),
         }
         first = 0
         with ExitStack() as stack:
