@@ -30,6 +30,8 @@ extension = CppExtension(
         "csrc/gated_concat_loops.cpp",
         "csrc/gated_cross.cpp",
         "csrc/gated_cross_loops.cpp",
+        "csrc/gated_embedding.cpp",
+        "csrc/gated_embedding_loops.cpp",
         "csrc/proximal_sgd.cpp",
     ],
     depends=[
@@ -37,6 +39,7 @@ extension = CppExtension(
         "csrc/gates.h",
         "csrc/gated_concat_loops.h",
         "csrc/gated_cross_loops.h",
+        "csrc/gated_embedding_loops.h",
         "csrc/launch.h",
         "csrc/vectors.h",
     ],

@@ -20,9 +20,9 @@ LIMIT_BYTES = 16 << 30
 
 @dataclass(frozen=True)
 class Case:
-    """`what` is concat, lookup (with the embedding lookup), step (of the gates' optimiser),
-    training (a whole step), cross (all pairs of the fields) or cross linear (users × items into a
-    layer)."""
+    """`what` is concat, lookup (with the embedding lookup, whose gradient the layout names), step
+    (of the gates' optimiser), training (a whole step), cross (all pairs of the fields) or cross
+    linear (users × items into a layer)."""
 
     what: str
     fields: int
@@ -104,7 +104,11 @@ def core(device: str) -> list[Case]:
     cases += [
         Case("concat", 27, 16, batch, device=device, contestants="fbgemm") for batch in (512, 4096)
     ]
-    cases.append(Case("lookup", 27, 16, 4096, "packed", device=device))
+    cases += [
+        Case("lookup", 27, 16, 4096, "dense", device=device),
+        Case("lookup", 27, 16, 65_536, "sparse", device=device),
+        Case("lookup", 27, 16, 65_536, "sparse", dead=50, device=device, contestants="dead"),
+    ]
     cases.append(Case("training", 27, 16, 4096, "packed", device=device))
     cases += steps(device)
     cases += [Case("cross", 27, 16, batch, "crosses", device=device) for batch in (512, 4096)]
@@ -135,8 +139,9 @@ def full(device: str) -> list[Case]:
                                 )
                                 cases.append(fit(replace(case, device=device)))
     cases += [
-        Case("lookup", n, 16, batch, "packed", device=device)
+        Case("lookup", n, 16, batch, layout, device=device)
         for n in (27, 392)
+        for layout in ("dense", "sparse")
         for batch in BATCHES
     ]
     return list(dict.fromkeys(cases))

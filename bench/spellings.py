@@ -15,7 +15,7 @@ from torch import Tensor
 import lpfs_kernels
 from lpfs_kernels import reference
 
-from . import crosses
+from . import crosses, lookups
 from .grid import Case
 
 try:
@@ -228,37 +228,10 @@ def _fbgemm(fields: list[Tensor], x: Tensor, epsilon: Tensor, kind: str) -> dict
 
 
 def _lookups(case: Case, generator: torch.Generator) -> Entries:
-    """From one table of 1,000 rows per field; a bag of one weighted by its gate gates it."""
-    n, width, batch, device = case.fields, case.width, case.batch, torch.device(case.device)
-    table = torch.randn(1000 * n, width, generator=generator).to(device).requires_grad_()
-    index = torch.randint(1000, (batch, n), generator=generator) + 1000 * torch.arange(n)
-    index = index.to(device)
-    x, epsilon = torch.linspace(0.5, 1.5, n).to(device), torch.tensor(0.1, device=device)
-    x.requires_grad_()
-    bags = torch.arange(batch * n, device=device)
-
-    def ours() -> Tensor:
-        packed = F.embedding(index, table).flatten(1)
-        return lpfs_kernels.gated_concat([packed], x, epsilon, [width] * n)
-
-    def bag() -> Tensor:
-        weights = gates(x, epsilon, "lpfs++", table.dtype).repeat(batch)
-        y = F.embedding_bag(index.flatten(), table, bags, mode="sum", per_sample_weights=weights)
-        return y.view(batch, -1)
-
-    def eager() -> Tensor:
-        g = gates(x, epsilon, "lpfs++", table.dtype)
-        return (F.embedding(index, table) * g[:, None]).flatten(1)
-
-    contestants = {
-        "ours": Contestant(ours),
-        "eager: lookup, multiply": Contestant(eager),
-        "compiled: lookup, multiply": Contestant(_compiled(case, eager)),
-        "embedding bag, per_sample_weights": Contestant(bag),
-        "lookup, ungated": Contestant(lambda: F.embedding(index, table).flatten(1)),
-    }
-    upstream = torch.randn(batch, n * width, generator=generator).to(device)
-    return Entries([table, x], upstream, contestants)
+    shape, device = (case.fields, case.width, case.batch), torch.device(case.device)
+    rest = case.layout, case.dead, device, generator, partial(_compiled, case)
+    leaves, upstream, runs = lookups.build(*shape, *rest)
+    return Entries(leaves, upstream, {name: Contestant(run) for name, run in runs.items()})
 
 
 def _trainings(case: Case, generator: torch.Generator) -> Entries:

@@ -8,11 +8,6 @@ namespace lpfs {
 namespace {
 
 template <class T>
-T at(const Tensor& vector, int64_t i) {
-  return static_cast<const T*>(vector.const_data_ptr())[i * vector.strides()[0]];
-}
-
-template <class T>
 std::vector<GateValue> values_of(const Checks& checks, const GateArguments& call, int64_t count) {
   const Gate<T> gate{static_cast<Kind>(call.kind),
                      *static_cast<const T*>(call.epsilon.const_data_ptr()), T(call.alpha),

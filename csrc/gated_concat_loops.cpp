@@ -109,34 +109,6 @@ LPFS_INLINE double scale_and_dot(const Rows& grad, const Rows& source, Compute<T
                                          target_stride);
 }
 
-// Past the cache where the processor can; else as any other.
-template <class V>
-LPFS_INLINE void put(const V& value, void* target) {
-#if defined(__clang__)
-  __builtin_nontemporal_store(value, static_cast<V*>(target));
-#else
-#if defined(__x86_64__)
-  if constexpr (sizeof(V) > 16) {
-    asm("vmovntps %1, %0" : "=m"(*static_cast<V*>(target)) : "v"(value));
-    return;
-  } else if constexpr (sizeof(V) == 16) {
-    asm("movntps %1, %0" : "=m"(*static_cast<V*>(target)) : "x"(value));
-    return;
-  }
-#endif
-  std::memcpy(target, &value, sizeof value);
-#endif
-}
-
-template <class T, int N>
-LPFS_INLINE void put_row(T* target, const Vector<Compute<T>, N>& value) {
-  T items[N];
-  store<N>(items, value);
-  Vector<uint8_t, N * sizeof(T)> bytes;
-  std::memcpy(&bytes, items, sizeof bytes);
-  put(bytes, target);
-}
-
 template <class T, int N>
 LPFS_INLINE void put_zeros(T* target, int64_t rows, int64_t stride, int64_t width) {
   const Vector<Compute<T>, N> zero{};

@@ -131,17 +131,6 @@ Call check(const Checks& checks, const Tensor* grad, const Tensor& embeddings, c
   return call;
 }
 
-// The scratch of one thread.
-struct Scratch {
-  std::unique_ptr<char[]> memory;
-  char* aligned;
-
-  explicit Scratch(int64_t bytes) : memory(new char[bytes + 64]) {
-    const auto address = reinterpret_cast<uintptr_t>(memory.get());
-    aligned = memory.get() + (-address & 63);
-  }
-};
-
 int64_t padded(int64_t items) { return (items + 15) / 16 * 16; }
 
 int64_t compute_bytes(const Call& call) { return call.dtype == Dtype::float64 ? 8 : 4; }

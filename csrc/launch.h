@@ -11,6 +11,7 @@
 #endif
 
 #include <algorithm>
+#include <memory>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -127,5 +128,21 @@ Tensor empty(const Sizes& sizes, ScalarType dtype) {
   }
   return tensor;
 }
+
+template <class T>
+T at(const Tensor& vector, int64_t i) {
+  return static_cast<const T*>(vector.const_data_ptr())[i * vector.strides()[0]];
+}
+
+// The scratch of one thread.
+struct Scratch {
+  std::unique_ptr<char[]> memory;
+  char* aligned;
+
+  explicit Scratch(int64_t bytes) : memory(new char[bytes + 64]) {
+    const auto address = reinterpret_cast<uintptr_t>(memory.get());
+    aligned = memory.get() + (-address & 63);
+  }
+};
 
 }  // namespace lpfs

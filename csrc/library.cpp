@@ -17,6 +17,15 @@ STABLE_TORCH_LIBRARY_FRAGMENT(lpfs, library) {
       "Tensor epsilon, Tensor? scale, Tensor? ungated, bool before, int kind, float alpha, "
       "float tau) -> (Tensor grad_embeddings, Tensor grad_x)");
   library.def(
+      "gated_embedding_concat(Tensor weight, Tensor codes, int[] offsets, Tensor? bags, Tensor x, "
+      "Tensor epsilon, Tensor? scale, Tensor? ungated, bool mean, bool sparse, bool check, int kind, "
+      "float alpha, float tau) -> Tensor");
+  library.def(
+      "gated_embedding_concat_backward(Tensor grad, Tensor weight, Tensor codes, int[] offsets, "
+      "Tensor? bags, Tensor x, Tensor epsilon, Tensor? scale, Tensor? ungated, bool mean, "
+      "bool sparse, bool check, int kind, float alpha, float tau) "
+      "-> (Tensor rows, Tensor values, Tensor grad_x)");
+  library.def(
       "proximal_sgd_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momentum_buffers, "
       "Tensor lr, Tensor lam, Tensor? budget, float momentum, float dampening, bool nesterov, "
       "bool maximize) -> (Tensor live, Tensor lam)");

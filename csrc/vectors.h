@@ -153,6 +153,34 @@ LPFS_INLINE void fetch(const void* row, int64_t bytes) {
   __builtin_prefetch(reinterpret_cast<const void*>(address), 0, 2);
 }
 
+// Past the cache where the processor can; else as any other.
+template <class V>
+LPFS_INLINE void put(const V& value, void* target) {
+#if defined(__clang__)
+  __builtin_nontemporal_store(value, static_cast<V*>(target));
+#else
+#if defined(__x86_64__)
+  if constexpr (sizeof(V) > 16) {
+    asm("vmovntps %1, %0" : "=m"(*static_cast<V*>(target)) : "v"(value));
+    return;
+  } else if constexpr (sizeof(V) == 16) {
+    asm("movntps %1, %0" : "=m"(*static_cast<V*>(target)) : "x"(value));
+    return;
+  }
+#endif
+  std::memcpy(target, &value, sizeof value);
+#endif
+}
+
+template <class T, int N>
+LPFS_INLINE void put_row(T* target, const Vector<Compute<T>, N>& value) {
+  T items[N];
+  store<N>(items, value);
+  Vector<uint8_t, N * sizeof(T)> bytes;
+  std::memcpy(&bytes, items, sizeof bytes);
+  put(bytes, target);
+}
+
 // One vector of partial sums for each vector width that a row is cut into.
 template <class C, int N>
 struct Sums {

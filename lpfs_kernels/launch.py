@@ -142,6 +142,29 @@ def refuse_gate_values(operator: str, x: Tensor, epsilon: Tensor) -> None:
     refuse_values(operator, "x", x, "not be NaN", x.isnan(), where=True)
 
 
+def complaint(device: torch.device) -> Tensor:
+    """Where kernels on `device` leave the position of a value that was wrong: −1 until one was.
+
+    In memory that the host reads without waiting for the device: what is there now came of earlier
+    launches.
+    """
+    if device not in _COMPLAINTS:
+        _COMPLAINTS[device] = torch.full((1,), -1, pin_memory=device.type == "cuda")
+    return _COMPLAINTS[device]
+
+
+def refuse_earlier(operator: str, name: str, expected: str, device: torch.device) -> None:
+    """Fault, once, what a kernel of an earlier launch has complained of."""
+    note = _COMPLAINTS.get(device)
+    if note is not None and int(note) >= 0:
+        position = int(note)
+        note.fill_(-1)
+        fault(operator, name, expected, f"another at position {position} in an earlier call")
+
+
+_COMPLAINTS: dict[torch.device, Tensor] = {}
+
+
 @contextlib.contextmanager
 def on_stream(device: torch.device, arrivals: int = 0) -> Iterator[Tensor | None]:
     """Make `device` current for a launch; yield `arrivals` counters that are zero, if any.

@@ -247,6 +247,128 @@ def gated_cross_concat_backward(
     return stacked.to(embeddings.dtype), grad_x
 
 
+def gated_embedding_concat(
+    weight: Tensor,
+    codes: Tensor,
+    offsets: Sequence[int],
+    x: Tensor,
+    epsilon: Tensor,
+    scale: Tensor | None = None,
+    ungated: Tensor | None = None,
+    *,
+    bags: Tensor | None = None,
+    mode: str = "sum",
+    kind: str = "lpfs++",
+    alpha: float = 10.0,
+    tau: float = 2.0,
+) -> Tensor:
+    """Look every field up in its rows of `weight`, and concatenate as `gated_concat` does.
+
+    Field i of sample b is row `offsets[i] + codes[b, i]`; or, with `bags` `[B·N + 1]`, the sum or
+    mean of such rows, those of the codes from `bags[b·N + i]` to the next entry, and zero where
+    there are none. What is dead is +0, whatever its codes and its rows hold.
+
+    >>> weight, one = torch.tensor([[1.0], [2.0], [3.0], [4.0]]), torch.tensor(1.0)
+    >>> codes, x = torch.tensor([[1, 0], [0, 1]]), torch.tensor([1.0, 1.0])
+    >>> gated_embedding_concat(weight, codes, [0, 2], x, one, kind="lpfs")
+    tensor([[1.0000, 1.5000],
+            [0.5000, 2.0000]])
+    """
+    factors, dead = _factors(x, epsilon, scale, ungated, kind, alpha, tau)
+    fields = _pooled(weight, codes, offsets, dead, x, bags, mode)
+    columns = [
+        (torch.zeros_like(field) if dead[i] else field * factors[i]).to(weight.dtype)
+        for i, field in enumerate(fields)
+    ]
+    return torch.cat(columns, dim=1)
+
+
+def gated_embedding_concat_backward(
+    grad: Tensor,
+    weight: Tensor,
+    codes: Tensor,
+    offsets: Sequence[int],
+    x: Tensor,
+    epsilon: Tensor,
+    scale: Tensor | None = None,
+    ungated: Tensor | None = None,
+    *,
+    bags: Tensor | None = None,
+    mode: str = "sum",
+    sparse: bool = False,
+    kind: str = "lpfs++",
+    alpha: float = 10.0,
+    tau: float = 2.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradient of the weight as `rows` `[E]` and `values` `[E, D]`, and that of x.
+
+    An entry belongs to one code of a living field, in the order of the codes: its row, and
+    factor(xᵢ) · ∂L/∂y of its field and sample, over the bag's size for a mean. Unless `sparse`, the
+    values are added up to the weight's whole gradient, `[R, D]`, which needs no rows. A dead field
+    has no entries, and a gate gradient of +0 where g′(0) = 0, without its codes being looked at.
+    """
+    factors, dead = _factors(x, epsilon, scale, ungated, kind, alpha, tau)
+    slopes = gate_derivative(x, epsilon, kind, alpha, tau)
+    if scale is not None:
+        slopes = slopes * scale
+    learns = [not is_dead or revives(kind, alpha) for is_dead in dead]
+    if ungated is not None:
+        learns = [does and not ungated[i] for i, does in enumerate(learns)]
+    fields = _pooled(weight, codes, offsets, [not does for does in learns], x, bags, mode)
+    upstreams = grad.to(x.dtype).view(len(grad), len(offsets), weight.shape[1])
+    grad_x = torch.zeros_like(x)
+    for i, field in enumerate(fields):
+        if learns[i]:
+            grad_x[i] = slopes[i] * (upstreams[:, i] * field).sum()
+    flat, bag_of = _flat(codes, bags, len(offsets))
+    sizes = bag_of.bincount(minlength=len(grad) * len(offsets))
+    field_of = bag_of % max(len(offsets), 1)
+    entries = (~torch.tensor(dead, device=x.device, dtype=torch.bool))[field_of]
+    flat, bag_of, field_of = flat[entries], bag_of[entries], field_of[entries]
+    values = upstreams.flatten(0, 1)[bag_of] * factors[field_of, None]
+    if mode == "mean":
+        values = values / sizes[bag_of, None]
+    rows = torch.tensor(offsets, device=flat.device, dtype=torch.int64)[field_of] + flat
+    if not sparse:
+        values = values.new_zeros(weight.shape).index_add(0, rows, values)
+        rows = rows.new_empty(0)
+    return rows, values.to(weight.dtype), grad_x
+
+
+def _flat(codes: Tensor, bags: Tensor | None, fields: int) -> tuple[Tensor, Tensor]:
+    """All codes as `[M]`, int64, and the bag of each; bag b·N + i is field i of sample b."""
+    if bags is None:
+        return codes.flatten().long(), torch.arange(codes.numel(), device=codes.device)
+    numbers = torch.arange(len(bags) - 1, device=codes.device)
+    return codes.long(), numbers.repeat_interleave(bags.diff().long())
+
+
+def _pooled(
+    weight: Tensor,
+    codes: Tensor,
+    offsets: Sequence[int],
+    unread: Sequence[bool],
+    x: Tensor,
+    bags: Tensor | None,
+    mode: str,
+) -> list[Tensor]:
+    """Every field's `[B, D]` before its gate, in x's dtype; zero where it is unread."""
+    count = len(offsets)
+    flat, bag_of = _flat(codes, bags, count)
+    rows = codes.shape[0] if bags is None else (len(bags) - 1) // count
+    fields = []
+    for i, offset in enumerate(offsets):
+        own = bag_of % count == i
+        pooled = x.new_zeros(rows, weight.shape[1])
+        if not unread[i]:
+            sample = bag_of[own] // count
+            pooled = pooled.index_add(0, sample, weight[flat[own] + offset].to(x.dtype))
+            if mode == "mean":
+                pooled = pooled / sample.bincount(minlength=rows).clamp(min=1)[:, None]
+        fields.append(pooled)
+    return fields
+
+
 def _factors(
     x: Tensor,
     epsilon: Tensor,

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lpfs.checkpoint import Checkpoints
+    from lpfs.embedding import GatedEmbedding
     from lpfs.gate import FeatureGate
     from lpfs.optim import ProximalSGD
     from lpfs.plan import Budget, Penalty
@@ -20,6 +21,7 @@ __all__ = [
     "Checkpoints",
     "Death",
     "FeatureGate",
+    "GatedEmbedding",
     "Penalty",
     "Place",
     "Pretrained",
@@ -41,6 +43,7 @@ __version__ = "0.1.0"
 # help should not wait. No module may have the name of what is in it: it would take its place here.
 _HOMES = {
     "checkpoint": ("Checkpoints",),
+    "embedding": ("GatedEmbedding",),
     "gate": ("FeatureGate",),
     "optim": ("ProximalSGD",),
     "plan": ("Budget", "Penalty"),

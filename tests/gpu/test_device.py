@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -37,6 +38,25 @@ def backward(model: tuple[list[Tensor], Tensor, Tensor, list[int], Tensor]) -> l
         grad, embeddings, x, epsilon, widths or None, None, None, 1, 10.0, 2.0
     )
     return results
+
+
+def lookup(sparse: bool) -> tuple[Tensor, tuple[Any, ...]]:
+    """The gradient of the output, and the arguments of gated_embedding_concat."""
+    _, x, epsilon, _, grad = a_model()
+    generator = torch.Generator(DEVICE).manual_seed(0)
+    weight = torch.randn(27 * 1000, 16, generator=generator, device=DEVICE)
+    codes = torch.randint(1000, (4096, 27), generator=generator, device=DEVICE)
+    tables = weight, codes, [*range(0, 27_000, 1000)], None
+    return grad, (*tables, x, epsilon, None, None, False, sparse, True, 1, 10.0, 2.0)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_lookups_have_the_same_bits_a_hundred_times(sparse: bool) -> None:
+    grad, call = lookup(sparse)
+    operator = torch.ops.lpfs.gated_embedding_concat_backward.default
+    first = operator(grad, *call)
+    for _ in range(100):
+        assert all(torch.equal(a, b) for a, b in zip(first, operator(grad, *call), strict=True))
 
 
 @pytest.mark.parametrize("fields", [27, 392])
@@ -178,9 +198,11 @@ def test_one_launch_each() -> None:
         pytest.skip("the profiler may not look at this device")
     step, zeros = Training(27), torch.zeros(27, device=DEVICE)
     embeddings, x, epsilon, _, _ = model = a_model()
+    _, lookup_call = lookup(sparse=False)
     calls: list[Callable[[], object]] = [
         lambda: lpfs_kernels.gated_concat(embeddings, x, epsilon),
         lambda: backward(model),
+        lambda: torch.ops.lpfs.gated_embedding_concat(*lookup_call),
         lambda: lpfs_kernels.proximal_sgd_(
             [x], [zeros], [step.momentum], step.lr, step.lam, step.budget
         ),

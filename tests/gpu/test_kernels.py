@@ -12,7 +12,12 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="there is no Triton here")
 
-from ..kernels.interpreted import test_gated_concat, test_gated_cross, test_proximal_sgd
+from ..kernels.interpreted import (
+    test_gated_concat,
+    test_gated_cross,
+    test_gated_embedding,
+    test_proximal_sgd,
+)
 from ..kernels.interpreted.test_gated_concat import (  # noqa: F401
     test_backward,
     test_dead_fields_are_not_read,
@@ -28,11 +33,25 @@ from ..kernels.interpreted.test_gated_cross import (  # noqa: F401
 from ..kernels.interpreted.test_gated_cross import (  # noqa: F401
     test_the_real_tiles as test_the_real_tiles_of_crosses,
 )
+from ..kernels.interpreted.test_gated_embedding import (  # noqa: F401
+    test_a_wrong_code_is_nan_and_an_error_of_the_next_call,
+)
+from ..kernels.interpreted.test_gated_embedding import (  # noqa: F401
+    test_both_ways as test_lookups_both_ways,
+)
+from ..kernels.interpreted.test_gated_embedding import (  # noqa: F401
+    test_dead_fields_are_not_read as test_dead_fields_are_not_looked_up,
+)
+from ..kernels.interpreted.test_gated_embedding import (  # noqa: F401
+    test_the_real_tiles as test_the_real_tiles_of_lookups,
+)
 from ..kernels.interpreted.test_proximal_sgd import (  # noqa: F401
     test_a_budget_over_many,
     test_nan_and_infinity_end_as_in_the_reference,
     test_step,
 )
+
+SUITES = test_gated_concat, test_gated_cross, test_gated_embedding, test_proximal_sgd
 
 
 def to_device(value: Any) -> Any:
@@ -79,7 +98,7 @@ class OnDevice:
 def _on_device() -> Iterator[None]:
     """And new buffers hold NaN, so that an element that is never written shows."""
     with pytest.MonkeyPatch.context() as patch:
-        for suite in (test_gated_concat, test_gated_cross, test_proximal_sgd):
+        for suite in SUITES:
             patch.setattr(suite, "operator", OnDevice(suite.operator))
         torch.use_deterministic_algorithms(True, warn_only=True)
         yield

@@ -97,6 +97,72 @@ GATED_CROSS_CONCAT: list[tuple[dict[str, Any], str]] = [
     ({"x": torch.tensor([0, float("nan"), 1])}, "x must not be NaN, got nan at position 1"),
 ]
 
+CODES = torch.zeros(8, 2, dtype=torch.int64)
+BAGS = torch.arange(17)
+FLAT = {"codes": CODES.flatten(), "bags": BAGS}
+
+
+def wrong_code(code: int, *position: int) -> torch.Tensor:
+    codes = CODES.clone()
+    codes[position] = code
+    return codes
+
+
+GATED_EMBEDDING_CONCAT: list[tuple[dict[str, Any], str]] = [
+    ({"kind": 7}, "kind must be an index from 0 to 4, got 7"),
+    ({"alpha": -1.0}, "alpha must be at least 0, got -1"),
+    ({"tau": 0.0}, "tau must be positive, got 0"),
+    (
+        {"weight": WIDE.int()},
+        "weight must be float64, float32, float16 or bfloat16, got int32",
+    ),
+    ({"weight": WIDE[0]}, "weight must have 2 dimensions, got shape [2]"),
+    ({"offsets": []}, "offsets must hold one row of weight per field, got none"),
+    ({"offsets": [1, 2]}, "offsets must begin with 0, got 1"),
+    ({"offsets": [0, -2]}, "offsets[1] must be at least 0, the one before, got -2"),
+    ({"offsets": [0, 6]}, "offsets[1] must be at most 5, the rows of weight, got 6"),
+    ({"codes": CODES.short()}, "codes must be int64 or int32, got int16"),
+    ({"codes": CODES[0]}, "codes must have shape [B, 2], a column per offset, got [2]"),
+    ({"codes": CODES[:, :1]}, "codes must have shape [B, 2], a column per offset, got [8, 1]"),
+    ({"bags": BAGS}, "codes must have 1 dimension beside bags, got shape [8, 2]"),
+    ({**FLAT, "bags": BAGS.int()}, "bags must be int64 like codes, got int32"),
+    ({**FLAT, "bags": BAGS[1:]}, "bags must have shape [B · 2 + 1], got [16]"),
+    ({**FLAT, "bags": BAGS[:0]}, "bags must have shape [B · 2 + 1], got [0]"),
+    ({**FLAT, "bags": BAGS + 1}, "bags must begin with 0, got 1"),
+    (
+        {**FLAT, "bags": torch.tensor([0, 3, 2, *range(3, 17)])},
+        "bags must not decrease, got 2 after 3 at position 2",
+    ),
+    ({**FLAT, "codes": FLAT["codes"][1:]}, "bags must end with 15, the number of codes, got 16"),
+    ({"x": torch.ones(2).half()}, "x must be float32 for float32 embeddings, got float16"),
+    ({"x": torch.ones(3)}, "x must have shape [2], one element per field, got [3]"),
+    ({"epsilon": torch.tensor(0.1).double()}, "epsilon must be float32 like x, got float64"),
+    ({"epsilon": torch.ones(1)}, "epsilon must have shape [], got [1]"),
+    ({"scale": torch.ones(2).double()}, "scale must be float32 like x, got float64"),
+    ({"scale": torch.ones(2, 1)}, "scale must have shape [2] like x, got [2, 1]"),
+    ({"ungated": torch.ones(2).byte()}, "ungated must be bool, got uint8"),
+    ({"ungated": torch.ones(1).bool()}, "ungated must have shape [2] like x, got [1]"),
+    ({"epsilon": torch.tensor(0.0)}, "epsilon must be positive and finite, got 0"),
+    ({"x": torch.tensor([0.0, float("nan")])}, "x must not be NaN, got nan at position 1"),
+    *(
+        (
+            {"codes": wrong_code(code, 5, i).to(dtype)},
+            f"codes must be at least 0 and below {2 + i}, the rows of field {i}, "
+            f"got {code} at position [5, {i}]",
+        )
+        for code, i, dtype in (
+            (-1, 0, torch.int64),
+            (3, 1, torch.int64),
+            (2**40, 0, torch.int64),
+            (2, 0, torch.int32),
+        )
+    ),
+    (
+        {**FLAT, "codes": wrong_code(3, 5, 1).flatten()},
+        "codes must be at least 0 and below 3, the rows of field 1, got 3 at position 11",
+    ),
+]
+
 ONE = torch.tensor(1.0)
 PROXIMAL_SGD: list[tuple[dict[str, Any], str]] = [
     ({"params": []}, "params must hold at least one tensor, got none"),
@@ -149,3 +215,7 @@ def type_of(message: str) -> type[Exception]:
     """A fault of dtype ends with the name of one."""
     last = getattr(torch, message.rpartition(" ")[2], None)
     return TypeError if isinstance(last, torch.dtype) else ValueError
+
+
+def ids(cases: list[tuple[dict[str, Any], str]]) -> list[str]:
+    return [message for _, message in cases]

@@ -27,6 +27,7 @@ from triton.compiler import ASTSource  # noqa: E402
 
 gated_concat = import_module("lpfs_kernels.gated_concat")
 gated_cross = import_module("lpfs_kernels.gated_cross")
+gated_embedding = import_module("lpfs_kernels.gated_embedding")
 proximal_sgd = import_module("lpfs_kernels.proximal_sgd")
 
 NVIDIA = [GPUTarget("cuda", capability, 32) for capability in (80, 90, 100)]
@@ -375,3 +376,114 @@ def test_order_around_the_counter_of_crosses() -> None:
     assert re.search(r"st\.global\.b32", ptx[: counter.start()])
     assert not re.search(r"ld\.global\.cg", ptx[: counter.start()])
     assert re.search(r"ld\.global\.cg", ptx[counter.end() :])
+
+
+def embedding_arguments(
+    rows: int, fields: int, width: int, dtype: torch.dtype, bags: bool, kind: str
+) -> tuple[torch.Tensor, tuple[Any, ...]]:
+    """Of gated_embedding_concat with a sparse gradient. Codes, and x without dead fields, exist:
+    they decide about sizes; the rest is memory that is never touched."""
+    compute = torch.float64 if dtype == torch.float64 else torch.float32
+    x, ungated = torch.ones(fields, dtype=compute), torch.zeros(fields, dtype=torch.bool)
+    codes = torch.zeros(rows * fields if bags else (rows, fields), dtype=torch.int64)
+    call = (
+        torch.empty(100 * fields, width, dtype=dtype),
+        codes,
+        list(range(0, 100 * fields, 100)),
+        torch.arange(rows * fields + 1) if bags else None,
+        x,
+        torch.empty((), dtype=compute),
+        x,
+        ungated,
+        bags,
+        True,
+        True,
+        reference.KINDS.index(kind),
+        10.0,
+        2.0,
+    )
+    return torch.empty(rows, fields * width, dtype=dtype), call
+
+
+def embedding_kernels(
+    grad: torch.Tensor, call: tuple[Any, ...]
+) -> list[tuple[str, Callable[[], object]]]:
+    dense = (*call[:9], False, *call[10:])
+    return [
+        ("_forward_kernel", partial(gated_embedding.launch_forward, *call)),
+        ("_sparse_kernel", partial(gated_embedding.launch_backward, grad, *call)),
+        ("_dense_kernel", partial(gated_embedding.launch_backward, grad, *dense)),
+    ]
+
+
+LOOKUPS = {
+    "small": (64, 27, 16, False),
+    "large": (8192, 27, 16, False),
+    "bags": (64, 27, 16, True),
+    "wide": (64, 3, 600, False),
+}
+
+
+@pytest.mark.parametrize("target", ALL, ids=lambda target: str(target.arch))
+@pytest.mark.parametrize("shape", LOOKUPS)
+def test_wide_accesses_of_lookups(shape: str, target: GPUTarget, tmp_path: Path) -> None:
+    """Rows, gradients and outputs move in 16 bytes, but for a row of the dense gradient, which is
+    less than a warp has threads; fp32 kernels know no fp64."""
+    if not FULL and shape != "small" and target.arch != 90:
+        pytest.skip("one architecture is enough, unless LPFS_FULL=1")
+    *sizes, bags = LOOKUPS[shape]
+    for dtype in (torch.float32, torch.bfloat16) if FULL or shape == "small" else (torch.float32,):
+        grad, call = embedding_arguments(*sizes, dtype, bags, "lpfs++")
+        for name, launch in embedding_kernels(grad, call):
+            asm = compiled(gated_embedding, name, launch, target)
+            assert_no_spills(asm, target, tmp_path)
+            if target.backend == "hip":
+                text = asm["amdgcn"]
+                loads = re.findall(r"(?:global|buffer)_load_dwordx4", text)
+                stores = re.findall(r"(?:global|buffer)_store_dwordx4", text)
+                assert not re.search(r"v_(?:add|mul|fma)_f64", text)
+            else:
+                text = asm["ptx"]
+                loads = re.findall(r"ld\.global\S*\.v4\.b32", text)
+                stores = re.findall(r"st\.global\S*\.v4\.b32", text)
+                assert not re.search(r"\b(?:add|sub|mul|fma|div|sqrt)\S*\.f64", text)
+            assert loads
+            assert stores or name == "_dense_kernel"
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype", "target"), on_some(KINDS_AND_TYPES if FULL else SOME_KINDS_AND_TYPES)
+)
+def test_kinds_and_odd_widths_of_lookups(
+    kind: str, dtype: torch.dtype, target: GPUTarget, tmp_path: Path
+) -> None:
+    grad, call = embedding_arguments(30, 5, 7, dtype, kind in ("lpfs", "tanh"), kind)
+    for name, launch in embedding_kernels(grad, call):
+        asm = compiled(gated_embedding, name, launch, target)
+        assert_no_spills(asm, target, tmp_path)
+        assert_fp64_only_for(dtype, asm, target)
+
+
+@pytest.mark.parametrize("bags", [False, True])
+def test_lookups_of_size_one(bags: bool) -> None:
+    for rows, fields in ((1, 1), (1, 2), (2, 1)):
+        grad, call = embedding_arguments(rows, fields, 1, torch.float32, bags, "lpfs")
+        call = (call[0], call[1].int(), call[2], None if not bags else call[3].int(), *call[4:])
+        for upstream in (grad, torch.empty(1, 1).expand(grad.shape)):
+            for name, launch in embedding_kernels(upstream, call):
+                compiled(gated_embedding, name, launch, NVIDIA[1])
+
+
+@pytest.mark.parametrize("which", [1, 2])
+def test_order_around_the_counter_of_lookups(which: int) -> None:
+    """Partial sum, then arrival with acquire-release order, then sums from beyond the L1 cache."""
+    grad, call = embedding_arguments(64, 27, 16, torch.float32, False, "lpfs++")
+    name, launch = embedding_kernels(grad, call)[which]
+    ptx = compiled(gated_embedding, name, launch, NVIDIA[1])["ptx"]
+    (counter,) = re.finditer(r"atom\.global\.gpu\.acq_rel\.add", ptx)
+    assert len(re.findall(r"\batom\.|\bred\.", ptx)) == 1
+    assert re.search(r"st\.global\.b32", ptx[: counter.start()])
+    assert not re.search(r"ld\.global\.cg", ptx[: counter.start()])
+    after = ptx[counter.end() :]
+    assert re.search(r"ld\.global\.cg", after)
+    assert all("ld.global.cg" in load for load in re.findall(r"ld\.global\S*", after))

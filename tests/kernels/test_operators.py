@@ -288,16 +288,21 @@ def test_without_the_library_and_triton() -> None:
         print(y.item(), x.grad.item())
         pairs, x = torch.tensor([[0, 1]]), torch.tensor([1.0])
         print(lpfs_kernels.gated_cross_concat(torch.ones(1, 2, 1), pairs, x, epsilon).item())
-        names = "gated_concat", "gated_cross_concat"
+        codes = torch.tensor([[1]])
+        table = torch.tensor([[1.0], [3.0]])
+        print(lpfs_kernels.gated_embedding_concat(table, codes, [0], x, epsilon).item())
+        names = "gated_concat", "gated_cross_concat", "gated_embedding_concat"
         for name in [n + end for n in names for end in ("", "_backward")] + ["proximal_sgd_"]:
             print(getattr(torch.ops.lpfs, name).default._schema)
     """
     command = [sys.executable, "-c", program]
     run = subprocess.run(command, capture_output=True, text=True, check=True)
-    numbers, crossed, *schemas = run.stdout.splitlines()
+    numbers, crossed, looked_up, *schemas = run.stdout.splitlines()
     assert numbers == "0.5 0.5"
     assert float(crossed) == pytest.approx(0.5 + 10 * torch.pi / 4)
-    names = [n + end for n in ("gated_concat", "gated_cross_concat") for end in ("", "_backward")]
+    assert float(looked_up) == pytest.approx(3 * (0.5 + 10 * torch.pi / 4))
+    names = ["gated_concat", "gated_cross_concat", "gated_embedding_concat"]
+    names = [name + end for name in names for end in ("", "_backward")]
     names.append("proximal_sgd_")
     assert schemas == [str(getattr(OPERATORS, name).default._schema) for name in names]
     assert run.stderr.count("did not load") == 1
