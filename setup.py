@@ -1,13 +1,14 @@
-"""The C++ extension, nothing else; pyproject.toml has the rest."""
+"""The C++ extensions, nothing else; pyproject.toml has the rest."""
 
 import shutil
 
-from setuptools import setup
+from setuptools import Extension, setup
 from torch.utils.cpp_extension import BuildExtension, CppExtension, get_cxx_compiler
 
 
 class Build(BuildExtension):
-    """Without a compiler the package installs all the same: its operators run in plain PyTorch."""
+    """Without a compiler the package installs all the same: its operators run in plain PyTorch,
+    and logs are read by pyarrow alone."""
 
     def build_extensions(self) -> None:
         compiler = get_cxx_compiler()
@@ -55,9 +56,17 @@ extension = CppExtension(
     py_limited_api=True,
 )
 extension.optional = True
+text = Extension(
+    "lpfs.data._plain",
+    ["csrc/plain_text.cpp"],
+    extra_compile_args=["-O3", "-g0", "-fvisibility=hidden"],
+    language="c++",
+    py_limited_api=True,
+    optional=True,
+)
 
 setup(
-    ext_modules=[extension],
+    ext_modules=[extension, text],
     cmdclass={"build_ext": Build},
     options={"bdist_wheel": {"py_limited_api": "cp310"}},
 )

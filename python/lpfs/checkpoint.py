@@ -26,10 +26,6 @@ JSON = "lpfs"
 """The entry of the header that holds what is no tensor."""
 
 
-class StoppedError(Exception):
-    """A run was asked to stop and did, after a checkpoint; the message says where."""
-
-
 class Checkpoints:
     """The checkpoints of one run in a directory, for `lpfs.select`.
 

@@ -22,13 +22,13 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from lpfs.files import appearing
-from lpfs.unfinished import unfinished
+from lpfs.unfinished import StoppedError, unfinished, working_on
 
 if TYPE_CHECKING:
     from lpfs.data import Data
     from lpfs.report.terminal import StageBars
     from lpfs.run import Summary
-    from lpfs.selection import Settings
+    from lpfs.selection import Selection, Settings
 
 # torch, pyarrow and matplotlib are imported where they are used: --help should not wait for them.
 
@@ -477,13 +477,12 @@ def _select(
     start: Path | None = None,
 ) -> Summary:
     from lpfs import distributed
-    from lpfs.checkpoint import Checkpoints, StoppedError
+    from lpfs.checkpoint import Checkpoints
     from lpfs.report.tensorboard import Scalars
     from lpfs.report.terminal import StageBars, print_columns, print_summary
     from lpfs.run import load_pretrained, save, summarise
     from lpfs.selection import select
     from lpfs.training import DivergedError, Progress
-    from lpfs.unfinished import working_on
 
     started_from = str(start) if start else None
     if resume and (finished := _finished(out, settings, source, started_from)):
@@ -505,6 +504,24 @@ def _select(
             if scalars is not None:
                 scalars(step)
 
+        begun_here = not checkpoints.files()
+
+        def choose(data: Data) -> Selection:
+            try:
+                return select(
+                    data,
+                    settings,
+                    progress=progress,
+                    checkpoints=checkpoints,
+                    pretrained=pretrained,
+                )
+            except ValueError:
+                # To go on would end in the same.
+                if begun_here and first:
+                    for file in checkpoints.files():
+                        file.unlink()
+                raise
+
         def stop() -> None:
             # torchrun passes on what its processes have already got.
             if checkpoints.asked_to_stop and not _one_of_several():
@@ -517,15 +534,7 @@ def _select(
                 if notes is None:
                     print_columns(console, data.fields)
                 with _signals_call(stop):
-                    selection = _checked(
-                        lambda: select(
-                            data,
-                            settings,
-                            progress=progress,
-                            checkpoints=checkpoints,
-                            pretrained=pretrained,
-                        )
-                    )
+                    selection = _checked(lambda: choose(data))
         except DivergedError as error:
             left = f"; the checkpoint before it is in {place}" if checkpoints.files() else ""
             _fail(f"{error}{left}", status=1)
@@ -723,8 +732,6 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 
 def _run(arguments: list[str] | None) -> NoReturn:
-    from lpfs.checkpoint import StoppedError
-
     try:
         status = app(arguments, prog_name="lpfs", standalone_mode=False)
     except StoppedError as stop:

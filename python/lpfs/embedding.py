@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lpfs.gate import FeatureGate
-from lpfs.prune import Place
+from lpfs.pruning import Place
 from lpfs_kernels import gated_embedding_concat
 
 
@@ -111,7 +111,7 @@ class GatedEmbedding(nn.Module):
 
     def places(self) -> dict[str, Place]:
         """Where every field stands if the first layer reads what `forward` returns and no more; see
-        `lpfs.prune.Prunable`."""
+        `lpfs.Prunable`."""
         return {
             name: Place(
                 slice(i * self.dim, (i + 1) * self.dim),
@@ -123,7 +123,7 @@ class GatedEmbedding(nn.Module):
 
     def drop_gate(self, kept: Sequence[str]) -> None:
         """Go on without gate and with the kept fields only, the table being cut already; see
-        `lpfs.prune.Prunable`."""
+        `lpfs.Prunable`."""
         names = zip(self._columns, self.fields, strict=True)
         self._columns = [column for column, name in names if name in kept]
         self.fields = {name: size for name, size in self.fields.items() if name in kept}

@@ -23,7 +23,7 @@ from lpfs.operators import Operator
 from lpfs.optim import ProximalSGD
 from lpfs.plan import Budget, Penalty, Plan
 from lpfs.pretrained import Pretrained
-from lpfs.prune import prune
+from lpfs.pruning import prune
 from lpfs.schedule import Constant, preset
 from lpfs.stages import Stages, first_difference
 from lpfs.training import (

@@ -13,7 +13,8 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 from lpfs import distributed
-from lpfs.checkpoint import Checkpoints, StoppedError
+from lpfs.checkpoint import Checkpoints
+from lpfs.unfinished import StoppedError
 
 
 class Stateful(Protocol):

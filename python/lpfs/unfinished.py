@@ -15,6 +15,10 @@ if sys.platform != "win32":
     import fcntl
 
 
+class StoppedError(Exception):
+    """A run was asked to stop and did, after a checkpoint; the message says where."""
+
+
 def unfinished(out: Path) -> Path:
     """Where a run works that will write `out`.
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from lpfs import prune
 from lpfs.models import Industrial
-from lpfs.shrink import shrink
+from lpfs.shrinking import shrink
 
 USER, ITEM, COMBINED = {"u1": 4, "u2": 3, "u3": 5}, {"i1": 6, "i2": 2}, {"c1": 3, "c2": 4}
 NUMBERS = {"price": 1, "image": 7}

@@ -368,7 +368,7 @@ def test_a_penalty_that_leaves_nothing(log: Path, tmp_path: Path) -> None:
     ended = lpfs(*command)
     assert (ended.status, ended.err.count("\n")) == (2, 1)
     assert "every field died" in ended.err
-    assert not (tmp_path / "run").exists()
+    assert not below(tmp_path)
 
 
 def test_a_demo_goes_on(

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from lpfs.baselines.gates import FieldGate, gate_in
 from lpfs.data import Part
-from lpfs.prune import prune
+from lpfs.pruning import prune
 from lpfs.training import predict
 from lpfs.trajectory import Trajectory
 

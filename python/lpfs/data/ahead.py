@@ -15,7 +15,7 @@ T = TypeVar("T")
 S = TypeVar("S")
 
 
-def ahead(items: Iterator[T], size: int = 2) -> Iterator[T]:
+def ahead(items: Iterator[T], size: int = 2) -> Generator[T, None, None]:
     """The same items, of which up to `size` are made before they are asked for.
 
     An exception comes out where the item would have; when the consumer stops, so does the thread.

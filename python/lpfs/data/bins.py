@@ -41,7 +41,8 @@ class QuickBins:
     def apply(self, values: NDArray[np.float64]) -> NDArray[np.int32]:
         """Codes of float64 values `[rows]`, those of the encoder."""
         bits = np.ascontiguousarray(values).view(np.uint64) >> _REST
-        codes: NDArray[np.int32] = self._table.take(bits.view(np.int64)).astype(np.int32)
-        unclear = np.flatnonzero(codes == _ASK)
+        short = self._table.take(bits.view(np.int64))
+        unclear = np.flatnonzero(short == _ASK)
+        codes: NDArray[np.int32] = short.astype(np.int32)
         codes[unclear] = self._encoder.apply(values[unclear])
         return codes

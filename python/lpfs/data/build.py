@@ -37,7 +37,7 @@ def build(out: Path, sources: Sequence[Source], settings: Settings, report: Repo
     scratch.mkdir()
     raw = Raw(scratch, columns, settings)
     with raw:
-        for chunk, done in ahead(chunks(sources, wanted)):
+        for chunk, done in ahead(chunks(sources, wanted, plain=True)):
             raw.add(chunk)
             report(Progress("read", raw.rows, done, total))
     if not raw.rows:

@@ -167,8 +167,9 @@ Encoder = Annotated[
 
 def fit_categories(name: str, counts: Mapping[str, int], min_count: int) -> CategoryEncoder:
     """The values that occur at least `min_count` times, by falling count, then by value."""
-    kept = [word for word, count in counts.items() if count >= min_count]
-    return CategoryEncoder(name=name, values=sorted(kept, key=lambda w: (-counts[w], w)))
+    kept = sorted(word for word, count in counts.items() if count >= min_count)
+    kept.sort(key=counts.__getitem__, reverse=True)  # keeps the order of equally frequent ones
+    return CategoryEncoder(name=name, values=kept)
 
 
 def fit_bins(name: str, values: NDArray[np.float64]) -> BinEncoder:

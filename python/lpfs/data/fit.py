@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from lpfs.data.ahead import ahead
 from lpfs.data.encode import (
     FIRST,
     MISSING,
@@ -44,7 +45,7 @@ def fit(raw: Raw, name: str, settings: Settings) -> tuple[Meta, list[NDArray[np.
     train = int(classes[TRAIN].sum())
     stride, seen, values = -(-train // FIT_ROWS), 0, []
     missing = np.zeros(len(raw.numbers), dtype=np.int64)
-    for _, (codes, numbers, parts) in raw.pieces("codes", "numbers", "parts"):
+    for _, (codes, numbers, parts) in ahead(raw.pieces("codes", "numbers", "parts")):
         chosen = parts == TRAIN
         if not chosen.all():
             codes, numbers = codes[chosen], numbers[chosen]
@@ -106,12 +107,11 @@ def _category(
     if isinstance(words, Buckets):
         table = np.arange(len(words), dtype=np.int32) + np.int32(MISSING)
         return HashEncoder(name=name, buckets=words.size), table
-    numbers = np.flatnonzero(counts >= min_count)
-    known = list(words.numbers)
-    kept = {known[i]: int(counts[i]) for i in numbers if i}
-    encoder = fit_categories(name, kept, min_count)
+    known = zip(words.numbers, counts.tolist(), strict=True)
+    next(known)
+    encoder = fit_categories(name, dict(known), min_count)
     table = np.zeros(len(words), dtype=np.int32)
     table[0] = MISSING
-    for code, word in enumerate(encoder.values, FIRST):
-        table[words.numbers[word]] = code
+    numbers = np.fromiter(map(words.numbers.__getitem__, encoder.values), dtype=np.int64)
+    table[numbers] = np.arange(FIRST, encoder.cardinality)
     return encoder, table

@@ -24,7 +24,7 @@ from lpfs.data.split import (
     first_validation,
     uniform,
 )
-from lpfs.data.words import Buckets, Words, distinct
+from lpfs.data.words import Buckets, Words
 
 __all__ = ["LABELS", "Raw", "mapped", "named_parts"]
 
@@ -34,10 +34,11 @@ PIECE = 1 << 19
 
 
 class Raw:
-    """Row by row: `codes`, the numbers of words in each category; `numbers`; `labels`; `auxiliary`,
-    the labels of further tasks; `parts`.
+    """`codes`, the numbers of words in each category; `numbers`; `labels`; `auxiliary`, the labels
+    of further tasks; `parts`.
 
-    Used as a context while rows are added, read in pieces afterwards.
+    Used as a context while rows are added, read in pieces afterwards. A piece lies in its file
+    column by column, as it comes and as it is used; only the parts' arrays are row by row.
     """
 
     def __init__(self, path: Path, columns: Sequence[Column], settings: Settings) -> None:
@@ -50,6 +51,9 @@ class Raw:
             for name in self.categories
         ]
         self.not_finite = np.zeros(len(self.numbers), dtype=np.int64)
+        self._pieces: list[int] = []
+        self._labels, self._splits = Words(), Words()
+        self._tasks = {name: Words() for name in settings.auxiliary}
 
     def __enter__(self) -> None:
         self._files = [
@@ -64,42 +68,55 @@ class Raw:
     def add(self, chunk: Chunk) -> None:
         """Write a chunk's rows behind the others. Raises DataError for what has no place there."""
         size = chunk.rows.num_rows
-        labels = mapped(chunk, self.settings.label, LABELS, "0 or 1")
-        codes = np.empty((size, len(self.categories)), dtype=np.int32)
-        for j, name in enumerate(self.categories):
+        labels = mapped(chunk, self.settings.label, LABELS, "0 or 1", self._labels)
+        codes, numbers = [], []
+        for words, name in zip(self.words, self.categories, strict=True):
             with convertible(chunk, name):
-                codes[:, j] = self.words[j].number(chunk.rows[name])
-        values = np.empty((size, len(self.numbers)), dtype=np.float64)
+                codes.append(words.number(chunk.rows[name]))
         for j, name in enumerate(self.numbers):
             column = chunk.rows[name]
-            values[:, j] = column.to_numpy(zero_copy_only=False)
-            finite = int(np.isfinite(values[:, j]).sum())
+            if isinstance(column, np.ndarray):  # nothing but whole numbers
+                numbers.append(column)
+                continue
+            numbers.append(column.to_numpy(zero_copy_only=False))
+            finite = int(np.isfinite(numbers[-1]).sum())
             self.not_finite[j] += size - column.null_count - finite
-        tasks = [mapped(chunk, name, LABELS, "0 or 1") for name in self.settings.auxiliary]
-        arrays = [codes, values, labels, np.array(tasks, dtype=np.uint8).T.copy()]
+        tasks = [
+            mapped(chunk, name, LABELS, "0 or 1", words) for name, words in self._tasks.items()
+        ]
+        columns: list[list[NDArray[Any]]] = [codes, numbers, [labels], tasks]
         if isinstance(self.settings.split, ByColumn):
-            arrays.append(named_parts(chunk, self.settings.split))
-        for file, array in zip(self._files, arrays, strict=False):
-            file.write(array.data)
+            columns.append([named_parts(chunk, self.settings.split, self._splits)])
+        most = max(1024, PIECE // max(len(self.columns), 1))
+        rows = -(-size // -(-size // most)) if size else 1
+        for first in range(0, size, rows):
+            self._pieces.append(min(rows, size - first))
+            for file, arrays in zip(self._files, columns, strict=False):
+                for array in arrays:
+                    file.write(np.ascontiguousarray(array[first : first + rows]).data)
         self.rows += size
 
     def pieces(self, *names: str) -> Iterator[tuple[int, list[NDArray[Any]]]]:
-        """Row number and arrays of the named files, some rows at a time."""
+        """Row number and arrays of the named files, some rows at a time.
+
+        Codes and numbers are `[rows, columns]`, with each column's values side by side.
+        """
         shapes = {
             "codes": (np.int32, len(self.categories)),
             "numbers": (np.float64, len(self.numbers)),
             "auxiliary": (np.uint8, len(self.settings.auxiliary)),
         }
-        size = max(1024, PIECE // max(len(self.columns), 1))
+        first = 0
         with ExitStack() as stack:
             files = [stack.enter_context((self.path / name).open("rb")) for name in names]
-            for first in range(0, self.rows, size):
-                rows, arrays = min(size, self.rows - first), []
+            for rows in self._pieces:
+                arrays = []
                 for name, file in zip(names, files, strict=True):
                     type_, width = shapes.get(name, (np.uint8, 1))
-                    array = np.fromfile(file, type_, rows * width).reshape(rows, width)
+                    array = np.fromfile(file, type_, rows * width).reshape(width, rows).T
                     arrays.append(array if name in shapes else array[:, 0])
                 yield first, arrays
+                first += rows
 
     def settle_parts(self) -> NDArray[np.int64]:
         """Write the file `parts` with validation and dropped rows in it.
@@ -131,22 +148,30 @@ class Raw:
         return classes[:DROPPED]
 
 
-def named_parts(chunk: Chunk, split: ByColumn) -> NDArray[np.uint8]:
+def named_parts(chunk: Chunk, split: ByColumn, words: Words | None = None) -> NDArray[np.uint8]:
     """TRAIN, VALIDATION or TEST for every row of a chunk, as the split column says."""
     known = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
-    return mapped(chunk, split.column, known, "train, validation or test")
+    return mapped(chunk, split.column, known, "train, validation or test", words)
 
 
-def mapped(chunk: Chunk, column: str, known: Mapping[str, int], expected: str) -> NDArray[np.uint8]:
-    """A column that may only have certain words, as their numbers, uint8."""
+def mapped(
+    chunk: Chunk,
+    column: str,
+    known: Mapping[str, int],
+    expected: str,
+    words: Words | None = None,
+) -> NDArray[np.uint8]:
+    """A column that may only have certain words, as their numbers, uint8; `words` are those of the
+    chunks before this one."""
+    words = Words() if words is None else words
     with convertible(chunk, column):
-        indices, values = distinct(chunk.rows[column])
-        words = values.to_pylist()
-    codes = np.array([known.get((w or "").strip().lower(), 255) for w in words], dtype=np.uint8)
-    result = codes[indices]
+        numbers = words.number(chunk.rows[column])
+    named = [*words.numbers]
+    codes = np.array([known.get(word.strip().lower(), 255) for word in named], dtype=np.uint8)
+    result = codes[numbers]
     if (result == 255).any():
         row = int((result == 255).argmax())
-        word = words[indices[row]]
+        word = named[numbers[row]]
         raise DataError(
             chunk.file,
             f"row {chunk.first + row + 1}",

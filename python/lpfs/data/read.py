@@ -19,14 +19,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
+from numpy.typing import NDArray
 
+from lpfs.data.ahead import ahead
 from lpfs.data.columns import MISSING_WORDS, Kind
 from lpfs.data.error import DataError
 from lpfs.data.generate import ClickLog
+from lpfs.data.plain import LIBRARY, PlainReader, PlainRows
 
 __all__ = ["CRITEO", "Chunk", "Format", "Input", "Source", "chunks", "convertible", "open_source"]
 
@@ -40,6 +44,7 @@ CRITEO = ("label", *(f"I{i}" for i in range(1, 14)), *(f"C{i}" for i in range(1,
 BLOCK_BYTES = 1 << 20
 TEXT_BYTES = 8 << 20
 ROWS = 1 << 16
+BOM = b"\xef\xbb\xbf"
 _PACKED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 
 
@@ -50,7 +55,8 @@ class Chunk:
     file: str
     first: int
     """Number of its first row in that file, from 0."""
-    rows: pa.RecordBatch
+    rows: Any
+    """A `pyarrow.RecordBatch`, or `PlainRows` where plain readers were given."""
     bytes: int
     """How much of the file is read so far."""
 
@@ -81,8 +87,13 @@ class Source(Protocol):
     def identity(self) -> object:
         """What changes when the content does; JSON can hold it."""
 
-    def chunks(self, wanted: Mapping[str, Kind]) -> Iterator[Chunk]:
-        """All rows of the wanted columns, `number` as float64."""
+    def chunks(
+        self, wanted: Mapping[str, Kind], plain: Sequence[PlainReader] = ()
+    ) -> Iterator[Chunk]:
+        """All rows of the wanted columns, `number` as float64.
+
+        Where plain readers are given, a source may use them, and its chunks have what they read.
+        """
 
 
 def open_source(source: Input, format: Format | None = None) -> list[Source]:
@@ -180,11 +191,21 @@ def _readable(name: str) -> Iterator[None]:
         raise DataError(name, "cannot be read", str(error).split("\n")[0]) from error
 
 
-def chunks(sources: Sequence[Source], wanted: Mapping[str, Kind]) -> Iterator[tuple[Chunk, int]]:
-    """The rows of all files in order, and how many bytes are read after each chunk."""
+def chunks(
+    sources: Sequence[Source], wanted: Mapping[str, Kind], plain: bool = False
+) -> Iterator[tuple[Chunk, int]]:
+    """The rows of all files in order, and how many bytes are read after each chunk.
+
+    With `plain`, a chunk may have words that are numbered: for who takes all chunks in their order.
+    """
+    readers = (
+        [PlainReader(i, [*sources[0].columns], wanted) for i in range(2)]
+        if plain and LIBRARY is not None
+        else []
+    )
     before = 0
     for source in sources:
-        for chunk in source.chunks(wanted):
+        for chunk in source.chunks(wanted, readers):
             yield chunk, before + chunk.bytes
         before += source.size
 
@@ -257,7 +278,7 @@ class _Text:
 
     def _header(self) -> list[str]:
         with _readable(self.name), pa.input_stream(self.name) as stream:
-            lines = stream.read(1 << 20).removeprefix(b"\xef\xbb\xbf").splitlines()
+            lines = stream.read(1 << 20).removeprefix(BOM).splitlines()
         blank = next((i for i, line in enumerate(lines) if line), len(lines))
         self._skip = blank + 1
         try:
@@ -275,42 +296,114 @@ class _Text:
     def identity(self) -> object:
         return [_file_identity(self.path), self.delimiter, self.criteo]
 
-    def chunks(self, wanted: Mapping[str, Kind]) -> Iterator[Chunk]:
-        types = {n: pa.float64() if k == "number" else pa.string() for n, k in wanted.items()}
+    def chunks(
+        self, wanted: Mapping[str, Kind], plain: Sequence[PlainReader] = ()
+    ) -> Iterator[Chunk]:
+        if self.criteo and plain and self.path.suffix not in _PACKED:
+            yield from self._plain_chunks(wanted, plain)
+            return
         first = 0
         try:
             with (
                 pa.OSFile(self.name, "rb") as file,
                 pa.input_stream(file, compression=_PACKED.get(self.path.suffix)) as stream,
             ):
-                reader = pa.csv.open_csv(
-                    stream,
-                    pa.csv.ReadOptions(
-                        block_size=self._block, column_names=self._names, skip_rows=self._skip
-                    ),
-                    pa.csv.ParseOptions(
-                        delimiter=self.delimiter,
-                        quote_char=False if self.criteo else '"',
-                        newlines_in_values=not self.criteo,
-                    ),
-                    pa.csv.ConvertOptions(
-                        column_types=types,
-                        include_columns=list(wanted),
-                        # Words are decoded when they occur for the first time; checking every
-                        # value would cost a tenth of the reading.
-                        check_utf8=False,
-                        null_values=MISSING_WORDS,
-                        strings_can_be_null=False,
-                    ),
-                )
+                reader = self._parsed(stream, wanted)
                 while blocks := list(itertools.islice(reader, -(-TEXT_BYTES // self._block))):
                     rows = pa.concat_batches(blocks)
                     yield Chunk(self.name, first, rows, file.tell())
                     first += rows.num_rows
         except (pa.ArrowException, OSError) as error:
+            raise self._explain(error, wanted) from error
+
+    def _parsed(
+        self, stream: pa.NativeFile, wanted: Mapping[str, Kind]
+    ) -> Iterator[pa.RecordBatch]:
+        """The lines of a stream, block by block. Raises pyarrow.ArrowException and OSError."""
+        types = {n: pa.float64() if k == "number" else pa.string() for n, k in wanted.items()}
+        try:
+            yield from pa.csv.open_csv(
+                stream,
+                pa.csv.ReadOptions(
+                    block_size=self._block, column_names=self._names, skip_rows=self._skip
+                ),
+                pa.csv.ParseOptions(
+                    delimiter=self.delimiter,
+                    quote_char=False if self.criteo else '"',
+                    newlines_in_values=not self.criteo,
+                ),
+                pa.csv.ConvertOptions(
+                    column_types=types,
+                    include_columns=list(wanted),
+                    # Words are decoded when they occur for the first time; checking every
+                    # value would cost a tenth of the reading.
+                    check_utf8=False,
+                    null_values=MISSING_WORDS,
+                    strings_can_be_null=False,
+                ),
+            )
+        except pa.ArrowInvalid as error:
             # A header alone, with and without a line feed; later, the caller misses the rows.
             if not re.match("Empty CSV|Could not skip", str(error)):
-                raise self._explain(error, wanted) from error
+                raise
+
+    def _plain_chunks(
+        self, wanted: Mapping[str, Kind], readers: Sequence[PlainReader]
+    ) -> Iterator[Chunk]:
+        """The same, by readers that take turns at the blocks, each in a thread of its own."""
+        starts = range(0, self.size, TEXT_BYTES)
+        turns = [
+            ahead(self._blocks(starts[i :: len(readers)], reader, wanted), 1)
+            for i, reader in enumerate(readers)
+        ]
+        first = 0
+        try:
+            for start, turn in zip(starts, itertools.cycle(turns)):
+                for rows in next(turn):
+                    yield Chunk(self.name, first, rows, min(start + TEXT_BYTES, self.size))
+                    first += rows.num_rows
+        finally:
+            for turn in turns:
+                turn.close()
+
+    def _blocks(
+        self, starts: Sequence[int], reader: PlainReader, wanted: Mapping[str, Kind]
+    ) -> Iterator[list[pa.RecordBatch | PlainRows]]:
+        """The rows of the lines that begin in the blocks at those places."""
+        try:
+            with self.path.open("rb") as file:
+                for start in starts:
+                    text = self._lines(file, start)
+                    rows = reader.read(text) if len(text) > 8 else PlainRows(0, {})
+                    if rows is None:
+                        lines = text[:-8].tobytes()
+                        if start and lines.startswith(BOM):
+                            lines = BOM + lines  # of which pyarrow passes over one
+                        yield [*self._parsed(pa.BufferReader(lines), wanted)]
+                    else:
+                        yield [rows] if rows.num_rows else []
+        except (pa.ArrowException, OSError) as error:
+            raise self._explain(error, wanted) from error
+
+    def _lines(self, file: io.BufferedReader, start: int) -> NDArray[np.uint8]:
+        """The whole lines that begin in a block, and eight zeros behind them."""
+        text = np.empty(1 + TEXT_BYTES + self._block + 9, dtype=np.uint8)
+        # A line that begins with the block has the end of another one before it.
+        before = min(start, 1)
+        file.seek(start - before)
+        size = file.readinto(text[: before + TEXT_BYTES].data)
+        begin = 0
+        if before and not (begin := 1 + text[: min(size, self._block)].tobytes().find(b"\n")):
+            return text[:0]  # none; too long a line is an error where it begins
+        rest = file.readline(self._block) if text[size - 1] != ord("\n") else b""
+        if len(rest) == self._block:
+            raise DataError(self.name, f"a line is longer than {self._block >> 20} MiB")
+        text[size : size + len(rest)] = np.frombuffer(rest, dtype=np.uint8)
+        size += len(rest)
+        if text[size - 1] != ord("\n"):
+            text[size], size = ord("\n"), size + 1
+        text[size : size + 8] = 0
+        return text[begin : size + 8]
 
     def _explain(self, error: Exception, wanted: Mapping[str, Kind]) -> DataError:
         """Read again line by line, slowly, for the number of the line that is wrong."""
@@ -363,7 +456,9 @@ class _Parquet:
     def identity(self) -> object:
         return _file_identity(self.path)
 
-    def chunks(self, wanted: Mapping[str, Kind]) -> Iterator[Chunk]:
+    def chunks(
+        self, wanted: Mapping[str, Kind], plain: Sequence[PlainReader] = ()
+    ) -> Iterator[Chunk]:
         first = 0
         strings = [
             n for n, kind in wanted.items() if kind == "category" and _is_string(self.columns[n])
@@ -403,7 +498,9 @@ class _Memory:
             stream.write_table(self.data)
         return sink.digest.hexdigest()
 
-    def chunks(self, wanted: Mapping[str, Kind]) -> Iterator[Chunk]:
+    def chunks(
+        self, wanted: Mapping[str, Kind], plain: Sequence[PlainReader] = ()
+    ) -> Iterator[Chunk]:
         first = 0
         batches = (
             self.data.to_batches(ROWS)

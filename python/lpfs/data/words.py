@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import zlib
+from collections.abc import Callable
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
+
+from lpfs.data.plain import Numbered
 
 __all__ = ["Buckets", "Words", "bucket", "distinct"]
 
@@ -54,20 +58,27 @@ class Words:
     def __init__(self) -> None:
         self.numbers: dict[str, int] = {"": 0}
         self._head = pa.array([""])
+        self._translate = _Translation()
 
     def __len__(self) -> int:
         return len(self.numbers)
 
-    def number(self, column: pa.Array) -> NDArray[np.int32]:
+    def number(self, column: pa.Array | Numbered) -> NDArray[np.int32]:
         """Numbers `[rows]` int32 of a column of any type; new words get the next ones.
 
         Raises UnicodeDecodeError or pyarrow.ArrowException for what is no text.
         """
+        if isinstance(column, Numbered):
+            numbers = self.numbers
+            return self._translate(column, lambda word: numbers.setdefault(word, len(numbers)))
         if not pa.types.is_string(column.type):
             indices, values = distinct(column)
             return self.number(values)[indices]
         if column.null_count:
             column = pc.fill_null(column, "")
+        if (size := len(self._head)) < min(len(self.numbers), HEAD):
+            added = pa.array([*itertools.islice(self.numbers, size, HEAD)])
+            self._head = pa.concat_arrays([self._head, added])
         known = pc.index_in(column, value_set=self._head)
         if not known.null_count:
             return np.asarray(known)
@@ -78,9 +89,6 @@ class Words:
             words, numbers = encoded.dictionary.to_pylist(), self.numbers
             codes = [numbers.setdefault(word, len(numbers)) for word in words]
             result[new] = np.array(codes, dtype=np.int32)[encoded.indices.to_numpy()]
-            if len(self._head) < HEAD:
-                added = encoded.dictionary.slice(0, HEAD - len(self._head))
-                self._head = pa.concat_arrays([self._head, added])
         return np.asarray(result, dtype=np.int32)
 
 
@@ -89,15 +97,40 @@ class Buckets:
 
     def __init__(self, size: int) -> None:
         self.size = size
+        self._translate = _Translation()
 
     def __len__(self) -> int:
         return 1 + self.size
 
-    def number(self, column: pa.Array) -> NDArray[np.int32]:
+    def number(self, column: pa.Array | Numbered) -> NDArray[np.int32]:
         """Numbers `[rows]` int32: 0 for missing, else 1 + `bucket`."""
+        if isinstance(column, Numbered):
+            return self._translate(column, self._bucket)
         indices, values = distinct(column)
-        numbers = [1 + bucket(word, self.size) if word else 0 for word in values.to_pylist()]
-        return np.array(numbers, dtype=np.int32)[indices]
+        return np.array([*map(self._bucket, values.to_pylist())], dtype=np.int32)[indices]
+
+    def _bucket(self, word: str | None) -> int:
+        return 1 + bucket(word, self.size) if word else 0
+
+
+class _Translation:
+    """From the numbers of readers to those of a field."""
+
+    def __init__(self) -> None:
+        self._tables: dict[int, NDArray[np.int32]] = {}
+        self._sizes: dict[int, int] = {}
+
+    def __call__(self, column: Numbered, number: Callable[[str], int]) -> NDArray[np.int32]:
+        table = self._tables.setdefault(column.reader, np.empty(1 << 8, dtype=np.int32))
+        size = self._sizes.get(column.reader, 0)
+        all_ = size + len(column.new)
+        if all_ > len(table):
+            longer = np.empty(2 * all_, dtype=np.int32)
+            longer[:size] = table[:size]
+            table = self._tables[column.reader] = longer
+        table[size:all_] = [*map(number, column.new)]
+        self._sizes[column.reader] = all_
+        return table.take(column.numbers)
 
 
 def bucket(word: str, size: int) -> int:

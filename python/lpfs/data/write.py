@@ -98,7 +98,7 @@ def _encoded(
             next(scaled)[:] = encoder.apply(next(of_numbers))
         else:
             next(coded)[:] = next(of_words)
-    return {"codes": codes, "numbers": numbers, "labels": labels, "auxiliary": auxiliary}
+    return {"codes": codes, "numbers": numbers, "labels": labels, "auxiliary": auxiliary.copy()}
 
 
 def _parted(arrays: Arrays, parts: NDArray[np.uint8]) -> list[Arrays]:

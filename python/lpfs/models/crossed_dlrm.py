@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lpfs.models.crosses import OPERATORS, Crosses
 from lpfs.models.dlrm import DLRM
-from lpfs.prune import Place
+from lpfs.pruning import Place
 
 Term = tuple[str, ...]
 
@@ -96,7 +96,7 @@ class CrossedDLRM(DLRM):
         return {**super().config(), "terms": [list(term) for term in self.terms]}
 
     def places(self) -> dict[str, Place]:
-        """See `lpfs.prune.Prunable`."""
+        """See `lpfs.Prunable`."""
         assert self.terms is not None
         tables = {
             name: () if place.table is None else ((place.table, place.rows),)
@@ -111,7 +111,7 @@ class CrossedDLRM(DLRM):
         }
 
     def drop_gate(self, kept: Sequence[str]) -> None:
-        """See `lpfs.prune.Prunable`."""
+        """See `lpfs.Prunable`."""
         assert self.terms is not None
         self.terms = [term for term in self.terms if "×".join(term) in kept]
         super().drop_gate(list(dict.fromkeys(itertools.chain(*self.terms))))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lpfs.models.dlrm import DLRM
 from lpfs.models.wide_deep import require_fields
-from lpfs.prune import Cut, Place
+from lpfs.pruning import Cut, Place
 
 
 class DCNv2(DLRM):
@@ -63,7 +63,7 @@ class DCNv2(DLRM):
         return {**super().config(), "crosses": len(self.crosses)}
 
     def places(self) -> dict[str, Place]:
-        """See `lpfs.prune.Prunable`."""
+        """See `lpfs.Prunable`."""
         return {name: self._with_cuts(place) for name, place in super().places().items()}
 
     def _with_cuts(self, place: Place) -> Place:
@@ -75,7 +75,7 @@ class DCNv2(DLRM):
         return replace(place, read_elsewhere=True, also=tuple(cuts))
 
     def drop_gate(self, kept: Sequence[str]) -> None:
-        """See `lpfs.prune.Prunable`."""
+        """See `lpfs.Prunable`."""
         super().drop_gate(kept)
         for layer in self.crosses:
             assert isinstance(layer, nn.Linear)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lpfs.gate import FeatureGate
 from lpfs.operators import choose_operator
-from lpfs.prune import Place
+from lpfs.pruning import Place
 
 DENSE = "numbers"
 """The name of the one feature that all numeric columns become with `numbers="mlp"`."""
@@ -220,7 +220,7 @@ class DLRM(nn.Module):
         last.bias.add_(constant)
 
     def places(self) -> dict[str, Place]:
-        """See `lpfs.prune.Prunable`."""
+        """See `lpfs.Prunable`."""
         places, row = {}, 0
         for i, name in enumerate(self.embedded):
             columns = slice(i * self.dim, (i + 1) * self.dim)
@@ -237,7 +237,7 @@ class DLRM(nn.Module):
         return places
 
     def drop_gate(self, kept: Sequence[str]) -> None:
-        """See `lpfs.prune.Prunable`."""
+        """See `lpfs.Prunable`."""
         self.gate = None
         self._category_columns = _remaining(self._category_columns, self.categories, kept)
         self.categories = {n: size for n, size in self.categories.items() if n in kept}

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from lpfs.gate import FeatureGate
 from lpfs.models.crosses import OPERATORS, Crosses
 from lpfs.operators import choose_operator
-from lpfs.prune import Cut, Place
+from lpfs.pruning import Cut, Place
 
 NOTHING = slice(0, 0)
 
@@ -219,7 +219,7 @@ class Industrial(nn.Module):
         }
 
     def places(self) -> dict[str, Place]:
-        """See `lpfs.prune.Prunable`."""
+        """See `lpfs.Prunable`."""
         rows, row = {}, 0
         for name, size in self.coded.items():
             rows[name] = slice(row, row + size)
@@ -247,7 +247,7 @@ class Industrial(nn.Module):
         return slice(k * self.dim, (k + 1) * self.dim)
 
     def drop_gate(self, kept: Sequence[str]) -> None:
-        """See `lpfs.prune.Prunable`."""
+        """See `lpfs.Prunable`."""
         self.gate, names = None, list(self.coded)
         if self.gates == "crosses":
             self.crosses = [pair for pair in self.crosses if "×".join(pair) in kept]

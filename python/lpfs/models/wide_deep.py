@@ -9,7 +9,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from lpfs.models.dlrm import DLRM
-from lpfs.prune import Place
+from lpfs.pruning import Place
 
 
 class WideDeep(DLRM):
@@ -57,7 +57,7 @@ class WideDeep(DLRM):
         return by_field[..., : self.dim], by_field[..., self.dim]
 
     def places(self) -> dict[str, Place]:
-        """See `lpfs.prune.Prunable`."""
+        """See `lpfs.Prunable`."""
         return {name: replace(p, read_elsewhere=True) for name, p in super().places().items()}
 
 

@@ -259,7 +259,7 @@ def _gradient_power(optimizer: torch.optim.Optimizer, name: str) -> int:
             return GRADIENT_POWER[kind][name]
     raise TypeError(
         f"{type(optimizer).__name__}: how the state {name!r} scales with the gradient is not "
-        "known; add it to lpfs.prune.GRADIENT_POWER"
+        "known; add it to lpfs.pruning.GRADIENT_POWER"
     )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lpfs.optim import ProximalSGD
 from lpfs.plan import Budget
-from lpfs.prune import Model, prune
+from lpfs.pruning import Model, prune
 from lpfs.schedule import preset
 from lpfs.training import DivergedError, Progress, ProgressCallback
 from lpfs.trajectory import Trajectory
