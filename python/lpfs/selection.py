@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -161,6 +162,32 @@ def select(
         return _Run(data, settings, build, progress, checkpoints, pretrained).run()
 
 
+@dataclass
+class Gated:
+    """A selection before pruning: gates have learnt, and those of the fields to go are zero."""
+
+    pretrained: Pretrained
+    plan: Plan
+    seconds: float
+    """Of the selection alone."""
+
+
+def learn_gates(
+    data: Data,
+    settings: Settings,
+    *,
+    progress: ProgressCallback | None = None,
+    pretrained: Pretrained | None = None,
+) -> Gated:
+    """The first half of `select`: pre-train (unless that was done) and let the gates learn.
+
+    Raises as `select` does.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(settings.seed)
+        return _Run(data, settings, DLRM, progress, None, pretrained).learn_gates()
+
+
 def choose_protocol(rows: int, settings: Settings) -> tuple[Protocol, int]:
     """The protocol and batch size for a number of training rows, unless the settings name them.
 
@@ -274,6 +301,14 @@ class _Run:
             last_step_change=numbers["last_step_change"],
             first_step_change=numbers.get("first_step_change"),
         )
+
+    def learn_gates(self) -> Gated:
+        model, optimizer = self._learner()
+        pretrained = self._pretrain(model, optimizer)
+        begin = time.perf_counter()
+        plan = self._insert_gates(model)
+        self._select(model, optimizer, plan)
+        return Gated(pretrained, plan, time.perf_counter() - begin)
 
     @property
     def steps(self) -> dict[str, int]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from lpfs.baselines.gates import train
@@ -54,10 +54,26 @@ class LPFS(Method):
         description="deviation of what is added to dead gates before each step, fading to 0",
     )
 
+    path: bool = Field(
+        default=False,
+        description="one run for every budget: down to one feature, ranked by when they die",
+    )
+
+    @model_validator(mode="after")
+    def _one_wish(self) -> LPFS:
+        if self.path and self.lam is not None:
+            raise ValueError("lam: a path has a budget, give one of the two")
+        return self
+
+    @property
+    def serves_all(self) -> bool:
+        """Whether the order of death serves every budget."""
+        return self.path
+
     @property
     def needs_keep(self) -> bool:
-        """Whether there is a budget."""
-        return self.lam is None
+        """Whether there is a budget, the task's."""
+        return self.lam is None and not self.path
 
     def _run(self, task: Task) -> Outcome:
         model, features, steps = task.model, task.features, task.feed.steps
@@ -73,8 +89,9 @@ class LPFS(Method):
         epsilon = Geometric(EPSILON_START, self.last_epsilon, round(self.epsilon_share * steps))
         plan: Plan
         if self.lam is None:
-            assert task.keep is not None
-            plan = Budget(gate, optimizer, task.keep, steps, epsilon=epsilon)
+            keep = 1 if self.path else task.keep
+            assert keep is not None
+            plan = Budget(gate, optimizer, keep, steps, epsilon=epsilon)
         else:
             plan = Penalty(gate, optimizer, self.lam, steps, epsilon=epsilon, lr=Constant(self.lr))
 
@@ -97,6 +114,11 @@ class LPFS(Method):
         plan.trajectory.look()
         factors = gate.gates()
         scores = {name: abs(factor) for name, factor in factors.items()}
+        if self.path:
+            last = plan.trajectory.order()
+            scores = {name: float(last.index(name)) for name in factors}
+            # No dead feature's model is left: what comes back has the weights that it died with.
+            factors = {name: factor or 1.0 for name, factor in factors.items()}
         return Outcome(
             scores,
             model,

@@ -242,6 +242,11 @@ class Method(BaseModel, ABC):
     space: ClassVar[Mapping[str, Sequence[Any]]] = {}
 
     @property
+    def serves_all(self) -> bool:
+        """Whether one run serves every budget: its scores rank."""
+        return not self.selecting
+
+    @property
     def needs_keep(self) -> bool:
         """Whether this one, with its hyper-parameters, works towards `Task.keep`."""
         return self.selecting

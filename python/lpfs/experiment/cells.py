@@ -134,7 +134,7 @@ def combinations(space: Mapping[str, Any]) -> list[Settings]:
 
 
 def _budgets(experiment: Experiment, method: Any) -> list[tuple[int, ...]]:
-    if not method.selecting:
+    if method.serves_all:
         return [experiment.budgets]
     if not method.needs_keep:
         return [()]
