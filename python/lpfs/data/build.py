@@ -34,7 +34,7 @@ def build(out: Path, sources: Sequence[Source], settings: Settings, report: Repo
     wanted |= {column.name: column.kind for column in columns}
     scratch, total = out / "scratch", sum(source.size for source in sources)
     scratch.mkdir()
-    raw = Raw(scratch, columns, settings)
+    raw = Raw(scratch, columns, settings, [source.name for source in sources])
     with raw:
         for chunk, done in ahead(chunks(sources, wanted)):
             raw.add(chunk)

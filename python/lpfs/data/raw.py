@@ -19,6 +19,9 @@ from lpfs.data.split import (
     TRAIN,
     VALIDATION,
     ByColumn,
+    ByFraction,
+    InOrder,
+    LastFiles,
     assign,
     carve,
     first_validation,
@@ -39,8 +42,10 @@ class Raw:
     Used as a context while rows are added, read in pieces afterwards.
     """
 
-    def __init__(self, path: Path, columns: Sequence[Column], settings: Settings) -> None:
-        self.path, self.settings, self.rows = path, settings, 0
+    def __init__(
+        self, path: Path, columns: Sequence[Column], settings: Settings, files: Sequence[str] = ()
+    ) -> None:
+        self.path, self.settings, self.rows, self.files = path, settings, 0, files
         self.columns = columns
         self.categories = [c.name for c in columns if c.kind == "category"]
         self.numbers = [c.name for c in columns if c.kind == "number"]
@@ -76,6 +81,9 @@ class Raw:
         arrays = [codes, values, labels]
         if isinstance(self.settings.split, ByColumn):
             arrays.append(named_parts(chunk, self.settings.split))
+        elif isinstance(self.settings.split, LastFiles):
+            last = chunk.file in self.files[-self.settings.split.files :]
+            arrays.append(np.full(size, TEST if last else TRAIN, dtype=np.uint8))
         for file, array in zip(self._files, arrays, strict=False):
             file.write(array.data)
         self.rows += size
@@ -103,7 +111,7 @@ class Raw:
         Returns rows per part and label, `[3, 2]`.
         """
         split, rate, seed = self.settings.split, self.settings.negatives, self.settings.seed
-        if not isinstance(split, ByColumn):
+        if isinstance(split, ByFraction | InOrder):
             with (self.path / "parts").open("wb") as file:
                 for first, (labels,) in self.pieces("labels"):
                     file.write(assign(split, first, len(labels), self.rows).data)

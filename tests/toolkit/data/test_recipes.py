@@ -14,7 +14,17 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
-from lpfs.data import RECIPES, ClickLog, InOrder, Recipe, load, write_avazu, write_days
+from lpfs.data import (
+    RECIPES,
+    ClickLog,
+    DataError,
+    InOrder,
+    LastFiles,
+    Recipe,
+    load,
+    write_avazu,
+    write_days,
+)
 from lpfs.data.formats import AVAZU
 
 from ..command import lpfs, succeed
@@ -124,6 +134,24 @@ def test_day_files_make_the_log_again(tmp_path) -> None:
     parts = [file.read_bytes() for file in files]
     assert b"".join(parts) == (tmp_path / "whole.tsv").read_bytes()
     assert [part.count(b"\n") for part in parts] == [13_333, 13_333, 13_334]
+
+
+def test_the_last_files_can_be_the_test_rows(tmp_path) -> None:
+    log = ClickLog(Recipe.criteo(rows=4_003, seed=1))
+    write_days(log, tmp_path, days=12)
+    borders = [log.recipe.rows * day // 12 for day in range(13)]
+    clicks = log.table()["click"].to_numpy()
+    for files in (1, 3):
+        data = load(tmp_path, split=LastFiles(files), validation=0.1)
+        border = borders[12 - files]
+        assert data.test.labels.tolist() == clicks[border:].tolist()
+        seen = [*data.train.labels.tolist(), *data.validation.labels.tolist()]
+        assert seen == clicks[:border].tolist()
+    for files in (12, 13):
+        with pytest.raises(DataError, match="no train rows"):
+            load(tmp_path, split=LastFiles(files))
+    with pytest.raises(DataError, match="files: expected at least 1, got 0"):
+        LastFiles(0)
 
 
 def test_wrong_arguments_are_named(tmp_path) -> None:
