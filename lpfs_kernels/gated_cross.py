@@ -118,13 +118,15 @@ def _check(
         check_shape(operator, "grad", grad, shape, " like the output")
 
 
-def _check_values(operator: str, x: Tensor, epsilon: Tensor) -> None:
+def check_gates(operator: str, x: Tensor, epsilon: Tensor) -> None:
+    """Fault ε unless it is positive and finite, and the first NaN in x."""
     wrong = ~((epsilon > 0) & epsilon.isfinite())
     refuse_values(operator, "epsilon", epsilon, "be positive and finite", wrong)
     refuse_values(operator, "x", x, "not be NaN", x.isnan(), where=True)
 
 
-def _check_pairs(operator: str, pairs: Sequence[Sequence[int]], fields: int) -> None:
+def check_pairs(operator: str, pairs: Sequence[Sequence[int]], fields: int) -> None:
+    """Fault the first pair that names a missing field, or else the first that is there twice."""
     for p, (i, j) in enumerate(pairs):
         if not (0 <= i < fields and -1 <= j < fields):
             expected = f"name two of the {fields} fields, or one and -1"
@@ -476,8 +478,7 @@ def _tables(operator: str, pairs: Tensor, fields: int) -> Tables:
 
     Only then the host waits for the device. The list must not change later, except in place.
     """
-    version = 0 if pairs.is_inference() else pairs._version
-    key = pairs.data_ptr(), pairs.shape, pairs.stride(), pairs.device, version, fields
+    key = *identity(pairs), fields
     if key in _TABLES:
         return _TABLES[key][1]
     if pairs.is_cuda and torch.cuda.is_current_stream_capturing():
@@ -485,12 +486,18 @@ def _tables(operator: str, pairs: Tensor, fields: int) -> Tables:
             f"{operator}: pairs must have been used once before a CUDA graph is captured"
         )
     listed = pairs.tolist()
-    _check_pairs(operator, listed, fields)
+    check_pairs(operator, listed, fields)
     tables = _tabulate(listed, fields, pairs.device)
     if len(_TABLES) >= 64:
         del _TABLES[next(iter(_TABLES))]
     _TABLES[key] = pairs, tables
     return tables
+
+
+def identity(tensor: Tensor) -> tuple[Any, ...]:
+    """Names what a tensor holds, for as long as somebody keeps it."""
+    version = 0 if tensor.is_inference() else tensor._version
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.device, version
 
 
 def _tabulate(pairs: list[list[int]], fields: int, device: torch.device) -> Tables:
@@ -589,7 +596,7 @@ def launch_forward(
     """One launch of the forward kernel; CPU tensors are taken under Triton's interpreter."""
     _check(None, embeddings, pairs, x, epsilon, scale, ungated, before, kind, alpha, tau)
     if values_are_checked(x.device):
-        _check_values("gated_cross_concat", x, epsilon)
+        check_gates("gated_cross_concat", x, epsilon)
     rows, fields, width = embeddings.shape
     tables = _tables("gated_cross_concat", pairs, fields)
     y = embeddings.new_empty(rows, len(pairs) * width)
@@ -637,7 +644,7 @@ def launch_backward(
     """One launch of the backward kernel; CPU tensors are taken under Triton's interpreter."""
     _check(grad, embeddings, pairs, x, epsilon, scale, ungated, before, kind, alpha, tau)
     if values_are_checked(x.device):
-        _check_values("gated_cross_concat_backward", x, epsilon)
+        check_gates("gated_cross_concat_backward", x, epsilon)
     rows, fields, width = embeddings.shape
     tables = _tables("gated_cross_concat_backward", pairs, fields)
     if grad.numel() == 0:
@@ -691,8 +698,8 @@ if triton is not None:
 def _reference_forward(*call: Any) -> Tensor:
     _check(None, *call)
     *tensors, before, kind, alpha, tau = call
-    _check_pairs("gated_cross_concat", tensors[1].tolist(), tensors[0].shape[1])
-    _check_values("gated_cross_concat", *tensors[2:4])
+    check_pairs("gated_cross_concat", tensors[1].tolist(), tensors[0].shape[1])
+    check_gates("gated_cross_concat", *tensors[2:4])
     options = {"before": before, "kind": reference.KINDS[kind], "alpha": alpha, "tau": tau}
     return reference.gated_cross_concat(*tensors, **options)
 
@@ -700,8 +707,8 @@ def _reference_forward(*call: Any) -> Tensor:
 def _reference_backward(grad: Tensor, *call: Any) -> tuple[Tensor, Tensor]:
     _check(grad, *call)
     *tensors, before, kind, alpha, tau = call
-    _check_pairs("gated_cross_concat_backward", tensors[1].tolist(), tensors[0].shape[1])
-    _check_values("gated_cross_concat_backward", *tensors[2:4])
+    check_pairs("gated_cross_concat_backward", tensors[1].tolist(), tensors[0].shape[1])
+    check_gates("gated_cross_concat_backward", *tensors[2:4])
     options = {"before": before, "kind": reference.KINDS[kind], "alpha": alpha, "tau": tau}
     return reference.gated_cross_concat_backward(grad, *tensors, **options)
 
@@ -840,7 +847,7 @@ def gated_cross_concat(
         # The C++ library finds faults too, but cannot raise another type.
         _check(None, *call, *gate)
         if x.device.type == "cpu":
-            _check_pairs("gated_cross_concat", pairs.tolist(), embeddings.shape[1])
-            _check_values("gated_cross_concat", x, epsilon)
+            check_pairs("gated_cross_concat", pairs.tolist(), embeddings.shape[1])
+            check_gates("gated_cross_concat", x, epsilon)
         raise
     return cast(Tensor, y)

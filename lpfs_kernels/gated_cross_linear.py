@@ -1,34 +1,89 @@
 """`gated_cross_linear`: gated crosses straight into a linear layer, block by block.
 
-With crosses c_p = eᵢ ⊙ eⱼ and the columns W_p that read them, y = Σ g_p · c_p W_pᵀ + b. The gate
-goes into the columns, Ŵ_p = g_p · W_p, so that it needs no pass over the batch:
+With crosses c_p = eᵢ ⊙ eⱼ and the columns W_p that read them, y = Σ g_p · c_p W_pᵀ + r W_rᵀ + b,
+where r is what the layer reads beside them. The gate goes into the columns, Ŵ_p = g_p · W_p, so
+that it needs no pass over the batch:
 
     ∂L/∂Ŵ_p  =  ∂L/∂yᵀ c_p
     ∂L/∂W_p  =  g_p · ∂L/∂Ŵ_p
     ∂L/∂g_p  =  Σ ∂L/∂Ŵ_p ⊙ W_p
 
 A block of crosses is formed, multiplied and dropped; backward forms it again. The time goes into
-the vendor's matrix product, so this is a composition of operators and none of its own.
+the vendor's matrix product, so this is a composition of operators and none of its own. Where a
+block has few of the fields, it is formed of these alone: otherwise each block would read all
+embeddings, and backward write a gradient for each.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from . import reference
-from .launch import check_dtype, check_shape, fault
+from .gated_cross import check_gates, check_pairs, identity
+from .launch import check_dtype, check_shape, fault, values_are_checked
 
 AT_ONCE = 256, 1024
 """Pairs and rows of a block: large enough for the matrix product to be at its full speed."""
 
+OPERATOR = "gated_cross_linear"
 Columns = slice | Tensor
 
 
-def _blocks(pairs: int, living: Tensor | None) -> Iterator[Columns]:
+class Block(NamedTuple):
+    """Some of the pairs."""
+
+    columns: Columns
+    """Which ones."""
+    pairs: Tensor
+    """Themselves; of `fields`, if there are any."""
+    fields: Tensor | None
+    """The fields that they are of, where these are few; None: all."""
+
+    def embeddings(self, embeddings: Tensor) -> Tensor:
+        """Of the fields that the pairs are of."""
+        return embeddings if self.fields is None else embeddings.index_select(1, self.fields)
+
+    def add_to(self, gradients: Tensor, own: Tensor) -> None:
+        """Add gradients of the block's embeddings to those of all."""
+        if self.fields is None:
+            gradients.add_(own)
+        else:
+            gradients.index_add_(1, self.fields, own)
+
+
+_PLANS: dict[tuple[Any, ...], tuple[Tensor, Tensor | None, list[Block]]] = {}
+"""With the tensors themselves, so that their memory is not given to others."""
+
+
+def _plan(pairs: Tensor, living: Tensor | None, fields: int) -> list[Block]:
+    """The blocks of a list of pairs; made, and the list checked, when it is first seen."""
+    if torch.compiler.is_compiling():
+        return [Block(c, pairs[c], None) for c in _columns(len(pairs), living)]
+    chosen = () if living is None else identity(living)
+    key = *identity(pairs), *chosen, fields, AT_ONCE[0]
+    if key in _PLANS:
+        return _PLANS[key][2]
+    check_pairs(OPERATOR, pairs.tolist(), fields)
+    blocks = [_block(pairs[c], c, fields) for c in _columns(len(pairs), living)]
+    if len(_PLANS) >= 16:
+        del _PLANS[next(iter(_PLANS))]
+    _PLANS[key] = pairs, living, blocks
+    return blocks
+
+
+def _block(pairs: Tensor, columns: Columns, fields: int) -> Block:
+    used, place = pairs.unique(return_inverse=True)
+    if len(used) and used[0] < 0:
+        used, place = used[1:], place - 1
+    few = 2 * len(used) <= fields
+    return Block(columns, place, used) if few else Block(columns, pairs, None)
+
+
+def _columns(pairs: int, living: Tensor | None) -> Iterator[Columns]:
     at_once, _ = AT_ONCE
     if living is not None:
         yield from living.split(at_once)
@@ -52,64 +107,77 @@ class _GatedCrossLinear(torch.autograd.Function):
         g: Tensor,
         weight: Tensor,
         bias: Tensor | None,
+        beside: Tensor | None,
         living: Tensor | None,
     ) -> Tensor:
         rows, _, width = embeddings.shape
         hidden = len(weight)
-        by_pair = weight.view(hidden, len(pairs), width)
+        by_pair, rest = _parts(weight, len(pairs), width)
         one = g.new_ones(())
         y = weight.new_zeros(rows, hidden) if bias is None else bias.repeat(rows, 1)
-        for block in _blocks(len(pairs), living):
-            scaled = (by_pair[:, block] * g[block, None].to(weight.dtype)).flatten(1)
+        for block in _plan(pairs, living, embeddings.shape[1]):
+            factor = g[block.columns, None].to(weight.dtype)
+            scaled = (by_pair[:, block.columns] * factor).flatten(1)
             for some, out in zip(embeddings.split(AT_ONCE[1]), y.split(AT_ONCE[1]), strict=True):
-                crosses, _ = _cross(some, pairs[block], one)
+                crosses, _ = _cross(block.embeddings(some), block.pairs, one)
                 out.addmm_(crosses, scaled.T)
                 del crosses  # before the next ones are there
-        return y
+        return y if beside is None else y.addmm_(beside, rest.T)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[:4], inputs[5])
+        ctx.save_for_backward(*inputs[:4], *inputs[5:])
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        embeddings, pairs, g, weight, living = ctx.saved_tensors
+        embeddings, pairs, g, weight, beside, living = ctx.saved_tensors
         rows, fields, width = embeddings.shape
-        hidden, count = len(weight), len(pairs)
-        by_pair = weight.view(hidden, count, width)
+        count = len(pairs)
+        by_pair, rest = _parts(weight, count, width)
         one = g.new_ones(())
-        wants_embeddings, _, wants_g, wants_weight, wants_bias, _ = ctx.needs_input_grad
+        wants_embeddings, _, wants_g, wants_weight, wants_bias, wants_beside, _ = (
+            ctx.needs_input_grad
+        )
         grad_embeddings = embeddings.new_zeros(rows, fields, width) if wants_embeddings else None
         # What is not alive stays zero.
         fresh = weight.new_empty if living is None else weight.new_zeros
-        grad_weight = fresh(hidden, count, width) if wants_weight else None
+        grad_weight = fresh(weight.shape) if wants_weight else None
         grad_g = torch.zeros_like(g) if wants_g else None
         backward = torch.ops.lpfs.gated_cross_concat_backward.default
-        for block in _blocks(count, living):
-            own = by_pair[:, block]
-            factor = g[block, None].to(weight.dtype)
+        for block in _plan(pairs, living, fields):
+            own = by_pair[:, block.columns]
+            factor = g[block.columns, None].to(weight.dtype)
             scaled = (own * factor).flatten(1)
             into = weight.new_zeros(scaled.shape) if wants_weight or wants_g else None
             for start in range(0, rows, AT_ONCE[1]):
                 part = slice(start, start + AT_ONCE[1])
-                crosses, call = _cross(embeddings[part], pairs[block], one)
+                crosses, call = _cross(block.embeddings(embeddings[part]), block.pairs, one)
                 if into is not None:
                     into.addmm_(grad[part].T, crosses)
                 del crosses
                 if grad_embeddings is not None:
                     upstream = grad[part] @ scaled
-                    grad_embeddings[part] += backward(upstream, *call)[0]
+                    block.add_to(grad_embeddings[part], backward(upstream, *call)[0])
                     del upstream
             if into is not None:
                 to_pairs = into.view(own.shape)
                 if grad_g is not None:
-                    grad_g[block] = (to_pairs * own).sum((0, 2), dtype=g.dtype)
+                    grad_g[block.columns] = (to_pairs * own).sum((0, 2), dtype=g.dtype)
                 if grad_weight is not None:
-                    grad_weight[:, block] = to_pairs.mul_(factor)
+                    whole, _ = _parts(grad_weight, count, width)
+                    whole[:, block.columns] = to_pairs.mul_(factor)
+        if grad_weight is not None and beside is not None:
+            torch.mm(grad.T, beside, out=_parts(grad_weight, count, width)[1])
         grad_bias = grad.sum(0) if wants_bias else None
-        flat = None if grad_weight is None else grad_weight.flatten(1)
-        return grad_embeddings, None, grad_g, flat, grad_bias, None
+        grad_beside = grad @ rest if wants_beside else None
+        return grad_embeddings, None, grad_g, grad_weight, grad_bias, grad_beside, None
+
+
+def _parts(weight: Tensor, pairs: int, width: int) -> tuple[Tensor, Tensor]:
+    """The columns of the pairs, `[H, P, D]`, and the others, `[H, R]`."""
+    columns = pairs * width
+    return weight[:, :columns].unflatten(1, (pairs, width)), weight[:, columns:]
 
 
 def gated_cross_linear(
@@ -122,6 +190,7 @@ def gated_cross_linear(
     scale: Tensor | None = None,
     ungated: Tensor | None = None,
     *,
+    beside: Tensor | None = None,
     living: Tensor | None = None,
     kind: str = "lpfs++",
     alpha: float = 10.0,
@@ -138,10 +207,12 @@ def gated_cross_linear(
         pairs: `[P, 2]`, int64, as in `gated_cross_concat`.
         x: `[P]`, one gate parameter per pair; float32, or float64 for float64 embeddings.
         epsilon: ε > 0, of x's dtype and without dimensions.
-        weight: `[H, P·D]`, in the embeddings' dtype.
+        weight: `[H, P·D]`, or `[H, P·D + R]` with `beside`, in the embeddings' dtype.
         bias: `[H]`, or none.
         scale: `[P]`, of x's dtype; 1 where it is missing. No gradient.
         ungated: `[P]`, bool; these pairs' factor is `scale` alone.
+        beside: `[B, R]`, in the embeddings' dtype: what else the layer reads, without gates, so
+            that it needs no copy of the weight's columns.
         living: int64, the pairs to compute, `x.nonzero().flatten()` of some earlier step; all by
             default. The others add nothing and get no gradient, neither their columns nor their
             gates, so that under LPFS++ none of them comes back before the next, longer list.
@@ -150,35 +221,47 @@ def gated_cross_linear(
         tau: τ > 0 of `lpfs++`.
 
     Returns:
-        `[B, H]`, differentiable once, with respect to embeddings, x, weight and bias.
+        `[B, H]`, differentiable once, with respect to embeddings, x, weight, bias and `beside`.
 
     Raises:
         TypeError: a dtype is not as above.
-        ValueError: a shape or option is not as above, or a pair is wrong.
+        ValueError: a shape or option is not as above, or a pair names a missing field or is there
+            twice; and, on the CPU or after `check_values()`, ε is not positive and finite or x
+            holds a NaN. The list is looked at when it is first seen, and nothing while compiling.
 
     >>> embeddings, pairs = torch.tensor([[[1.0], [2.0], [3.0]]]), torch.tensor([[0, -1], [1, 2]])
     >>> x, weight = torch.tensor([1.0, 1.0]), torch.tensor([[4.0, 1.0]])
     >>> gated_cross_linear(embeddings, pairs, x, torch.tensor(1.0), weight, kind="lpfs")
     tensor([[5.]])
     """
-    operator = "gated_cross_linear"
+    operator = OPERATOR
     if kind not in reference.KINDS:
         fault(operator, "kind", f"be one of {reference.KINDS}", repr(kind))
     if embeddings.dim() != 3:
         fault(operator, "embeddings", "have 3 dimensions", f"shape {list(embeddings.shape)}")
     if pairs.dim() != 2 or pairs.shape[1] != 2:
         fault(operator, "pairs", "have shape [P, 2]", list(pairs.shape))
+    check_dtype(operator, "pairs", pairs, torch.int64, "")
     compute = torch.float64 if embeddings.dtype == torch.float64 else torch.float32
     check_dtype(operator, "x", x, compute, f"for {str(embeddings.dtype)[6:]} embeddings")
     check_shape(operator, "x", x, [len(pairs)], ", one element per pair")
     check_dtype(operator, "weight", weight, embeddings.dtype, "like embeddings")
     columns = len(pairs) * embeddings.shape[2]
+    if beside is not None:
+        check_dtype(operator, "beside", beside, embeddings.dtype, "like embeddings")
+        if beside.dim() != 2 or len(beside) != len(embeddings):
+            expected = f"have shape [{len(embeddings)}, R]"
+            fault(operator, "beside", expected, list(beside.shape))
+        columns += beside.shape[1]
     if weight.dim() != 2 or weight.shape[1] != columns:
         fault(operator, "weight", f"have shape [H, {columns}]", list(weight.shape))
+    looks = x.device.type == "cpu" or values_are_checked(x.device)
+    if looks and not torch.compiler.is_compiling():
+        check_gates(operator, x, epsilon)
     g = reference.gate(x, epsilon, kind, alpha, tau)
     if ungated is not None:
         g = torch.where(ungated, 1.0, g)
     if scale is not None:
         g = g * scale
-    arguments = embeddings, pairs, g, weight.contiguous(), bias, living
+    arguments = embeddings, pairs, g, weight, bias, beside, living
     return cast(Tensor, _GatedCrossLinear.apply(*arguments))  # type: ignore[no-untyped-call]

@@ -185,6 +185,12 @@ def select(
             help="Divide gates by their root mean square. Default: for lpfs++.",
         ),
     ] = None,
+    operator: Annotated[
+        str,
+        typer.Option(
+            help="Where gates are multiplied in: concat, linear, embedding. Default: the fastest."
+        ),
+    ] = "auto",
     numbers: Annotated[
         str, typer.Option(help="bins; log, quantile; or mlp: all through one dense MLP.")
     ] = "bins",
@@ -228,6 +234,7 @@ def select(
                 "alpha": alpha,
                 "tau": tau,
                 "rescale": rescale,
+                "operator": operator,
                 "dim": dim,
                 "numbers": "mlp" if numbers == "mlp" else "fields",
                 "lr": lr,

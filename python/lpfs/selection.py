@@ -20,6 +20,7 @@ from lpfs.checkpoint import Checkpoints
 from lpfs.data import Batch, Data, Part
 from lpfs.gate import FeatureGate
 from lpfs.models import DLRM
+from lpfs.operators import Operator
 from lpfs.optim import ProximalSGD
 from lpfs.plan import Budget, Penalty, Plan
 from lpfs.pretrained import Pretrained
@@ -74,6 +75,7 @@ class Settings(BaseModel):
     alpha: float = Field(default=10.0, ge=0)
     tau: float = Field(default=2.0, gt=0)
     rescale: bool | None = Field(default=None, description="default: for lpfs++ alone")
+    operator: Operator = Field(default="auto", description="where gates are multiplied in")
     dim: int = Field(default=16, ge=1, description="width of every embedding")
     top: tuple[int, ...] = (256, 128)
     numbers: Literal["fields", "mlp"] = "fields"
@@ -330,10 +332,12 @@ class _Run:
             )
         with torch.device("meta"):
             model = self._new_model()
-        gate = FeatureGate(model.features, **self._gate_options(model.features))
+        config = model.config()
+        gate = model.insert_gate(**self._gate_options(model.features)).gate
+        assert gate is not None
         if self.settings.keep is not None:
             Budget.require_reachable(gate, self.settings.keep)
-        return model.config()
+        return config
 
     def _new_model(self) -> DLRM:
         settings = self.settings
@@ -446,6 +450,7 @@ class _Run:
         # 10 fields, without it none.
         rescaled = settings.gate == "lpfs++" if settings.rescale is None else settings.rescale
         return {
+            "operator": settings.operator,
             "kind": settings.gate,
             "alpha": settings.alpha,
             "tau": settings.tau,

@@ -48,9 +48,15 @@ ProgressCallback = Callable[[Progress], None]
 
 def forward_loss(model: nn.Module, batch: Batch) -> Tensor:
     """Mean binary cross-entropy of a batch, on the model's device; of several processes, this one's
-    term of it."""
+    term of it. Of a log with auxiliary tasks, a model with a `loss` of its own takes that, and any
+    other the main task alone."""
     rows = len(batch.labels)
-    codes, numbers, labels = _to_device_of(model, distributed.share(batch))
+    batch = Batch(*_to_device_of(model, distributed.share(batch)))
+    codes, numbers, labels = batch
+    if labels.dim() == 2 and hasattr(model, "loss"):
+        loss: Tensor = model.loss(codes, numbers, labels, rows)  # type: ignore[operator]
+        return loss
+    labels = batch.clicks
     logits = model(codes, numbers)
     return F.binary_cross_entropy_with_logits(logits, labels, reduction="sum") / rows
 

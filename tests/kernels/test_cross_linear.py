@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import pytest
 import torch
 from torch import Tensor
@@ -27,11 +29,12 @@ def arguments(
     return normal(rows, fields, width), pairs, x, epsilon, weight, normal(4)
 
 
+operator = import_module("lpfs_kernels.gated_cross_linear")
+
+
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
-    monkeypatch.setattr(sys.modules["lpfs_kernels.gated_cross_linear"], "AT_ONCE", (4, 7))
+    monkeypatch.setattr(operator, "AT_ONCE", (4, 7))
 
 
 @pytest.mark.parametrize("kind", reference.KINDS)
@@ -63,6 +66,32 @@ def _grad_x(
 ) -> Tensor:
     arguments = (upstream.detach(), *(t.detach() for t in call), scale, ungated)
     return reference.gated_cross_concat_backward(*arguments, kind=kind)[1]
+
+
+@pytest.mark.parametrize("extra", [0, 5])
+def test_what_stands_beside_the_crosses(extra: int) -> None:
+    """As columns of the same weight: a slice of it, and no copy."""
+    embeddings, pairs, x, epsilon, _, bias = arguments(20)
+    generator = torch.Generator().manual_seed(1)
+    beside = torch.randn(20, extra, generator=generator, dtype=DOUBLE).requires_grad_()
+    whole = torch.randn(4, 45 + extra, generator=generator, dtype=DOUBLE).requires_grad_()
+    call = embeddings, pairs, x, epsilon
+    got = gated_cross_linear(*call, whole, bias, beside=beside)
+    crossed = gated_cross_concat(*call)
+    want = torch.nn.functional.linear(torch.cat([crossed, beside], 1), whole, bias)
+    leaves = embeddings, x, whole, bias, beside
+    torch.testing.assert_close(got, want)
+    upstream = torch.linspace(-1, 1, want.numel(), dtype=DOUBLE).view(want.shape)
+    torch.testing.assert_close(
+        torch.autograd.grad(got, leaves, upstream), torch.autograd.grad(want, leaves, upstream)
+    )
+    living = torch.tensor([0, 3, 4])
+    some = gated_cross_linear(*call, whole, beside=beside, living=living)
+    (grad_weight,) = torch.autograd.grad(some.sum(), whole)
+    dead = torch.ones(15, 3, dtype=torch.bool)
+    dead[living] = False
+    assert not grad_weight[:, :45][:, dead.flatten()].any()
+    torch.testing.assert_close(grad_weight[:, 45:], beside.detach().sum(0).expand(4, extra))
 
 
 def test_gradcheck() -> None:
@@ -123,10 +152,58 @@ def test_faults() -> None:
         gated_cross_linear(embeddings, pairs, x[1:], epsilon, weight)
     with pytest.raises(ValueError, match="kind must be one of"):
         gated_cross_linear(embeddings, pairs, x, epsilon, weight, kind="step")
-    wrong = pairs.clone()
-    wrong[1] = 5
-    with pytest.raises((ValueError, RuntimeError), match=r"got \[5, 5\] at position 1"):
-        gated_cross_linear(embeddings, wrong, x, epsilon, weight)
+    with pytest.raises(ValueError, match=r"weight must have shape \[H, 47\], got \[4, 45\]"):
+        gated_cross_linear(embeddings, pairs, x, epsilon, weight, beside=embeddings[:, :2, 0])
+    with pytest.raises(ValueError, match=r"beside must have shape \[3, R\], got \[2, 1\]"):
+        gated_cross_linear(embeddings, pairs, x, epsilon, weight, beside=weight.new_ones(2, 1))
+    with pytest.raises(TypeError, match="beside must be float64 like embeddings, got float32"):
+        gated_cross_linear(embeddings, pairs, x, epsilon, weight, beside=torch.ones(3, 0))
+    with pytest.raises(ValueError, match="x must not be NaN, got nan at position 2"):
+        gated_cross_linear(embeddings, pairs, x.where(x != x[2], float("nan")), epsilon, weight)
+    with pytest.raises(ValueError, match="epsilon must be positive and finite, got 0"):
+        gated_cross_linear(embeddings, pairs, x, 0 * epsilon, weight)
+    with pytest.raises(TypeError, match="pairs must be int64, got int32"):
+        gated_cross_linear(embeddings, pairs.int(), x, epsilon, weight)
+
+
+@pytest.mark.parametrize(
+    ("pair", "message"),
+    [
+        ([5, 1], r"pairs must name two of the 5 fields, or one and -1, got \[5, 1\] at position 9"),
+        (
+            [-1, 2],
+            r"pairs must name two of the 5 fields, or one and -1, got \[-1, 2\] at position 9",
+        ),
+        ([1, 0], r"pairs must differ .*, got \[1, 0\] at position 9 after \[0, 1\] at position 5"),
+    ],
+)
+def test_wrong_pairs_have_their_position_in_the_list(pair: list[int], message: str) -> None:
+    """And not in their block, of which there is another before; nor are others compared alone."""
+    embeddings, pairs, x, epsilon, weight, _ = arguments(3)
+    gated_cross_linear(embeddings, pairs, x, epsilon, weight)
+    pairs[9] = torch.tensor(pair)
+    with pytest.raises(ValueError, match=message):
+        gated_cross_linear(embeddings, pairs, x, epsilon, weight)
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_blocks_of_few_fields(alone: bool) -> None:
+    """Of 20 fields, a block of four pairs has at most eight."""
+    pairs = torch.tensor([[19, -1 if alone else 3], [2, 7], [7, 19], [2, 2], [11, 5], [5, -1]])
+    embeddings, _, _, epsilon, _, _ = arguments(9, fields=20)
+    x = torch.linspace(-1, 1, 6, dtype=DOUBLE, requires_grad=True)
+    generator = torch.Generator().manual_seed(2)
+    weight = torch.randn(4, 18, generator=generator, dtype=DOUBLE).requires_grad_()
+    blocks = operator._plan(pairs, None, 20)
+    used = [[2, 7, 19] if alone else [2, 3, 7, 19], [5, 11]]
+    assert [block.fields.tolist() for block in blocks if block.fields is not None] == used
+    got = gated_cross_linear(embeddings, pairs, x, epsilon, weight)
+    want = torch.nn.functional.linear(gated_cross_concat(embeddings, pairs, x, epsilon), weight)
+    torch.testing.assert_close(got, want)
+    leaves, upstream = (embeddings, x, weight), torch.linspace(-1, 1, 36, dtype=DOUBLE).view(9, 4)
+    torch.testing.assert_close(
+        torch.autograd.grad(got, leaves, upstream), torch.autograd.grad(want, leaves, upstream)
+    )
 
 
 # Of dynamo's own making.

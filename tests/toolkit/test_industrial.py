@@ -65,6 +65,25 @@ def test_the_loss_weighs_its_tasks() -> None:
     torch.testing.assert_close(model.loss(codes, numbers, labels), expected)
 
 
+def test_missing_numbers_count_as_zero() -> None:
+    model = built("fields")
+    codes, numbers, _ = batch(20)
+    numbers[::2, 3] = 0.0
+    expected = model.heads(codes, numbers)
+    numbers[::2, 3] = float("nan")
+    assert torch.equal(model.heads(codes, numbers), expected)
+
+
+def test_labels_are_one_column_per_task() -> None:
+    model = built("fields")
+    codes, numbers, labels = batch(20)
+    with pytest.raises(ValueError, match=r"shape \[20, 3\].*\['like', 'share'\], got \[20, 2\]"):
+        model.loss(codes, numbers, labels[:, :2])
+    whole = model.loss(codes, numbers, labels)
+    halves = [model.loss(codes[s], numbers[s], labels[s], 20) for s in (slice(8), slice(8, 20))]
+    torch.testing.assert_close(halves[0] + halves[1], whole)
+
+
 def step(model: Industrial, optimizer: torch.optim.Optimizer, seed: int) -> None:
     optimizer.zero_grad()
     model.loss(*batch(40, seed)).backward()
@@ -79,14 +98,15 @@ DEAD = {
 
 
 @pytest.mark.parametrize(("gates", "dead"), [(g, d) for g in PLACEMENTS for d in DEAD[g]])
+@pytest.mark.parametrize("operator", ["concat", "linear"])
 @pytest.mark.parametrize("optimizer_of", [torch.optim.Adagrad, torch.optim.SGD])
 def test_pruning_keeps_predictions_and_training(
-    gates: str, dead: list[str], optimizer_of: Any
+    gates: str, dead: list[str], optimizer_of: Any, operator: str
 ) -> None:
     model = built(gates)
     optimizer = optimizer_of(model.parameters(), lr=0.02)
     step(model, optimizer, 1)
-    gate = model.insert_gate().gate
+    gate = model.insert_gate(operator).gate
     assert gate is not None
     x = [0.0 if n in dead else (-1.0) ** i * (0.3 + 0.1 * i) for i, n in enumerate(gate.fields)]
     gate.x.data.copy_(torch.tensor(x))
@@ -113,6 +133,10 @@ def test_pruning_keeps_predictions_and_training(
     assert len(smaller.table.weight) == sum(model.coded[n] for n in read)
     state = smaller_optimizer.state.get(smaller.table.weight, {})
     assert all(v.shape == smaller.table.weight.shape for v in state.values() if v.dim())
+    again = Industrial(**smaller.config())
+    again.load_state_dict(smaller.state_dict())
+    if read == list(model.coded):
+        torch.testing.assert_close(again.heads(codes, numbers), smaller.heads(codes, numbers))
 
 
 @pytest.mark.parametrize(("gates", "dead"), [("fields", ["u1", "c1"]), ("crosses", ["u1×i1"])])
@@ -135,8 +159,9 @@ def test_training_goes_on_as_if_nothing_had_been_removed(
     torch.testing.assert_close(after, model.heads(codes, numbers), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("operator", ["concat", "linear"])
 @pytest.mark.parametrize("gates", PLACEMENTS)
-def test_selection_finds_what_decides_and_trains_on(gates: str) -> None:
+def test_selection_finds_what_decides_and_trains_on(gates: str, operator: str) -> None:
     torch.manual_seed(0)
     signs = {i: torch.randn(n) for i, n in ((0, 4), (3, 6))}
 
@@ -147,7 +172,7 @@ def test_selection_finds_what_decides_and_trains_on(gates: str) -> None:
         labels = (noise < score.sigmoid()[:, None]).float()
         return codes, numbers, labels
 
-    model = built(gates).insert_gate()
+    model = built(gates).insert_gate(operator)
     weights = [p for p in model.parameters() if model.gate is None or p is not model.gate.x]
     optimizer = torch.optim.Adagrad(weights, lr=0.05)
     keep = 2 if gates == "fields" else 1
@@ -173,6 +198,7 @@ def test_selection_finds_what_decides_and_trains_on(gates: str) -> None:
         ({"bottom": ()}, "bottom must have at least one layer"),
         ({"auxiliary": {"like": -1.0}}, "auxiliary: 'like' must weigh at least 0, got -1.0"),
         ({"gates": "all"}, "gates must be 'fields' or 'crosses', got 'all'"),
+        ({"crosses": [["i", "u1"]]}, r"a user and an item field, got \['i', 'u1'\]"),
     ],
 )
 def test_wrong_arguments_are_named(change: dict[str, Any], word: str) -> None:

@@ -24,22 +24,25 @@ class Groups:
         self.weight: torch.nn.Parameter = model.first_layer.weight
         places = model.places()
         self.columns: list[slice] = [places[name].columns for name in task.features]
-        group = torch.zeros(self.weight.shape[1], dtype=torch.int64, device=self.weight.device)
-        for i, columns in enumerate(self.columns):
+        group = torch.full(self.weight.shape[1:], -1, device=self.weight.device)
+        for name, (i, columns) in zip(task.features, enumerate(self.columns), strict=True):
+            if not len(group[columns]):
+                raise ValueError(f"{name!r} has no columns of the first layer to itself")
             group[columns] = i
-        self.group_of_column = group
+        # The last group is of columns that belong to no field, such as those of ungated numbers.
+        self.group_of_column = torch.where(group < 0, len(self.columns), group)
 
     @torch.no_grad()
     def norms(self) -> Tensor:
         """The Euclidean norm of every group, `[N]`."""
         squares = self.weight.square().sum(0)
-        total = squares.new_zeros(len(self.columns))
-        return total.index_add(0, self.group_of_column, squares).sqrt()
+        total = squares.new_zeros(len(self.columns) + 1)
+        return total.index_add(0, self.group_of_column, squares)[:-1].sqrt()
 
     @torch.no_grad()
     def scale(self, factors: Tensor) -> None:
         """Multiply every group by its factor, `[N]`."""
-        self.weight.mul_(factors[self.group_of_column])
+        self.weight.mul_(torch.cat([factors, factors.new_ones(1)])[self.group_of_column])
 
     @property
     def sizes(self) -> Tensor:

@@ -104,13 +104,16 @@ def importances(
     model.eval()
     features: Mapping[str, int] = model.features  # type: ignore[assignment]
     recorder, swap = Recorder(features), _Swap(features)
-    swap.to(next(model.parameters()).device)
+    device = next(model.parameters()).device
+    swap.to(device)
     labels = np.asarray(part.labels)
     drops = np.zeros(len(groups))
     for _ in range(repeats):
         order = rng.permutation(len(part))
-        straight: list[Tensor] = []
-        shuffled: list[list[Tensor]] = [[] for _ in groups]
+        # In one piece: logits that are kept one by one would each cut up a block of memory that an
+        # embedded batch has been in, so that the next batch needs another.
+        straight = torch.empty(len(part), device=device)
+        shuffled = torch.empty(len(groups), len(part), device=device)
         for first in range(0, len(part), batch_size):
             rows = np.arange(first, min(first + batch_size, len(part)))
             others = order[rows] if shuffle == "set" else rng.permutation(rows)
@@ -120,12 +123,12 @@ def importances(
             swap.other = recorder.seen
             with gate_in(model, swap):
                 swap.swapped = ()
-                straight.append(model(*batch))
+                straight[rows] = model(*batch)
                 for group, logits in zip(groups, shuffled, strict=True):
                     swap.swapped = group
-                    logits.append(model(*batch))
-        before = _badness(torch.cat(straight), labels, metric)
-        drops += [_badness(torch.cat(logits), labels, metric) - before for logits in shuffled]
+                    logits[rows] = model(*batch)
+        before = _badness(straight, labels, metric)
+        drops += [_badness(logits, labels, metric) - before for logits in shuffled]
     model.train(was_training)
     return [float(drop) for drop in drops / repeats]
 

@@ -58,8 +58,9 @@ def first_order(model: nn.Module, part: Part, batch_size: int = 1024) -> Tensor:
     leaf = _Leaf(features).to(device)
     terms = []
     with gate_in(model, leaf):
-        for codes, numbers, labels in part.batches(batch_size):
-            logits = model(codes.to(device), numbers.to(device))
+        for batch in part.batches(batch_size):
+            labels = batch.clicks
+            logits = model(batch.codes.to(device), batch.numbers.to(device))
             loss = F.binary_cross_entropy_with_logits(logits, labels.to(device), reduction="sum")
             (gradient,) = torch.autograd.grad(loss, [leaf.embeddings])
             products = gradient * (total / len(part) - leaf.embeddings.detach())

@@ -32,6 +32,7 @@ def build(out: Path, sources: Sequence[Source], settings: Settings, report: Repo
         raise DataError("files", f"{split.files} to test on, expected more, got {len(sources)}")
     columns = infer(sources, settings)
     wanted: dict[str, Kind] = {settings.label: "category"}
+    wanted |= dict.fromkeys(settings.auxiliary, "category")
     if isinstance(settings.split, ByColumn):
         wanted[settings.split.column] = "category"
     wanted |= {column.name: column.kind for column in columns}

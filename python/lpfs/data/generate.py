@@ -16,6 +16,14 @@ where main_f is `strong` for every other field and `weak` for those between them
 both sums. A weak field says next to nothing alone, but as much as its neighbours together with
 them, so a ranking of single fields takes the copies of the strong fields first. t runs from 0 to 1
 over the log.
+
+An industrial log has user, item and combined fields, numeric vectors and labels of further tasks.
+User and item fields take turns in the ring, so that every pair that decides is one of a user and an
+item field. Informative fields outside the ring, the combined ones, have a strong term each, and so
+has every other vector, along one direction. With s for all of these terms, and s' for the
+interactions of pairs that stand 3, 5, … apart in the ring,
+
+    logit(task)  = bias(t) + affinity · s + √(1 − affinity²) · s'
 """
 
 from __future__ import annotations
@@ -75,6 +83,16 @@ class Recipe:
     share of the rows moves to other popular values."""
     missing: float = 0.1
     """Share of missing values in every number and in every other category."""
+    alone: int = 0
+    """Informative categories outside the ring."""
+    items: int = 0
+    """Item fields; with any, the log is an industrial one, and what is left are user fields."""
+    combined: int = 0
+    """Combined fields of an industrial log, those of `alone` among them."""
+    vectors: tuple[int, ...] = ()
+    """Widths of numeric vectors, which nothing selects; one column for each element."""
+    tasks: tuple[float, ...] = ()
+    """Affinities of further tasks to the click, from 0 to 1."""
 
     def __post_init__(self) -> None:
         if self.rows < 0:
@@ -100,6 +118,44 @@ class Recipe:
                 "values and many_values must be rising ranges from 3, the first below the second, "
                 f"got {self.values} and {self.many_values}"
             )
+        self._require_industrial()
+
+    def _require_industrial(self) -> None:
+        if self.alone < 0 or self.items < 0 or self.combined < 0:
+            raise ValueError("alone, items and combined must be at least 0")
+        if any(width < 1 for width in self.vectors):
+            raise ValueError(f"vectors must be at least 1 wide, got {self.vectors}")
+        # Pairs of the ring 3, 5, … apart, up to half around it.
+        most = max(0, (self.informative // 2 - 1) // 2)
+        if len(self.tasks) > most or not all(0 <= affinity <= 1 for affinity in self.tasks):
+            raise ValueError(
+                f"tasks must be at most {most} affinities from 0 to 1 for a ring of "
+                f"{self.informative}, got {self.tasks}"
+            )
+        if not self.items:
+            if self.combined:
+                raise ValueError("combined fields need item fields (items)")
+            return
+        if self.informative % 2 or self.informative_numbers or self.noise_numbers:
+            raise ValueError("an industrial log needs an even ring and no fields that are numbers")
+        fixed = self._groups_of_ring_and_copies()
+        users = self.informative + self.alone + self.copies + self.nested + self.noise
+        users -= self.items + self.combined
+        for what, count, least in (
+            ("items", self.items, fixed.count("item")),
+            ("combined", self.combined, self.alone),
+            ("user fields", users, fixed.count("user")),
+        ):
+            if count < least:
+                raise ValueError(f"{what} must be at least {least} in this log, got {count}")
+
+    def _groups_of_ring_and_copies(self) -> list[str]:
+        ring = ["item" if i % 2 else "user" for i in range(self.informative)]
+        return ring + [ring[i] for i in self._strong_first[: self.copies]]
+
+    @property
+    def _strong_first(self) -> list[int]:
+        return [*range(0, self.informative, 2), *range(1, self.informative, 2)]
 
     @classmethod
     def criteo(cls, rows: int = 300_000, seed: int = 0) -> Recipe:
@@ -138,12 +194,60 @@ class Recipe:
             missing=0.0,
         )
 
+    @classmethod
+    def industrial(cls, rows: int = 300_000, seed: int = 0) -> Recipe:
+        """The paper's industrial log, scaled down: 25 user, 8 item and 10 combined fields, vectors
+        of 21 numbers, two further tasks."""
+        return cls(
+            rows=rows,
+            seed=seed,
+            informative=10,
+            informative_numbers=0,
+            copies=6,
+            nested=4,
+            noise=20,
+            noise_numbers=0,
+            many_values=(50, 5_000),
+            strong=0.2,
+            interaction=0.35,
+            alone=3,
+            items=8,
+            combined=10,
+            vectors=(1, 4, 16),
+            tasks=(0.8, 0.5),
+        )
+
+    @classmethod
+    def industrial_full(cls, rows: int = 300_000, seed: int = 0) -> Recipe:
+        """The paper's industrial log in its full shape (section 4.2): 250 user, 46 item and 96
+        combined fields, 25 vectors of 1 to 128 numbers, five further tasks."""
+        return cls(
+            rows=rows,
+            seed=seed,
+            informative=40,
+            informative_numbers=0,
+            copies=30,
+            nested=40,
+            noise=262,
+            noise_numbers=0,
+            many_values=(50, 5_000),
+            strong=0.1,
+            interaction=0.17,
+            alone=20,
+            items=46,
+            combined=96,
+            vectors=(1,) * 6 + (2,) * 4 + (4, 8, 16) * 3 + (32, 64, 128) * 2,
+            tasks=(0.9, 0.8, 0.7, 0.6, 0.5),
+        )
+
 
 RECIPES: Mapping[str, Callable[[int, int], Recipe]] = {
     "demo": Recipe,
     "criteo": Recipe.criteo,
     "crossed": Recipe.crossed,
     "avazu": Recipe.avazu,
+    "industrial": Recipe.industrial,
+    "industrial-full": Recipe.industrial_full,
 }
 """Name → recipe of a number of rows and a seed."""
 
@@ -171,6 +275,8 @@ class _Field:
     source: int = -1
     scores: NDArray[np.float64] = field(default_factory=lambda: np.zeros((2, 0)))
     cumulative: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    group: str = ""
+    """`user`, `item` or `combined` in an industrial log."""
     words: pa.Array | None = None
 
 
@@ -178,8 +284,10 @@ class ClickLog:
     """A log made from a recipe, block by block, in memory bounded by one block.
 
     Columns: `click` (int8, 0 or 1), then numbers `I1`, `I2`, … (float64, counts with a heavy tail)
-    and categories `C1`, `C2`, … (dictionary of strings), roles in random order. Rows are in order
-    of time. Raises nothing of its own; `Recipe` checks its values.
+    and categories `C1`, `C2`, … (dictionary of strings), roles in random order; in an industrial
+    log `user_1`, …, `item_1`, …, `combined_1`, … instead. Behind `click` the labels of further
+    tasks, `task_1`, …, at the end vectors: the j-th number of the k-th is `number_k_j`. Rows are in
+    order of time. Raises nothing of its own; `Recipe` checks its values.
 
     >>> log = ClickLog(Recipe.criteo(rows=10))
     >>> log.schema.names[:3], log.schema.names[-1]
@@ -190,16 +298,21 @@ class ClickLog:
         self.recipe = recipe
         rng = np.random.default_rng((recipe.seed, 0))
         self._fields = _plan(recipe, rng)
-        self._order = np.concatenate(
-            [
-                rng.permutation([i for i, f in enumerate(self._fields) if f.number is number])
-                for number in (True, False)
-            ]
-        ).astype(int)
-        numbers = sum(f.number for f in self._fields)
-        names = [""] * len(self._fields)
-        for place, i in enumerate(self._order):
-            names[i] = f"I{place + 1}" if place < numbers else f"C{place - numbers + 1}"
+        kinds = ["I", "C"]
+        kind_of = ["I" if f.number else "C" for f in self._fields]
+        if recipe.items:
+            kinds = ["user_", "item_", "combined_"]
+            kind_of = [f"{f.group}_" for f in self._fields]
+        names, order = [""] * len(self._fields), []
+        for kind in kinds:
+            own = rng.permutation([i for i, k in enumerate(kind_of) if k == kind]).astype(int)
+            order.append(own)
+            for place, i in enumerate(own, 1):
+                names[i] = f"{kind}{place}"
+        self._order = np.concatenate(order)
+        self.tasks = tuple(f"task_{k}" for k, _ in enumerate(recipe.tasks, 1))
+        """The columns with the labels of further tasks."""
+        self._vectors = _directions(recipe)
         self.truth: tuple[FieldTruth, ...] = tuple(
             FieldTruth(
                 name=names[i],
@@ -213,6 +326,8 @@ class ClickLog:
         )
         ring = [names[i] for i in range(recipe.informative)]
         alone = [(name,) for i, name in enumerate(ring) if recipe.signal * self._main(i)]
+        if recipe.signal * recipe.strong:
+            alone += [(name,) for name in names[len(names) - recipe.alone :]]
         pairs = list(zip(ring, ring[1:] + ring[:1], strict=True))
         self.signals: tuple[tuple[str, ...], ...] = (
             *alone,
@@ -220,7 +335,7 @@ class ClickLog:
         )
         """The terms of the logit: fields that say something alone, and pairs that do together."""
         self.schema: pa.Schema = pa.schema(
-            [("click", pa.int8())]
+            [(name, pa.int8()) for name in ("click", *self.tasks)]
             + [
                 (
                     truth.name,
@@ -229,6 +344,11 @@ class ClickLog:
                     else pa.dictionary(pa.int32(), pa.string()),
                 )
                 for truth in self.truth
+            ]
+            + [
+                (f"number_{k}_{j}", pa.float64())
+                for k, width in enumerate(recipe.vectors, 1)
+                for j in range(1, width + 1)
             ]
         )
 
@@ -281,12 +401,13 @@ class ClickLog:
                 for batch in self.batches():
                     parquet.write_batch(batch)
             return
-        text = pa.schema(
-            [
-                (f.name, pa.string() if pa.types.is_dictionary(f.type) else pa.int64())
-                for f in self.schema
-            ]
-        )
+        counts = {truth.name for truth in self.truth if truth.kind == "number"}
+        written = {
+            f.name: pa.string() if pa.types.is_dictionary(f.type) else pa.int64()
+            for f in self.schema
+            if f.name in counts or not pa.types.is_floating(f.type)
+        }
+        text = pa.schema([(f.name, written.get(f.name, f.type)) for f in self.schema])
         options = pa.csv.WriteOptions(
             include_header=kind == ".csv",
             delimiter="," if kind == ".csv" else "\t",
@@ -307,7 +428,8 @@ class ClickLog:
         time = (block * BLOCK + np.arange(BLOCK)) / max(recipe.rows, 1)
         codes: list[NDArray[np.int64]] = []
         places: list[NDArray[np.float64]] = []
-        logit = self._bias + recipe.drift * (time - 0.5)
+        base = self._bias + recipe.drift * (time - 0.5)
+        logit = base
         for f in self._fields:
             late = rng.random(BLOCK) < recipe.drift * time
             draw = rng.random(BLOCK)
@@ -329,14 +451,29 @@ class ClickLog:
         turn = np.stack([np.cos(recipe.drift * time), np.sin(recipe.drift * time)])
         scores = [
             (f.scores[:, codes[i]] * turn).sum(0)
-            for i, f in enumerate(self._fields[: recipe.informative])
+            for i, f in enumerate(self._fields)
+            if f.role == "informative"
         ]
+        scores, alone = scores[: recipe.informative], scores[recipe.informative :]
         for i, score in enumerate(scores):
             logit = logit + recipe.signal * self._main(i) * score
             logit += recipe.signal * recipe.interaction * score * scores[(i + 1) % len(scores)]
-        click = (rng.random(BLOCK) < 1 / (1 + np.exp(-logit))).astype(np.int8)
+        for score in alone:
+            logit = logit + recipe.signal * recipe.strong * score
+        vectors = [rng.standard_normal((BLOCK, len(direction))) for direction in self._vectors]
+        for vector, direction in zip(vectors[::2], self._vectors[::2], strict=True):
+            logit = logit + recipe.signal * recipe.strong * (vector @ direction)
+        labels = [rng.random(BLOCK) < 1 / (1 + np.exp(-logit))]
+        for k, affinity in enumerate(recipe.tasks):
+            own = (
+                recipe.signal
+                * recipe.interaction
+                * sum(scores[i] * scores[j] for i, j in _pairs_apart(len(scores), 3 + 2 * k))
+            )
+            of_task = base + affinity * (logit - base) + (1 - affinity**2) ** 0.5 * own
+            labels.append(rng.random(BLOCK) < 1 / (1 + np.exp(-of_task)))
         size = min(BLOCK, recipe.rows - block * BLOCK)
-        columns = [pa.array(click[:size])]
+        columns = [pa.array(label.astype(np.int8)[:size]) for label in labels]
         for i in self._order:
             f, code = self._fields[i], codes[i]
             null = (code == 0)[:size] if f.missing else None
@@ -348,6 +485,7 @@ class ClickLog:
             else:
                 indices = pa.array(code[:size].astype(np.int32), mask=null)
                 columns.append(pa.DictionaryArray.from_arrays(indices, f.words))
+        columns += [pa.array(column[:size]) for vector in vectors for column in vector.T]
         return pa.RecordBatch.from_arrays(columns, schema=self.schema)
 
     def _main(self, informative: int) -> float:
@@ -358,6 +496,7 @@ class ClickLog:
         # The logistic-normal mean, by the probit approximation σ(b / √(1 + π·variance / 8)).
         recipe = self.recipe
         mains = [self._main(i) for i in range(recipe.informative)]
+        mains += [recipe.strong] * (recipe.alone + len(recipe.vectors[::2]))
         variance = sum(m * m for m in mains) + recipe.informative * recipe.interaction**2
         variance *= recipe.signal**2
         odds = recipe.click_rate / (1 - recipe.click_rate)
@@ -375,7 +514,7 @@ def _plan(recipe: Recipe, rng: np.random.Generator) -> list[_Field]:
     first_number = recipe.informative - recipe.informative_numbers
     for i in range(recipe.informative):
         add("informative", i >= first_number, int(rng.integers(*recipe.values, endpoint=True)))
-    strong_first = [*range(0, recipe.informative, 2), *range(1, recipe.informative, 2)]
+    strong_first = recipe._strong_first
     for i in strong_first[: recipe.copies]:
         fields.append(_Field("copy", fields[i].number, fields[i].size, fields[i].missing, i))
     ids = np.geomspace(
@@ -391,6 +530,11 @@ def _plan(recipe: Recipe, rng: np.random.Generator) -> list[_Field]:
     for i in range(recipe.noise):
         number = i < recipe.noise_numbers
         add("noise", number, 20 if number else int(ids[i - recipe.noise_numbers]))
+    for _ in range(recipe.alone):
+        add("informative", False, int(rng.integers(*recipe.values, endpoint=True)))
+    if recipe.items:
+        for f, group in zip(fields, _groups(recipe, len(fields)), strict=True):
+            f.group = group
 
     for i, f in enumerate(fields):
         if f.role == "copy":
@@ -408,6 +552,29 @@ def _plan(recipe: Recipe, rng: np.random.Generator) -> list[_Field]:
         words = (np.arange(f.size, dtype=np.uint64) * 2654435761 + i * 40503) % (1 << 32)
         f.words = None if f.number else pa.array([f"{word:08x}" for word in words])
     return fields
+
+
+def _groups(recipe: Recipe, fields: int) -> list[str]:
+    """Of every field of an industrial log: nested ids and noise fill up at random."""
+    fixed = recipe._groups_of_ring_and_copies()
+    rest = ["item"] * (recipe.items - fixed.count("item"))
+    rest += ["combined"] * (recipe.combined - recipe.alone)
+    rest += ["user"] * (fields - len(fixed) - recipe.alone - len(rest))
+    mixed = np.random.default_rng((recipe.seed, 2)).permutation(rest).tolist()
+    return [*fixed, *mixed, *["combined"] * recipe.alone]
+
+
+def _directions(recipe: Recipe) -> list[NDArray[np.float64]]:
+    """Of every vector, the direction of length 1 along which it may say something."""
+    rng = np.random.default_rng((recipe.seed, 3))
+    drawn = [rng.standard_normal(width) for width in recipe.vectors]
+    return [np.asarray(direction / np.linalg.norm(direction)) for direction in drawn]
+
+
+def _pairs_apart(ring: int, distance: int) -> list[tuple[int, int]]:
+    """The pairs of a ring that stand so far apart, each once."""
+    starts = range(ring // 2 if 2 * distance == ring else ring)
+    return [(i, (i + distance) % ring) for i in starts]
 
 
 def _popularity(

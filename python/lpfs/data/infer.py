@@ -31,6 +31,7 @@ def infer(sources: Sequence[Source], settings: Settings) -> list[Column]:
     taken = {settings.label: "label"}
     if isinstance(settings.split, ByColumn):
         _claim(taken, "split", [settings.split.column])
+    _claim(taken, "auxiliary label", settings.auxiliary)
     _claim(taken, "ignore", settings.ignore)
     _claim(taken, "categories", settings.categories)
     _claim(taken, "hashed", list(settings.hashed))

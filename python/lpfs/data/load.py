@@ -48,6 +48,11 @@ class Data:
     hold."""
 
     @property
+    def tasks(self) -> tuple[str, ...]:
+        """The columns with the labels of auxiliary tasks."""
+        return tuple(self.options.get("auxiliary", ()))
+
+    @property
     def coded(self) -> tuple[Field, ...]:
         """The fields of the columns of `codes`: categories, and numbers in bins."""
         return tuple(f for f in self.fields if f.cardinality)
@@ -73,6 +78,7 @@ def load(
     min_count: int = 2,
     transform: Transform = "bins",
     format: Format | None = None,
+    auxiliary: Sequence[str] = (),
     cache: str | Path | None = None,
     progress: Report | None = None,
 ) -> Data:
@@ -99,6 +105,8 @@ def load(
         transform: of numbers: `bins` (see `fit_bins`; a network learns most from them), `log` or
             `quantile` (see `NumberEncoder`).
         format: where the file's name does not tell.
+        auxiliary: columns with 0 and 1 that are labels of further tasks, for models that learn
+            several.
         cache: a directory that keeps the encoded log for the next time; without it, a temporary
             one that goes with the result.
         progress: called after every chunk.
@@ -134,6 +142,7 @@ def load(
         hashed=dict(hashed or {}),
         min_count=min_count,
         transform=transform,
+        auxiliary=tuple(auxiliary),
     )
     options: dict[str, Any] = asdict(settings) | {"split": repr(settings.split)}
     options = {k: list(v) if isinstance(v, tuple) else v for k, v in options.items()}
@@ -160,9 +169,9 @@ def load(
         if cache is None and path is None:
             shutil.rmtree(root, ignore_errors=True)
     meta = Meta.model_validate_json((path / "meta.json").read_text())
+    kinds = ("codes", "numbers", "labels", *(["auxiliary"] if settings.auxiliary else []))
     train, validation_part, test = (
-        Part(*(_array(path / f"{part}.{kind}.npy") for kind in ("codes", "numbers", "labels")))
-        for part in PARTS
+        Part(*(_array(path / f"{part}.{kind}.npy") for kind in kinds)) for part in PARTS
     )
     data = Data(
         tuple(meta.fields),

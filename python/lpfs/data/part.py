@@ -27,7 +27,12 @@ class Batch(NamedTuple):
     numbers: Tensor
     """`[rows, numbers]` float32, NaN where missing."""
     labels: Tensor
-    """`[rows]` float32, 0 or 1."""
+    """`[rows]` float32, 0 or 1; of a log with auxiliary tasks `[rows, 1 + tasks]`."""
+
+    @property
+    def clicks(self) -> Tensor:
+        """`[rows]`: the main task's labels."""
+        return self.labels if self.labels.dim() == 1 else self.labels[:, 0]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -40,6 +45,8 @@ class Part:
     """`[rows, numbers]`, NaN where missing."""
     labels: NDArray[np.uint8]
     """`[rows]`, 0 or 1."""
+    auxiliary: NDArray[np.uint8] | None = None
+    """`[rows, tasks]`, 0 or 1, where the log has further tasks."""
 
     def __repr__(self) -> str:
         return (
@@ -51,7 +58,8 @@ class Part:
 
     def __getitem__(self, rows: slice) -> Part:
         """Some of the rows, as another view of the same arrays."""
-        return Part(self.codes[rows], self.numbers[rows], self.labels[rows])
+        auxiliary = None if self.auxiliary is None else self.auxiliary[rows]
+        return Part(self.codes[rows], self.numbers[rows], self.labels[rows], auxiliary)
 
     def batches(
         self, batch_size: int, *, start: int = 0, seed: int | None = None
@@ -96,9 +104,12 @@ class Part:
             yield rng.permutation(rows[rows < len(self)])
 
     def _batch(self, rows: Any) -> Batch:
+        labels = self.labels[rows]
+        if self.auxiliary is not None:
+            labels = np.column_stack([labels, self.auxiliary[rows]])
         # A copy: a tensor on a read-only map would be a trap for in-place operators.
         return Batch(
             torch.from_numpy(np.array(self.codes[rows])),
             torch.from_numpy(np.array(self.numbers[rows])),
-            torch.from_numpy(self.labels[rows].astype(np.float32)),
+            torch.from_numpy(labels.astype(np.float32)),
         )

@@ -37,7 +37,8 @@ PIECE = 1 << 19
 
 
 class Raw:
-    """Row by row: `codes`, the numbers of words in each category; `numbers`; `labels`; `parts`.
+    """Row by row: `codes`, the numbers of words in each category; `numbers`; `labels`; `auxiliary`,
+    the labels of further tasks; `parts`.
 
     Used as a context while rows are added, read in pieces afterwards.
     """
@@ -57,7 +58,8 @@ class Raw:
 
     def __enter__(self) -> None:
         self._files = [
-            (self.path / name).open("wb") for name in ("codes", "numbers", "labels", "parts")
+            (self.path / name).open("wb")
+            for name in ("codes", "numbers", "labels", "auxiliary", "parts")
         ]
 
     def __exit__(self, *error: object) -> None:
@@ -78,7 +80,8 @@ class Raw:
             values[:, j] = column.to_numpy(zero_copy_only=False)
             finite = int(np.isfinite(values[:, j]).sum())
             self.not_finite[j] += size - column.null_count - finite
-        arrays = [codes, values, labels]
+        tasks = [mapped(chunk, name, LABELS, "0 or 1") for name in self.settings.auxiliary]
+        arrays = [codes, values, labels, np.array(tasks, dtype=np.uint8).T.copy()]
         if isinstance(self.settings.split, ByColumn):
             arrays.append(named_parts(chunk, self.settings.split))
         elif isinstance(self.settings.split, LastFiles):
@@ -93,6 +96,7 @@ class Raw:
         shapes = {
             "codes": (np.int32, len(self.categories)),
             "numbers": (np.float64, len(self.numbers)),
+            "auxiliary": (np.uint8, len(self.settings.auxiliary)),
         }
         size = max(1024, PIECE // max(len(self.columns), 1))
         with ExitStack() as stack:

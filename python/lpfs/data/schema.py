@@ -45,6 +45,7 @@ class Settings:
     hashed: dict[str, int]
     min_count: int
     transform: Transform
+    auxiliary: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ def write(
     width_of = {"numbers": kinds.count("number")}
     width_of["codes"] = len(kinds) - width_of["numbers"]
     size = raw.rows * (4 * width_of["codes"] + 8 * width_of["numbers"])
-    pieces = raw.pieces("codes", "numbers", "labels", "parts")
+    pieces = raw.pieces("codes", "numbers", "labels", "auxiliary", "parts")
     with ExitStack() as stack:
         files: dict[tuple[str, str], BinaryIO] = {}
         for part in PARTS:
@@ -43,6 +43,7 @@ def write(
                 ("codes", np.int32, width_of["codes"]),
                 ("numbers", np.float32, width_of["numbers"]),
                 ("labels", np.uint8, None),
+                ("auxiliary", np.uint8, len(raw.settings.auxiliary)),
             ):
                 file = stack.enter_context((out / f"{part}.{kind}.npy").open("wb"))
                 shape = (meta.rows[part],) if width is None else (meta.rows[part], width)
@@ -83,7 +84,7 @@ def _encoded(
     tables: Sequence[NDArray[np.int32]],
 ) -> Arrays:
     """What models read in place of the numbers of words and the raw values."""
-    words, values, labels, _ = piece
+    words, values, labels, auxiliary, _ = piece
     scalers = sum(isinstance(encoder, NumberEncoder) for encoder in encoders)
     codes = np.empty((len(labels), len(encoders) - scalers), dtype=np.int32)
     numbers = np.empty((len(labels), scalers), dtype=np.float32)
@@ -97,7 +98,7 @@ def _encoded(
             next(scaled)[:] = encoder.apply(next(of_numbers))
         else:
             next(coded)[:] = next(of_words)
-    return {"codes": codes, "numbers": numbers, "labels": labels}
+    return {"codes": codes, "numbers": numbers, "labels": labels, "auxiliary": auxiliary}
 
 
 def _parted(arrays: Arrays, parts: NDArray[np.uint8]) -> list[Arrays]:

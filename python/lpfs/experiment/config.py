@@ -57,7 +57,7 @@ class Synthetic(_Source):
     """A generated log; the experiment's seed is its seed."""
 
     kind: Literal["synthetic"]
-    recipe: Literal["demo", "criteo", "crossed", "avazu"] = "demo"
+    recipe: str = "demo"
     rows: int = Field(default=300_000, ge=1000)
     changes: dict[str, Any] = Field(
         default_factory=dict, description="fields of `lpfs.data.Recipe`"
@@ -69,6 +69,13 @@ class Synthetic(_Source):
         given = {field.name: getattr(base, field.name) for field in fields(Recipe)}
         given |= self.changes | dict(changes or {}) | {"seed": seed}
         return ClickLog(Recipe(**{k: _tuple(v) for k, v in given.items()}))
+
+    @field_validator("recipe")
+    @classmethod
+    def _known(cls, recipe: str) -> str:
+        if recipe not in RECIPES:
+            raise ValueError(f"{recipe!r} is not a recipe; allowed are {', '.join(RECIPES)}")
+        return recipe
 
     @model_validator(mode="after")
     def _possible(self) -> Synthetic:
@@ -83,6 +90,7 @@ class File(_Source):
     kind: Literal["file"]
     path: str | None = Field(default=None, description="or on the command line, --data NAME=PATH")
     label: str = "label"
+    auxiliary: tuple[str, ...] = Field(default=(), description="labels of further tasks")
     split: Literal["in-order", "random", "column", "last-files"] = "in-order"
     split_column: str = "split"
     test_files: int = Field(default=1, ge=1, description="of last-files")
@@ -234,11 +242,19 @@ class Experiment(_Strict):
             if grid.method not in self.methods:
                 raise ValueError(f"settings: {grid.method!r} is not among the methods")
         for source in self.data:
-            most = len(source.log(0).truth) if isinstance(source, Synthetic) else None
-            if most is not None and self.budgets[-1] > most:
-                raise ValueError(
-                    f"budgets: {source.name!r} has {most} fields, got {self.budgets[-1]}"
-                )
+            if not isinstance(source, Synthetic):
+                continue
+            log, bins = source.log(0), source.transform == "bins"
+            for network in self.model:
+                try:
+                    features = NETWORKS[network.kind].features(log, network.options, bins=bins)
+                except ValueError as error:
+                    raise ValueError(f"{network.name!r} on {source.name!r}: {error}") from error
+                if self.budgets[-1] > len(features):
+                    raise ValueError(
+                        f"budgets: {network.name!r} has {len(features)} features on "
+                        f"{source.name!r}, got {self.budgets[-1]}"
+                    )
         return self
 
     def settings_of(self, method: str) -> list[Settings]:

@@ -159,6 +159,7 @@ def _generated(source: str, seed: int, changes: str, cache: Path) -> Log:
     data = load(
         log,
         label="click",
+        auxiliary=log.tasks,
         split=InOrder(test=spec.test),
         validation=spec.validation,
         min_count=spec.min_count,
@@ -176,6 +177,7 @@ def _read(source: str, cache: Path) -> Log:
     data = load(
         spec.path,
         label=spec.label,
+        auxiliary=spec.auxiliary,
         split=spec.rows_for,
         validation=spec.validation,
         min_count=spec.min_count,

@@ -8,6 +8,8 @@ import math
 import statistics
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import torch
 from torch import nn
 
 from lpfs.baselines import Outcome, Task
-from lpfs.data import Batch, Data
+from lpfs.data import Batch, ClickLog, Data
 from lpfs.experiment.cells import Cell
 from lpfs.experiment.config import ALL, Experiment, Training, canonical, make_method
 from lpfs.experiment.memory import Peak
@@ -67,6 +69,7 @@ class _Run:
         self.experiment, self.cell, self.shared, self.name = experiment, cell, shared, name
         self.log: Log = shared.log(cell)
         self.data: Data = self.log.data
+        self.truth = _Truth.of(self.log, shared.network(cell, self.data))
 
     def run(self) -> dict[str, Any]:
         """Rows, and the gates and steps of the selection, as JSON has them."""
@@ -140,20 +143,11 @@ class _Run:
             yield blank | _scored("hot", scores_of(smaller, data, cell.part, seconds))
 
     def _judged(self, kept: list[str]) -> Row:
-        row: Row = {"kept": kept, "keep": len(kept)}
-        truth = self.log.truth
-        if truth is not None and {field.name for field in truth.truth} >= set(kept):
-            found, noise = truth.judge(kept)
-            row |= {
-                "informative": truth.recipe.informative,
-                "informative_found": found,
-                "noise_kept": noise,
-            }
-        return row
+        judged = {} if self.truth is None else self.truth.judge(kept)
+        return {"kept": kept, "keep": len(kept), **judged}
 
     def _gates(self, outcome: Outcome) -> list[Row]:
-        truth = self.log.truth
-        roles = {field.name: field.role for field in truth.truth} if truth is not None else {}
+        roles = {} if self.truth is None else self.truth.roles
         return [
             {
                 "cell": self.name,
@@ -164,6 +158,58 @@ class _Run:
             }
             for name, score in outcome.scores.items()
         ]
+
+
+@dataclass(frozen=True)
+class _Truth:
+    """What a generated log says about a model's features: fields, or products of two of them."""
+
+    log: ClickLog
+    reads: dict[str, list[str]]
+
+    @classmethod
+    def of(cls, log: Log, model: Any) -> _Truth | None:
+        """None where nobody knows: a file, or a feature that is made of other things."""
+        reads = {name: [name] for name in model.features}
+        reads |= model.reads() if hasattr(model, "reads") else {}
+        if log.truth is None:
+            return None
+        fields = {field.name for field in log.truth.truth}
+        known = all(len(made_of) <= 2 and fields.issuperset(made_of) for made_of in reads.values())
+        return cls(log.truth, reads) if known else None
+
+    @cached_property
+    def roles(self) -> dict[str, str]:
+        """Feature → role. A product is informative if it is a term of the logit, noise if one of
+        its fields is."""
+        role_of: dict[str, str] = {field.name: field.role for field in self.log.truth}
+        signals = {frozenset(signal) for signal in self.log.signals}
+        roles = {}
+        for name, made_of in self.reads.items():
+            if len(made_of) == 1:
+                roles[name] = role_of[made_of[0]]
+            elif frozenset(made_of) in signals:
+                roles[name] = "informative"
+            elif any(role_of[field] == "noise" for field in made_of):
+                roles[name] = "noise"
+        return roles
+
+    def judge(self, kept: list[str]) -> Row:
+        """How much of what the model could find it kept. Of products, terms of the logit count."""
+        made_of = [self.reads[name] for name in kept]
+        if all(len(fields) == 1 for fields in self.reads.values()):
+            found, noise = self.log.judge(kept)
+            informative = sum(field.role == "informative" for field in self.log.truth)
+        else:
+            features = {frozenset(fields) for fields in self.reads.values()}
+            informative = sum(frozenset(signal) in features for signal in self.log.signals)
+            found = self.log.judge_signals(made_of)
+            noise = sum(self.roles.get(name) == "noise" for name in kept)
+        return {
+            "informative": informative,
+            "informative_found": found,
+            "noise_kept": noise,
+        }
 
 
 def hot_start(

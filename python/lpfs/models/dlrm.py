@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lpfs.gate import FeatureGate
+from lpfs.operators import choose_operator
 from lpfs.prune import Place
 
 DENSE = "numbers"
@@ -62,6 +63,7 @@ class DLRM(nn.Module):
         self.dim, self.hidden = dim, tuple(top)
         self.width = dim + self.FIRST_ORDER
         self.gate: FeatureGate | None = None
+        self.operator = "concat"
         self.table: nn.Embedding | None = None
         self.number_table: nn.Parameter | None = None
         self.dense: nn.Sequential | None = None
@@ -87,8 +89,8 @@ class DLRM(nn.Module):
         self.top = nn.Sequential(*layers, nn.Linear(sizes[-1], 1))
 
     @property
-    def features(self) -> dict[str, int]:
-        """Name → width of what the first layer reads, in its order."""
+    def embedded(self) -> dict[str, int]:
+        """Name → width of the embeddings, in the order of `embed`."""
         names = [*self.categories]
         if self.number_table is not None:
             names += self.numbers
@@ -96,11 +98,16 @@ class DLRM(nn.Module):
             names.append(DENSE)
         return dict.fromkeys(names, self.width)
 
+    @property
+    def features(self) -> dict[str, int]:
+        """Name → width of what the first layer reads, in its order."""
+        return self.embedded
+
     def reads(self) -> dict[str, list[str]]:
         """Feature → the fields of the data that it is made of."""
         return {
             name: self.numbers if name not in self.categories and self.dense is not None else [name]
-            for name in self.features
+            for name in self.embedded
         }
 
     @property
@@ -110,8 +117,17 @@ class DLRM(nn.Module):
         assert isinstance(layer, nn.Linear)
         return layer
 
-    def insert_gate(self, **options: Any) -> DLRM:
-        """Put a `FeatureGate` with these options before the first layer; returns the model."""
+    @property
+    def operators(self) -> list[str]:
+        """Where this model can multiply its gates in, see `lpfs.operators`; the fastest first."""
+        return ["concat"]
+
+    def insert_gate(self, operator: str = "auto", **options: Any) -> DLRM:
+        """Put a `FeatureGate` with these options before the first layer; returns the model.
+
+        Raises ValueError for an operator that is not `auto` or one of `operators`.
+        """
+        self.operator = choose_operator(operator, self.operators, type(self).__name__)
         weight = self.first_layer.weight
         self.gate = FeatureGate(self.features, **options).to(weight.device)
         if weight.dtype == torch.float64:
@@ -125,7 +141,7 @@ class DLRM(nn.Module):
         return self.head(packed if self.gate is None else self.gate(packed))
 
     def embed(self, codes: Tensor, numbers: Tensor) -> Tensor:
-        """What the gate reads, `[B, features · width]`."""
+        """The embeddings, `[B, Σ widths]`."""
         blocks = []
         if self.table is not None:
             if self._category_columns is not None:
@@ -169,7 +185,7 @@ class DLRM(nn.Module):
     def places(self) -> dict[str, Place]:
         """See `lpfs.prune.Prunable`."""
         places, row = {}, 0
-        for i, name in enumerate(self.features):
+        for i, name in enumerate(self.embedded):
             columns = slice(i * self.dim, (i + 1) * self.dim)
             if name in self.categories:
                 assert self.table is not None

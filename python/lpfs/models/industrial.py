@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lpfs.gate import FeatureGate
+from lpfs.models.crosses import Crosses
+from lpfs.operators import choose_operator
 from lpfs.prune import Cut, Place
 
 NOTHING = slice(0, 0)
@@ -35,11 +37,12 @@ class Industrial(nn.Module):
         bottom: the hidden sizes of the shared part, at least one.
         branch: those of every branch above it.
         auxiliary: task → weight of its loss beside the main one's 1.
+        crosses: pairs of a user and an item field; all by default. Pruned models have fewer.
         gates: `fields` or `crosses`.
 
     Raises:
         ValueError: for a name that stands twice, no user or no item field, a size below 1, a
-            negative weight or another placement.
+            negative weight, or another placement.
 
     >>> model = Industrial({"age": 3}, {"genre": 4, "length": 5}, {}, {"watched": 2}, dim=4)
     >>> codes, numbers = torch.tensor([[0, 1, 2]]), torch.randn(1, 2)
@@ -49,8 +52,6 @@ class Industrial(nn.Module):
 
     _offsets: Tensor
     _codes_read: Tensor
-    _users: Tensor
-    _items: Tensor
 
     def __init__(
         self,
@@ -63,13 +64,14 @@ class Industrial(nn.Module):
         bottom: Sequence[int] = (256,),
         branch: Sequence[int] = (128,),
         auxiliary: Mapping[str, float] | None = None,
+        crosses: Sequence[Sequence[str]] | None = None,
         gates: Literal["fields", "crosses"] = "fields",
     ) -> None:
         super().__init__()
         names = [*user, *item, *combined, *numbers]
         if twice := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"fields: {twice[0]!r} stands twice")
-        if not user or not item:
+        if crosses is None and not (user and item):
             raise ValueError("user and item must each have at least one field")
         if not bottom:
             raise ValueError("bottom must have at least one layer")
@@ -87,12 +89,20 @@ class Industrial(nn.Module):
         self.user, self.item, self.combined = dict(user), dict(item), dict(combined)
         self.numbers = dict(numbers)
         self.crosses = list(itertools.product(self.user, self.item))
+        if crosses is not None:
+            if wrong := [pair for pair in crosses if tuple(pair) not in self.crosses]:
+                raise ValueError(
+                    f"crosses: expected a user and an item field, got {list(wrong[0])}"
+                )
+            self.crosses = [(user_field, item_field) for user_field, item_field in crosses]
         self.gate: FeatureGate | None = None
         self.table = nn.Embedding(sum(self.coded.values()), dim, sparse=True)
         # A product of two needs larger factors than a sum to carry a gradient.
         nn.init.normal_(self.table.weight, std=0.1)
         self._columns = list(range(len(self.coded)))
-        for name in ("_offsets", "_codes_read", "_users", "_items"):
+        self.products = Crosses(self._pairs(), before=gates == "fields")
+        self.operator = self.operators[0]
+        for name in ("_offsets", "_codes_read"):
             self.register_buffer(name, torch.empty(0, dtype=torch.int64), persistent=False)
         self._index()
         width = (len(self.crosses) + len(self.combined)) * dim + sum(self.numbers.values())
@@ -125,8 +135,22 @@ class Industrial(nn.Module):
         assert isinstance(layer, nn.Linear)
         return layer
 
-    def insert_gate(self, **options: Any) -> Industrial:
-        """Put a `FeatureGate` with these options where `gates` says; returns the model."""
+    @property
+    def categories(self) -> dict[str, int]:
+        """The fields of the columns of `codes`."""
+        return self.coded
+
+    @property
+    def operators(self) -> list[str]:
+        """See `DLRM.operators`."""
+        return self.products.operators
+
+    def insert_gate(self, operator: str = "auto", **options: Any) -> Industrial:
+        """Put a `FeatureGate` with these options where `gates` says; returns the model.
+
+        Raises ValueError for an operator that is not `auto` or one of `operators`.
+        """
+        self.operator = choose_operator(operator, self.operators, type(self).__name__)
         weight = self.first_layer.weight
         self.gate = FeatureGate(self.features, **options).to(weight.device)
         if weight.dtype == torch.float64:
@@ -135,34 +159,64 @@ class Industrial(nn.Module):
 
     def forward(self, codes: Tensor, numbers: Tensor) -> Tensor:
         """Logits `[B]` of the main task; see `heads`."""
-        return self._of(0, self.bottom(self.inputs(codes, numbers)))
+        return self._of(0, self.shared(codes, numbers))
 
     def heads(self, codes: Tensor, numbers: Tensor) -> Tensor:
         """Logits `[B, 1 + auxiliary tasks]`, the main task's first, of codes `[B, fields]`
-        (integers) and numbers `[B, Σ widths]` (fp32); a column of codes for every field the model
-        was built with, removed ones included."""
-        shared = self.bottom(self.inputs(codes, numbers))
+        (integers) and numbers `[B, Σ widths]` (fp32, NaN where missing, which counts as 0); a
+        column of codes for every field the model was built with, removed ones included."""
+        shared = self.shared(codes, numbers)
         return torch.stack([self._of(i, shared) for i in range(len(self.branches))], 1)
 
-    def loss(self, codes: Tensor, numbers: Tensor, labels: Tensor) -> Tensor:
+    def loss(
+        self, codes: Tensor, numbers: Tensor, labels: Tensor, rows: int | None = None
+    ) -> Tensor:
         """Weighted sum of the tasks' mean binary cross-entropies against labels
-        `[B, 1 + auxiliary tasks]`."""
-        losses = F.binary_cross_entropy_with_logits(
-            self.heads(codes, numbers), labels, reduction="none"
-        ).mean(0)
-        return losses @ losses.new_tensor([1.0, *self.auxiliary.values()])
+        `[B, 1 + auxiliary tasks]`; of a batch of more `rows`, these rows' term of it.
 
-    def inputs(self, codes: Tensor, numbers: Tensor) -> Tensor:
-        """What the first layer reads: crosses, combined fields, numbers."""
+        Raises ValueError for labels of another shape.
+        """
+        expected = [len(codes), 1 + len(self.auxiliary)]
+        if list(labels.shape) != expected and not (labels.dim() == 1 and not self.auxiliary):
+            raise ValueError(
+                f"labels must have shape {expected}, one column for the main task and each of "
+                f"{list(self.auxiliary)}, got {list(labels.shape)}"
+            )
+        losses = F.binary_cross_entropy_with_logits(
+            self.heads(codes, numbers), labels.view(expected), reduction="none"
+        ).sum(0)
+        weights = losses.new_tensor([1.0, *self.auxiliary.values()])
+        return losses @ weights / (len(codes) if rows is None else rows)
+
+    def shared(self, codes: Tensor, numbers: Tensor) -> Tensor:
+        """What the branches read, `[B, H]`."""
         embedded = self.table(codes[:, self._codes_read] + self._offsets)
-        if self.gate is not None and self.gates == "fields":
-            embedded = self.gate(embedded.flatten(1)).view_as(embedded)
-        crossed = embedded[:, self._users] * embedded[:, self._items]
-        first = len(self.user) + len(self.item)
-        packed = torch.cat([crossed.flatten(1), embedded[:, first:].flatten(1)], 1)
-        if self.gate is not None and self.gates == "crosses":
-            packed = self.gate(packed)
-        return torch.cat([packed, numbers.to(packed.dtype)], 1)
+        beside = None
+        if self.numbers:
+            beside = numbers.masked_fill(numbers.isnan(), 0.0).to(embedded.dtype)
+        hidden: Tensor = self.bottom[1:](
+            self.products(embedded, self.gate, self.first_layer, self.operator, beside)
+        )
+        return hidden
+
+    def refresh_living(self, *, exactly: bool = True) -> None:
+        """See `lpfs.models.crosses.Crosses.refresh_living`."""
+        self.products.refresh_living(self.gate, exactly=exactly)
+
+    def config(self) -> dict[str, Any]:
+        """The arguments that build a model of this shape; it can be written as JSON."""
+        return {
+            "user": self.user,
+            "item": self.item,
+            "combined": self.combined,
+            "numbers": self.numbers,
+            "dim": self.dim,
+            "bottom": _sizes(self.bottom),
+            "branch": _sizes(self.branches[0])[:-1],
+            "auxiliary": self.auxiliary,
+            "gates": self.gates,
+            "crosses": [list(pair) for pair in self.crosses],
+        }
 
     def places(self) -> dict[str, Place]:
         """See `lpfs.prune.Prunable`."""
@@ -207,16 +261,21 @@ class Industrial(nn.Module):
             for group in (self.user, self.item, self.combined)
         )
         self.table.num_embeddings = self.table.weight.shape[0]
+        pairs = self._pairs().to(self._offsets.device)
+        self.products = Crosses(pairs, before=self.gates == "fields")
         self._index()
 
-    def _index(self) -> None:
+    def _pairs(self) -> Tensor:
+        """Crosses, then combined fields alone."""
         place = {name: i for i, name in enumerate(self.coded)}
-        sizes = torch.tensor([0, *self.coded.values()])
+        pairs = [(place[user], place[item]) for user, item in self.crosses]
+        alone = [(place[name], -1) for name in self.combined]
+        return torch.tensor([*pairs, *alone], dtype=torch.int64).view(-1, 2)
+
+    def _index(self) -> None:
         values: dict[str, Iterable[int]] = {
-            "_offsets": sizes.cumsum(0)[:-1].tolist(),
+            "_offsets": [0, *itertools.accumulate(self.coded.values())][:-1],
             "_codes_read": self._columns,
-            "_users": [place[user] for user, _ in self.crosses],
-            "_items": [place[item] for _, item in self.crosses],
         }
         for name, value in values.items():
             old: Tensor = getattr(self, name)
@@ -225,6 +284,10 @@ class Industrial(nn.Module):
     def _of(self, branch: int, shared: Tensor) -> Tensor:
         logits: Tensor = self.branches[branch](shared).squeeze(1)
         return logits
+
+
+def _sizes(layers: nn.Module) -> list[int]:
+    return [layer.out_features for layer in layers.modules() if isinstance(layer, nn.Linear)]
 
 
 def _layers(sizes: Sequence[int], outputs: int | None = None) -> nn.Sequential:

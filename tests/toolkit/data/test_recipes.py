@@ -186,7 +186,7 @@ def test_the_command_generates_what_is_named(tmp_path) -> None:
     assert len(json.loads((tmp_path / "c.parquet.truth.json").read_text())) == 27
     before = set(tmp_path.rglob("*"))
     for arguments, word in (
-        (("d.csv", "--recipe", "none"), "expected one of demo, criteo, crossed, avazu, got 'none'"),
+        (("d.csv", "--recipe", "none"), f"expected one of {', '.join(RECIPES)}, got 'none'"),
         (("d", "--days", 2, "--recipe", "avazu"), "13 numbers and 26 categories"),
         (("tb", "--days", 2), "already exists"),
     ):
@@ -194,3 +194,84 @@ def test_the_command_generates_what_is_named(tmp_path) -> None:
         assert ended.status == 2
         assert word in ended.err
     assert set(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "width"),
+    [("industrial", (25, 8, 10), 21), ("industrial-full", (250, 46, 96), 546)],
+)
+def test_an_industrial_log(name: str, shape: tuple[int, int, int], width: int) -> None:
+    log = ClickLog(RECIPES[name](40_000, 0))
+    groups = [f.name.partition("_")[0] for f in log.truth]
+    assert tuple(groups.count(group) for group in ("user", "item", "combined")) == shape
+    assert groups == sorted(groups, key=["user", "item", "combined"].index)
+    names = log.schema.names
+    assert names[: 1 + len(log.tasks)] == ["click", *log.tasks]
+    assert sum(n.startswith("number_") for n in names) == width
+    group_of = {f.name: f.name.partition("_")[0] for f in log.truth}
+    pairs = [signal for signal in log.signals if len(signal) == 2]
+    assert all({group_of[name] for name in pair} == {"user", "item"} for pair in pairs)
+    assert all(group_of[f.of] == group_of[f.name] for f in log.truth if f.role == "copy" and f.of)
+
+
+def test_tasks_follow_the_click_as_their_affinity_says() -> None:
+    recipe = replace(RECIPES["industrial"](60_000, 0), tasks=(1.0, 0.0), drift=0.0, signal=2.0)
+    table = ClickLog(recipe).table()
+    labels = np.array([table[name].to_numpy() for name in ("click", "task_1", "task_2")])
+    near, far = np.corrcoef(labels)[0, 1:]
+    # Three standard errors of a correlation that is nothing.
+    assert near > 0.1
+    assert abs(far) < 3 / 60_000**0.5
+
+
+def test_a_vector_says_what_it_says_along_one_direction() -> None:
+    log = ClickLog(replace(RECIPES["industrial"](60_000, 0), vectors=(5, 5), strong=1.0))
+    table = log.table()
+    click = table["click"].to_numpy()
+    means = []
+    for k in (1, 2):
+        vector = np.array([table[f"number_{k}_{j}"].to_numpy() for j in range(1, 6)])
+        assert abs(vector.mean()) < 3 / vector.size**0.5
+        means.append(vector[:, click == 1].mean(1) - vector[:, click == 0].mean(1))
+    cosine = means[0] @ log._vectors[0] / np.linalg.norm(means[0])
+    assert cosine > 0.95
+    assert np.linalg.norm(means[1]) < np.linalg.norm(means[0]) / 5
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"items": 3}, "items must be at least 6 in this log, got 3"),
+        ({"combined": 2}, "combined must be at least 3 in this log, got 2"),
+        ({"items": 30}, "user fields must be at least 10 in this log, got 3"),
+        ({"informative": 11}, "an even ring"),
+        ({"tasks": (0.5, 0.5, 0.5)}, "at most 2 affinities"),
+        ({"tasks": (1.5,)}, "affinities from 0 to 1"),
+        ({"vectors": (3, 0)}, "vectors must be at least 1 wide"),
+        ({"items": 0}, "combined fields need item fields"),
+        ({"alone": -1}, "must be at least 0"),
+    ],
+)
+def test_impossible_industrial_logs_are_named(changes: dict[str, object], word: str) -> None:
+    with pytest.raises(ValueError, match=word):
+        replace(RECIPES["industrial"](1000, 0), **changes)  # type: ignore[arg-type]
+
+
+def test_auxiliary_labels_come_with_the_rows() -> None:
+    log = ClickLog(replace(RECIPES["industrial"](3000, 0), many_values=(30, 60)))
+    data = load(log, label="click", auxiliary=log.tasks, split=InOrder(0.2), transform="quantile")
+    table = log.table()
+    assert data.tasks == ("task_1", "task_2")
+    assert not {f.name for f in data.fields} & {"click", *data.tasks}
+    expected = np.array([table[name].to_numpy() for name in ("click", *data.tasks)]).T
+    parts = data.train, data.validation, data.test
+    batches = [next(part.batches(len(part))) for part in parts]
+    assert np.array_equal(np.concatenate([batch.labels.numpy() for batch in batches]), expected)
+    assert np.array_equal(batches[2].clicks, data.test.labels)
+    shuffled = [batch.labels for batch in data.train.batches(100, seed=1)]
+    sums = np.concatenate([labels.numpy() for labels in shuffled]).sum(0)
+    assert np.array_equal(sums, expected[: len(data.train)].sum(0))
+    with pytest.raises(DataError, match="cannot be both label and auxiliary label"):
+        load(log, label="click", auxiliary=["click"])
+    with pytest.raises(DataError, match=r"'user_1'.*expected 0 and 1|expected 0 or 1"):
+        load(log, label="click", auxiliary=["user_1"])

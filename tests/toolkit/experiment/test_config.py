@@ -38,7 +38,7 @@ TOP = '[[data]]\nname = "log"'
         ('"random"', '"lpfs++"', "methods: 'lpfs++' stands twice"),
         ("budgets = [2]", "budgets = [0]", "budgets: expected numbers from 1 on, got 0"),
         ("budgets = [2]", "budgets = []", "budgets: Tuple should have at least 1 item"),
-        ("budgets = [2]", "budgets = [28]", "budgets: 'log' has 27 fields, got 28"),
+        ("budgets = [2]", "budgets = [28]", "budgets: 'dlrm' has 27 features on 'log', got 28"),
         ("budgets = [2]", 'budgets = ["two"]', "budgets.0: Input should be a valid integer"),
         ("seeds = [0]", 'seeds = [0]\nretrain = ["warm"]', "'none', 'cold' or 'hot', got 'warm'"),
         (
@@ -56,7 +56,11 @@ TOP = '[[data]]\nname = "log"'
         ),
         ("rows = 3000", "changes = { informative = 2 }", "informative must be at least 3"),
         ("rows = 3000", "rows = 3000\n[training]\nlr = -1", "training.lr: Input should be greater"),
-        ("rows = 3000", 'rows = 3000\n[[model]]\nkind = "mlp"', "allowed are dlrm, deepfm"),
+        (
+            "rows = 3000",
+            'rows = 3000\n[[model]]\nkind = "mlp"',
+            "allowed are dlrm, dlrm-crossed, deepfm",
+        ),
         (
             "rows = 3000",
             "rows = 3000\n[[model]]\noptions = { depth = 3 }",
