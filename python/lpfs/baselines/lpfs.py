@@ -41,7 +41,10 @@ class LPFS(Method):
     )
     lr: float = Field(default=1e-3, gt=0, description="gates' learning rate")
     momentum: float = Field(default=0.99, ge=0, lt=1)
-    alpha: float = Field(default=10.0, ge=0)
+    last_lr: float = Field(
+        default=0.1, gt=0, le=1, description="where a budget's rate ends, as a share of `lr`"
+    )
+    alpha: float = Field(default=30.0, ge=0)
     tau: float = Field(default=2.0, gt=0)
     rescale: bool = False
     last_epsilon: float = Field(default=1e-4, gt=0, description="where ε ends")
@@ -91,7 +94,8 @@ class LPFS(Method):
         if self.lam is None:
             keep = 1 if self.path else task.keep
             assert keep is not None
-            plan = Budget(gate, optimizer, keep, steps, epsilon=epsilon)
+            rate = Geometric(self.lr, self.last_lr * self.lr, epsilon.steps)
+            plan = Budget(gate, optimizer, keep, steps, epsilon=epsilon, lr=rate)
         else:
             plan = Penalty(gate, optimizer, self.lam, steps, epsilon=epsilon, lr=Constant(self.lr))
 
@@ -136,7 +140,7 @@ class LPFSPlusPlus(LPFS):
     name: ClassVar[str] = "lpfs++"
     kind: ClassVar[str] = "lpfs++"
     space: ClassVar[Mapping[str, Sequence[object]]] = {
-        "alpha": (5.0, 10.0, 20.0, 50.0),
+        "alpha": (10.0, 30.0, 100.0),
         "lr": (3e-4, 1e-3, 3e-3),
     }
 
