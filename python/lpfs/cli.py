@@ -176,7 +176,7 @@ def select(
     gate: Annotated[
         str, typer.Option(help="lpfs++, lpfs, gaussian, sinarctan or tanh.")
     ] = "lpfs++",
-    alpha: Annotated[float, typer.Option(help="How readily LPFS++ revives a field.")] = 10.0,
+    alpha: Annotated[float, typer.Option(help="How readily LPFS++ revives a field.")] = 30.0,
     tau: Annotated[float, typer.Option(help="The root of ε in LPFS++.")] = 2.0,
     rescale: Annotated[
         bool | None,

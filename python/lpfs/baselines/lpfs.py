@@ -42,7 +42,7 @@ class LPFS(Method):
     lr: float = Field(default=1e-3, gt=0, description="gates' learning rate")
     momentum: float = Field(default=0.99, ge=0, lt=1)
     last_lr: float = Field(
-        default=0.1, gt=0, le=1, description="where a budget's rate ends, as a share of `lr`"
+        default=1.0, gt=0, le=1, description="where a budget's rate ends, as a share of `lr`"
     )
     alpha: float = Field(default=30.0, ge=0)
     tau: float = Field(default=2.0, gt=0)
@@ -145,6 +145,7 @@ class LPFSPlusPlus(LPFS):
     }
 
     rescale: bool = True
+    last_lr: float = Field(default=0.1, gt=0, le=1)
 
 
 class Revivals:

@@ -30,7 +30,7 @@ def test_the_budget_is_met_by_the_right_features(
 def test_a_path_serves_every_budget_with_nested_subsets(
     make_task: MakeTask, informative: set[str]
 ) -> None:
-    outcome = run(make_task, "lpfs++", path=True)
+    outcome = run(make_task, "lpfs++", path=True, alpha=10.0, last_lr=1.0)
     assert METHODS["lpfs++"](path=True).serves_all
     assert not METHODS["lpfs++"]().serves_all
     assert outcome.trajectory is not None
@@ -44,7 +44,7 @@ def test_a_path_serves_every_budget_with_nested_subsets(
 
 def test_a_larger_penalty_leaves_fewer(make_task: MakeTask) -> None:
     living = [
-        len(run(make_task, "lpfs++", lam=lam, lr=0.01, momentum=0.9).living())
+        len(run(make_task, "lpfs++", lam=lam, lr=0.01, momentum=0.9, alpha=10.0).living())
         for lam in (0.0, 2.0, 10.0)
     ]
     assert living[0] == 9 > living[1] > living[2]
