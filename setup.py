@@ -24,6 +24,7 @@ extension = CppExtension(
     "lpfs_kernels._C",
     [
         "csrc/library.cpp",
+        "csrc/gate_arguments.cpp",
         "csrc/gated_concat.cpp",
         "csrc/gated_concat_loops.cpp",
         "csrc/gated_cross.cpp",
@@ -31,6 +32,7 @@ extension = CppExtension(
         "csrc/proximal_sgd.cpp",
     ],
     depends=[
+        "csrc/gate_arguments.h",
         "csrc/gates.h",
         "csrc/gated_concat_loops.h",
         "csrc/gated_cross_loops.h",

@@ -23,6 +23,8 @@ BUSY = 0.1
 LARGE = 32 << 20
 """A smaller copy, repeated, stays in the cache: no floor for data that comes from memory."""
 
+AGAINST_OTHERS = ("all", "eager", "floor")
+
 Row = dict[str, Any]
 
 
@@ -135,7 +137,7 @@ def targets(cpu: list[Measured]) -> list[list[str]]:
 
     for layout, eager, compiled in (("list", 2.5, 1.7), ("packed", 1.5, 1.15)):
         where = f"CPU, fp32, {layout}"
-        cases = [m for m in plain(cpu, layout=layout, contestants="all") if m.case.batch > 1]
+        cases = [m for m in plain(cpu, layout=layout) if m.case.batch > 1]
         for start, target in (("eager", eager), ("compiled", compiled)):
             found = {m.case: m.ratios(name) for m in cases if (name := m.best(start))}
             if not found:
@@ -265,11 +267,12 @@ def contestants(m: Measured) -> list[str]:
         cells.append(f"{allowed_ratio(m, name):.1f}" if moved and name != "ours" else "")
         peak = m.of(name, "peak_bytes")[0]
         cells.append("" if peak is None else f"{peak / 2**20:.1f}")
+        cells.append(str(m.of(name, "kernels")[0]))
         lines.append(cells)
     for name, error in m.rows[0]["errors"].items():
-        lines.append([name, error, *[""] * 5])
+        lines.append([name, error, *[""] * 6])
     header = ["contestant", "forward", "backward", "both", "over ours", "bytes allow", "peak MiB"]
-    return table(header, lines)
+    return table([*header, "kernels"], lines)
 
 
 def plot(measured: list[Measured], path: Path) -> None:
@@ -334,7 +337,7 @@ def section(title: str, lines: Iterable[str]) -> list[str]:
 def report(device: str, measured: list[Measured]) -> list[str]:
     threads = 2 if device == "cpu" else 1
     lists = plain(measured, threads=threads)
-    common = [m for m in lists if m.case.batch > 1 and m.case.contestants in ("all", "floor")]
+    common = [m for m in lists if m.case.batch > 1 and m.case.contestants in AGAINST_OTHERS]
     lines = section("Forward + backward", shapes(common, "both"))
     plot(measured, RESULTS / f"{device}.svg")
     if (RESULTS / f"{device}.svg").exists():

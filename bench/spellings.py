@@ -157,10 +157,12 @@ def _concats(case: Case, generator: torch.Generator) -> Entries:
         cat = partial(torch.cat, data, 1)
         contestants["cat"] = Contestant(cat, 2 + 2)
         contestants["cat, views"] = Contestant(cat, 2, views=True)
-    if case.contestants == "all":
+    if case.contestants in ("all", "eager"):
         for name, (spelling, moved) in (PACKED if packed else LIST).items():
             run = partial(spelling, data, x, epsilon, kind=kind)
             contestants[f"eager: {name}"] = Contestant(run, moved)
+            if case.contestants == "eager":
+                continue
             fast = partial(_compiled(case, spelling), data, x, epsilon, kind=kind)
             contestants[f"compiled: {name}"] = Contestant(fast, OURS)
             if case.device == "cuda":

@@ -3,14 +3,13 @@
 // A thread takes a block of rows of neighbouring columns at a time. Memory is written once, in whole
 // lines: fields that fill lines are streamed past the cache from the registers; what does not is
 // assembled in a buffer that stays in the cache, if it is larger than the cache itself.
-#include <cmath>
 #include <cstring>
 #include <memory>
 #include <numeric>
 #include <optional>
 
+#include "gate_arguments.h"
 #include "gated_concat_loops.h"
-#include "gates.h"
 #include "launch.h"
 
 namespace lpfs {
@@ -40,33 +39,21 @@ constexpr int64_t kGrainBytes = 1 << 18;
 constexpr int64_t kStreamedBytes = 1 << 22, kAssembledBytes = 1 << 23;
 
 using Tensors = std::vector<Tensor>;
-using MaybeTensor = std::optional<Tensor>;
 // No widths are given as none: AOTInductor cannot pass an empty list to an operator (torch 2.13).
 using MaybeShape = std::optional<Shape>;
 
 struct Field {
   Rows rows;
   int64_t width;
-  double factor;
-  double slope;
-  bool dead;
-  bool learns;  // its gate has a gradient that depends on the data
 };
 
 struct Call {
-  ScalarType type, gate_type;
+  ScalarType type;
+  Dtype dtype;
   int64_t item_bytes, batch, columns;
   std::vector<Field> fields;
+  std::vector<GateValue> gates;  // one per field
 };
-
-Dtype dtype_of(ScalarType type) {
-  switch (type) {
-    case ScalarType::Double: return Dtype::float64;
-    case ScalarType::Float: return Dtype::float32;
-    case ScalarType::Half: return Dtype::float16;
-    default: return Dtype::bfloat16;
-  }
-}
 
 Rows advance(Rows rows, int64_t item_bytes, int64_t row, int64_t column) {
   const auto* data = static_cast<const char*>(rows.data);
@@ -79,41 +66,9 @@ Rows rows_of(const Tensor& tensor) {
   return {tensor.const_data_ptr(), strides[0], strides[1]};
 }
 
-template <class T>
-T at(const Tensor& vector, int64_t i) {
-  return static_cast<const T*>(vector.const_data_ptr())[i * vector.strides()[0]];
-}
-
-template <class T>
-void evaluate_gates(const Checks& checks, Call& call, const Tensor& x, const Tensor& epsilon,
-                    const MaybeTensor& scale, const MaybeTensor& ungated, Kind kind, double alpha,
-                    double tau) {
-  const Gate<T> gate{kind, *static_cast<const T*>(epsilon.const_data_ptr()), T(alpha), T(tau)};
-  if (!(gate.epsilon > 0 && std::isfinite(gate.epsilon))) {
-    checks.fault({"epsilon"}, "be positive and finite", gate.epsilon);
-  }
-  for (size_t i = 0; i < call.fields.size(); ++i) {
-    const T xi = at<T>(x, i);
-    if (std::isnan(xi)) checks.fault({"x"}, "not be NaN", text("nan at position ", i));
-    const T si = scale ? at<T>(*scale, i) : T(1);
-    Field& field = call.fields[i];
-    const bool gated = !(ungated && at<bool>(*ungated, i));
-    field.dead = gated && xi == 0;
-    field.learns = gated && (!field.dead || gate.revives());
-    field.factor = gated ? gate.value(xi) * si : si;
-    field.slope = field.learns ? gate.derivative(xi) * si : 0;
-  }
-}
-
-Call check(const Checks& checks, const Tensor* grad, const Tensors& embeddings, const Tensor& x,
-           const Tensor& epsilon, const Shape& widths, const MaybeTensor& scale,
-           const MaybeTensor& ungated, int64_t kind, double alpha, double tau) {
+Call check(const Checks& checks, const Tensor* grad, const Tensors& embeddings,
+           const Shape& widths, const GateArguments& gates) {
   if (embeddings.empty()) checks.fault({"embeddings"}, "hold at least one tensor", "none");
-  if (kind < 0 || kind >= kKinds) {
-    checks.fault({"kind"}, text("be an index from 0 to ", kKinds - 1), kind);
-  }
-  if (!(alpha >= 0)) checks.fault({"alpha"}, "be at least 0", alpha);
-  if (!(tau > 0)) checks.fault({"tau"}, "be positive", tau);
   const bool packed = !widths.empty();
   if (packed && embeddings.size() != 1) {
     checks.fault({"embeddings"}, "hold one packed tensor when widths are given",
@@ -122,13 +77,8 @@ Call check(const Checks& checks, const Tensor* grad, const Tensors& embeddings, 
 
   Call call;
   call.type = embeddings[0].scalar_type();
-  if (call.type != ScalarType::Double && call.type != ScalarType::Float &&
-      call.type != ScalarType::Half && call.type != ScalarType::BFloat16) {
-    checks.fault({"embeddings", 0}, "be float64, float32, float16 or bfloat16",
-                 name_of(call.type));
-  }
+  call.dtype = dtype_of(checks, {"embeddings", 0}, embeddings[0]);
   call.item_bytes = embeddings[0].element_size();
-  call.gate_type = call.type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
   call.columns = 0;
   call.fields.reserve(std::max(widths.size(), embeddings.size()));
   for (size_t i = 0; i < embeddings.size(); ++i) {
@@ -141,7 +91,7 @@ Call check(const Checks& checks, const Tensor* grad, const Tensors& embeddings, 
       checks.fault(name, text("have ", call.batch, " rows like embeddings[0]"), sizes[0]);
     }
     call.columns += sizes[1];
-    if (!packed) call.fields.push_back({rows_of(embeddings[i]), sizes[1], 0, 0, false, false});
+    if (!packed) call.fields.push_back({rows_of(embeddings[i]), sizes[1]});
   }
   if (packed) {
     for (size_t i = 0; i < widths.size(); ++i) {
@@ -156,31 +106,16 @@ Call check(const Checks& checks, const Tensor* grad, const Tensors& embeddings, 
     }
     Rows rows = rows_of(embeddings[0]);
     for (const int64_t width : widths) {
-      call.fields.push_back({rows, width, 0, 0, false, false});
+      call.fields.push_back({rows, width});
       rows = advance(rows, call.item_bytes, 0, width);
     }
   }
 
-  const Shape per_field{static_cast<int64_t>(call.fields.size())};
-  checks.dtype({"x"}, x, call.gate_type, " for ", name_of(call.type), " embeddings");
-  checks.shape({"x"}, x, per_field, ", one element per field");
-  checks.dtype({"epsilon"}, epsilon, call.gate_type, " like x");
-  checks.shape({"epsilon"}, epsilon, Shape{});
-  if (scale) {
-    checks.dtype({"scale"}, *scale, call.gate_type, " like x");
-    checks.shape({"scale"}, *scale, per_field, " like x");
-  }
-  if (ungated) {
-    checks.dtype({"ungated"}, *ungated, ScalarType::Bool);
-    checks.shape({"ungated"}, *ungated, per_field, " like x");
-  }
+  call.gates = gates.evaluate(checks, embeddings[0], call.fields.size(), "field");
   if (grad) {
     checks.dtype({"grad"}, *grad, call.type, " like embeddings[0]");
     checks.shape({"grad"}, *grad, Shape{call.batch, call.columns}, " like the output");
   }
-  const auto evaluate =
-      call.gate_type == ScalarType::Double ? evaluate_gates<double> : evaluate_gates<float>;
-  evaluate(checks, call, x, epsilon, scale, ungated, static_cast<Kind>(kind), alpha, tau);
   return call;
 }
 
@@ -204,11 +139,12 @@ Layout lay_out(const Call& call, int64_t group_bytes) {
   int64_t column = 0;
   for (size_t i = 0; i < call.fields.size(); ++i) {
     const Field& field = call.fields[i];
+    const GateValue& gate = call.gates[i];
     for (int64_t j = 0; j < field.width; j += widest) {
       const int64_t width = std::min(widest, field.width - j);
       const int64_t index = layout.sources.size();
       layout.sources.push_back(
-          {advance(field.rows, call.item_bytes, 0, j), width, field.factor, field.dead});
+          {advance(field.rows, call.item_bytes, 0, j), width, gate.factor, gate.dead});
       layout.field_of.push_back(i);
       layout.column_in_field.push_back(j);
       if (layout.groups.empty() ||
@@ -239,8 +175,8 @@ bool fills_lines(const Call& call) {
 Tile streamed_tile(const Call& call, bool packed) {
   if (!packed) return kListTile;
   if (call.columns * call.item_bytes >= kWideBytes) return kWideTile;
-  const bool gaps = std::any_of(call.fields.begin(), call.fields.end(),
-                                [](const Field& field) { return field.dead; });
+  const bool gaps = std::any_of(call.gates.begin(), call.gates.end(),
+                                [](const GateValue& gate) { return gate.dead; });
   return gaps ? kListTile : kNarrowTile;
 }
 
@@ -270,11 +206,11 @@ Tensor gated_concat(const Tensors& embeddings, const Tensor& x, const Tensor& ep
                     const MaybeShape& maybe_widths, const MaybeTensor& scale,
                     const MaybeTensor& ungated, int64_t kind, double alpha, double tau) {
   const Shape widths = maybe_widths.value_or(Shape{});
-  const Call call = check({"gated_concat"}, nullptr, embeddings, x, epsilon, widths, scale,
-                          ungated, kind, alpha, tau);
+  const Call call = check({"gated_concat"}, nullptr, embeddings, widths,
+                          {x, epsilon, scale, ungated, kind, alpha, tau});
   Tensor output = empty(Shape{call.batch, call.columns}, call.type);
   auto* const data = static_cast<char*>(output.mutable_data_ptr());
-  const Loops& loops = loops_for(dtype_of(call.type));
+  const Loops& loops = loops_for(call.dtype);
   if (bytes_of(call) >= kStreamedBytes && fills_lines(call) && starts_line(output)) {
     const Tile tile = streamed_tile(call, !widths.empty());
     const Layout layout = lay_out(call, tile.group_bytes);
@@ -335,22 +271,13 @@ void add_sums(const Layout& layout, const Group& group, const char* columns, dou
   }
 }
 
-template <class T>
-void fill_grad_x(const Call& call, const std::vector<double>& sums, Tensor& grad_x) {
-  auto* data = static_cast<T*>(grad_x.mutable_data_ptr());
-  for (size_t i = 0; i < call.fields.size(); ++i) {
-    const Field& field = call.fields[i];
-    data[i] = field.learns ? static_cast<T>(field.slope * sums[i]) : 0;
-  }
-}
-
 Tensors gated_concat_backward(const Tensor& grad, const Tensors& embeddings, const Tensor& x,
                               const Tensor& epsilon, const MaybeShape& maybe_widths,
                               const MaybeTensor& scale, const MaybeTensor& ungated, int64_t kind,
                               double alpha, double tau) {
   const Shape widths = maybe_widths.value_or(Shape{});
-  const Call call = check({"gated_concat_backward"}, &grad, embeddings, x, epsilon, widths, scale,
-                          ungated, kind, alpha, tau);
+  const Call call = check({"gated_concat_backward"}, &grad, embeddings, widths,
+                          {x, epsilon, scale, ungated, kind, alpha, tau});
   const bool packed = !widths.empty();
   Tensors gradients;
   gradients.reserve(embeddings.size() + 1);
@@ -371,7 +298,7 @@ Tensors gated_concat_backward(const Tensor& grad, const Tensors& embeddings, con
     const int64_t f = layout.field_of[i];
     const Field& field = call.fields[f];
     auto* data = static_cast<char*>(gradients[packed ? 0 : f].mutable_data_ptr());
-    flows.push_back({layout.sources[i], advance(rows_of(grad), item, 0, column), field.learns,
+    flows.push_back({layout.sources[i], advance(rows_of(grad), item, 0, column), call.gates[f].learns,
                      data + (packed ? column : layout.column_in_field[i]) * item,
                      packed ? call.columns : field.width});
     column += layout.sources[i].width;
@@ -380,9 +307,9 @@ Tensors gated_concat_backward(const Tensor& grad, const Tensors& embeddings, con
   // Tiles and blocks depend on the call alone, so the sums do not depend on the threads.
   const int64_t blocks = blocks_of(call);
   const std::unique_ptr<double[]> partial(new double[blocks * count]());
-  const Loops& loops = loops_for(dtype_of(call.type));
+  const Loops& loops = loops_for(call.dtype);
   if (streamed) {
-    const bool doubles = call.gate_type == ScalarType::Double;
+    const bool doubles = call.dtype == Dtype::float64;
     const auto add = doubles ? add_sums<double> : add_sums<float>;
     for_each_block(call, layout, [&](int64_t block, int64_t first, int64_t end, const Group& group,
                                      char* sums) {
@@ -431,10 +358,7 @@ Tensors gated_concat_backward(const Tensor& grad, const Tensors& embeddings, con
   for (int64_t block = 0; block < blocks; ++block) {
     for (int64_t i = 0; i < count; ++i) sums[layout.field_of[i]] += partial[block * count + i];
   }
-  Tensor grad_x = empty(x.sizes(), call.gate_type);
-  (call.gate_type == ScalarType::Double ? fill_grad_x<double> : fill_grad_x<float>)(call, sums,
-                                                                                  grad_x);
-  gradients.push_back(grad_x);
+  gradients.push_back(grad_of_x(x, call.gates, sums));
   return gradients;
 }
 

@@ -2,13 +2,12 @@
 //
 // Row by row: the fields of a row and their gradients stay in the nearest cache while the terms, some
 // ten times as large, pass by once.
-#include <cmath>
+#include <cstring>
 #include <memory>
-#include <optional>
 #include <tuple>
 
+#include "gate_arguments.h"
 #include "gated_cross_loops.h"
-#include "gates.h"
 #include "launch.h"
 
 namespace lpfs {
@@ -23,18 +22,16 @@ constexpr int64_t kBlockRows = 128;
 constexpr int64_t kBlockElements = 16'384;
 // Below this a thread costs more than it saves.
 constexpr int64_t kGrainBytes = 1 << 18;
+// From here on a gradient comes from memory, where the processor does not fetch far enough ahead by
+// itself; in the cache, fetching costs more than it gives.
+constexpr int64_t kFetchedBytes = 1 << 25;
+constexpr int64_t kAheadBytes = 2048;
 // A smaller output may still be in the cache when it is read next.
 constexpr int64_t kStreamedBytes = 1 << 23;
 
-using MaybeTensor = std::optional<Tensor>;
-
-struct GateValue {
-  double factor, slope;
-  bool dead, learns;
-};
-
 struct Call {
-  ScalarType type, gate_type;
+  ScalarType type;
+  Dtype dtype;
   int64_t item_bytes, batch, width;
   std::vector<GateValue> gates;
   std::vector<CrossField> fields;
@@ -42,41 +39,6 @@ struct Call {
 
   int64_t columns() const { return static_cast<int64_t>(terms.size()) * width; }
 };
-
-Dtype dtype_of(ScalarType type) {
-  switch (type) {
-    case ScalarType::Double: return Dtype::float64;
-    case ScalarType::Float: return Dtype::float32;
-    case ScalarType::Half: return Dtype::float16;
-    default: return Dtype::bfloat16;
-  }
-}
-
-template <class T>
-T at(const Tensor& vector, int64_t i) {
-  return static_cast<const T*>(vector.const_data_ptr())[i * vector.strides()[0]];
-}
-
-template <class T>
-void evaluate_gates(const Checks& checks, Call& call, const Tensor& x, const Tensor& epsilon,
-                    const MaybeTensor& scale, const MaybeTensor& ungated, Kind kind, double alpha,
-                    double tau) {
-  const Gate<T> gate{kind, *static_cast<const T*>(epsilon.const_data_ptr()), T(alpha), T(tau)};
-  if (!(gate.epsilon > 0 && std::isfinite(gate.epsilon))) {
-    checks.fault({"epsilon"}, "be positive and finite", gate.epsilon);
-  }
-  for (size_t i = 0; i < call.gates.size(); ++i) {
-    const T xi = at<T>(x, i);
-    if (std::isnan(xi)) checks.fault({"x"}, "not be NaN", text("nan at position ", i));
-    const T si = scale ? at<T>(*scale, i) : T(1);
-    GateValue& own = call.gates[i];
-    const bool gated = !(ungated && at<bool>(*ungated, i));
-    own.dead = gated && xi == 0;
-    own.learns = gated && (!own.dead || gate.revives());
-    own.factor = gated ? gate.value(xi) * si : si;
-    own.slope = own.learns ? gate.derivative(xi) * si : 0;
-  }
-}
 
 // Faults the first pair that is like an earlier one.
 void check_distinct(const Checks& checks, const std::vector<Term>& terms) {
@@ -107,22 +69,11 @@ void check_distinct(const Checks& checks, const std::vector<Term>& terms) {
 }
 
 Call check(const Checks& checks, const Tensor* grad, const Tensor& embeddings, const Tensor& pairs,
-           const Tensor& x, const Tensor& epsilon, const MaybeTensor& scale,
-           const MaybeTensor& ungated, bool before, int64_t kind, double alpha, double tau) {
-  if (kind < 0 || kind >= kKinds) {
-    checks.fault({"kind"}, text("be an index from 0 to ", kKinds - 1), kind);
-  }
-  if (!(alpha >= 0)) checks.fault({"alpha"}, "be at least 0", alpha);
-  if (!(tau > 0)) checks.fault({"tau"}, "be positive", tau);
-
+           bool before, const GateArguments& gates) {
   Call call;
   call.type = embeddings.scalar_type();
-  if (call.type != ScalarType::Double && call.type != ScalarType::Float &&
-      call.type != ScalarType::Half && call.type != ScalarType::BFloat16) {
-    checks.fault({"embeddings"}, "be float64, float32, float16 or bfloat16", name_of(call.type));
-  }
+  call.dtype = dtype_of(checks, {"embeddings"}, embeddings);
   call.item_bytes = embeddings.element_size();
-  call.gate_type = call.type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
   const auto sizes = embeddings.sizes();
   if (sizes.size() != 3) {
     checks.fault({"embeddings"}, "have 3 dimensions", "shape " + list(sizes));
@@ -149,29 +100,12 @@ Call check(const Checks& checks, const Tensor* grad, const Tensor& embeddings, c
   }
   if (!grad) check_distinct(checks, call.terms);
 
-  const int64_t gates = before ? fields : count;
-  const char* const each = before ? ", one element per field" : ", one element per pair";
-  checks.dtype({"x"}, x, call.gate_type, " for ", name_of(call.type), " embeddings");
-  checks.shape({"x"}, x, Shape{gates}, each);
-  checks.dtype({"epsilon"}, epsilon, call.gate_type, " like x");
-  checks.shape({"epsilon"}, epsilon, Shape{});
-  if (scale) {
-    checks.dtype({"scale"}, *scale, call.gate_type, " like x");
-    checks.shape({"scale"}, *scale, Shape{gates}, " like x");
-  }
-  if (ungated) {
-    checks.dtype({"ungated"}, *ungated, ScalarType::Bool);
-    checks.shape({"ungated"}, *ungated, Shape{gates}, " like x");
-  }
+  call.gates = gates.evaluate(checks, embeddings, before ? fields : count,
+                              before ? "field" : "pair");
   if (grad) {
     checks.dtype({"grad"}, *grad, call.type, " like embeddings");
     checks.shape({"grad"}, *grad, Shape{call.batch, call.columns()}, " like the output");
   }
-  call.gates.resize(gates);
-  const auto evaluate =
-      call.gate_type == ScalarType::Double ? evaluate_gates<double> : evaluate_gates<float>;
-  evaluate(checks, call, x, epsilon, scale, ungated, static_cast<Kind>(kind), alpha, tau);
-
   call.fields.assign(fields, {1, false, false});
   if (before) {
     for (int64_t i = 0; i < fields; ++i) {
@@ -210,7 +144,7 @@ struct Scratch {
 
 int64_t padded(int64_t items) { return (items + 15) / 16 * 16; }
 
-int64_t compute_bytes(const Call& call) { return call.gate_type == ScalarType::Double ? 8 : 4; }
+int64_t compute_bytes(const Call& call) { return call.dtype == Dtype::float64 ? 8 : 4; }
 
 // body(block, first_row, end_row), in threads.
 template <class Body>
@@ -234,13 +168,13 @@ Tensor gated_cross_concat(const Tensor& embeddings, const Tensor& pairs, const T
                           const Tensor& epsilon, const MaybeTensor& scale,
                           const MaybeTensor& ungated, bool before, int64_t kind, double alpha,
                           double tau) {
-  const Call call = check({"gated_cross_concat"}, nullptr, embeddings, pairs, x, epsilon, scale,
-                          ungated, before, kind, alpha, tau);
+  const Call call = check({"gated_cross_concat"}, nullptr, embeddings, pairs, before,
+                          {x, epsilon, scale, ungated, kind, alpha, tau});
   const int64_t columns = call.columns(), item = call.item_bytes;
   Tensor output = empty(Shape{call.batch, columns}, call.type);
   if (call.batch * columns == 0) return output;
   auto* const data = static_cast<char*>(output.mutable_data_ptr());
-  const CrossLoops& loops = cross_loops_for(dtype_of(call.type));
+  const CrossLoops& loops = cross_loops_for(call.dtype);
   const bool streamed = call.batch * columns * item >= kStreamedBytes;
   const int64_t count = call.terms.size(), fields = call.fields.size();
   const int64_t stride = padded(call.width), term_bytes = call.width * item;
@@ -267,15 +201,6 @@ Tensor gated_cross_concat(const Tensor& embeddings, const Tensor& pairs, const T
   return output;
 }
 
-template <class T>
-void fill_grad_x(const Call& call, const std::vector<double>& sums, Tensor& grad_x) {
-  auto* data = static_cast<T*>(grad_x.mutable_data_ptr());
-  for (size_t i = 0; i < call.gates.size(); ++i) {
-    const GateValue& gate = call.gates[i];
-    data[i] = gate.learns ? static_cast<T>(gate.slope * sums[i]) : 0;
-  }
-}
-
 // Of adjacent columns: a row of `grad` itself, or a copy.
 const char* adjacent(const Tensor& grad, int64_t row, int64_t columns, int64_t item, char* buffer) {
   const char* source = row_of(grad, row, item);
@@ -289,15 +214,22 @@ std::tuple<Tensor, Tensor> gated_cross_concat_backward(
     const Tensor& grad, const Tensor& embeddings, const Tensor& pairs, const Tensor& x,
     const Tensor& epsilon, const MaybeTensor& scale, const MaybeTensor& ungated, bool before,
     int64_t kind, double alpha, double tau) {
-  const Call call = check({"gated_cross_concat_backward"}, &grad, embeddings, pairs, x, epsilon,
-                          scale, ungated, before, kind, alpha, tau);
+  Call call = check({"gated_cross_concat_backward"}, &grad, embeddings, pairs, before,
+                    {x, epsilon, scale, ungated, kind, alpha, tau});
   const int64_t columns = call.columns(), item = call.item_bytes;
   const int64_t count = call.terms.size(), fields = call.fields.size();
   const int64_t gates = call.gates.size(), stride = padded(call.width);
   Tensor grad_embeddings = empty(embeddings.sizes(), call.type);
   auto* const data = static_cast<char*>(grad_embeddings.mutable_data_ptr());
-  const CrossLoops& loops = cross_loops_for(dtype_of(call.type));
+  const CrossLoops& loops = cross_loops_for(call.dtype);
 
+  const int64_t term_bytes = std::max<int64_t>(1, call.width * item);
+  const int64_t terms_ahead = std::max<int64_t>(1, kAheadBytes / term_bytes);
+  if (call.batch * columns * item >= kFetchedBytes) {
+    for (int64_t m = 0; m < count; ++m) {
+      call.terms[m].fetches = call.terms[(m + terms_ahead) % count].is_read();
+    }
+  }
   std::vector<Run> runs;
   for (int64_t m = 0; m < count; ++m) {
     if (m == 0 || call.terms[m].first != call.terms[m - 1].first) runs.push_back({m, m});
@@ -323,8 +255,8 @@ std::tuple<Tensor, Tensor> gated_cross_concat_backward(
                      stride, values.aligned);
         std::memset(gradients.aligned, 0, row_bytes);
         loops.backward(call.terms.data(), runs.data(), runs.size(),
-                       adjacent(grad, r, columns, item, buffer.aligned), values.aligned,
-                       call.width, stride, gradients.aligned, sums.aligned);
+                       adjacent(grad, r, columns, item, buffer.aligned),
+                       terms_ahead * term_bytes, values.aligned, call.width, stride, gradients.aligned, sums.aligned);
         loops.finish(source, strides[1], strides[2], call.fields.data(), gradients.aligned, fields,
                      call.width, stride, data + r * fields * call.width * item, sums.aligned);
       }
@@ -338,10 +270,7 @@ std::tuple<Tensor, Tensor> gated_cross_concat_backward(
   for (int64_t block = 0; block < blocks; ++block) {
     for (int64_t i = 0; i < gates; ++i) sums[i] += partial[block * gates + i];
   }
-  Tensor grad_x = empty(x.sizes(), call.gate_type);
-  (call.gate_type == ScalarType::Double ? fill_grad_x<double> : fill_grad_x<float>)(call, sums,
-                                                                                  grad_x);
-  return {grad_embeddings, grad_x};
+  return {grad_embeddings, grad_of_x(x, call.gates, sums)};
 }
 
 }  // namespace

@@ -77,7 +77,7 @@ LPFS_INLINE void forward(const Term* terms, int64_t count, const Compute<T>* val
 
 // Columns j to j + N of a run: what belongs to the first field stays in registers.
 template <class T, int N, int L>
-LPFS_INLINE void backward_columns(const Term* terms, Run run, const T* grad,
+LPFS_INLINE void backward_columns(const Term* terms, Run run, const T* grad, int64_t ahead,
                                   const Compute<T>* values, int64_t j, int64_t width,
                                   int64_t stride, Compute<T>* gradients, Compute<T>* sums) {
   using C = Compute<T>;
@@ -86,7 +86,8 @@ LPFS_INLINE void backward_columns(const Term* terms, Run run, const T* grad,
   load<N>(values + first * stride + j, mine);
   for (int64_t m = run.begin; m < run.end; ++m) {
     const Term& term = terms[m];
-    if (!(term.to_first || term.to_second || term.learns)) continue;
+    if (term.fetches) fetch(grad + m * width + j, ahead);
+    if (!term.is_read()) continue;
     Vector<C, N> upstream;
     load<N>(grad + m * width + j, upstream);
     const Vector<C, N> scaled = upstream * static_cast<C>(term.factor);
@@ -117,15 +118,16 @@ LPFS_INLINE void backward_columns(const Term* terms, Run run, const T* grad,
 }
 
 template <class T, int N, int L>
-LPFS_INLINE void backward_from(const Term* terms, Run run, const T* grad,
+LPFS_INLINE void backward_from(const Term* terms, Run run, const T* grad, int64_t ahead,
                                const Compute<T>* values, int64_t j, int64_t width,
                                int64_t stride, Compute<T>* gradients, Compute<T>* sums) {
   for (; j + N <= width; j += N) {
-    backward_columns<T, N, L>(terms, run, grad, values, j, width, stride, gradients, sums);
+    backward_columns<T, N, L>(terms, run, grad, ahead, values, j, width, stride, gradients, sums);
   }
   if constexpr (N > 1) {
     if (j < width) {
-      backward_from<T, N / 2, L>(terms, run, grad, values, j, width, stride, gradients, sums);
+      backward_from<T, N / 2, L>(terms, run, grad, ahead, values, j, width, stride, gradients,
+                                 sums);
     }
   }
 }
@@ -197,10 +199,10 @@ LPFS_INLINE double total(const C* sums) {
                           static_cast<T*>(target));                                               \
     }                                                                                             \
     ATTRIBUTES static void backward(const Term* terms, const Run* runs, int64_t count,            \
-                                    const void* grad, const void* values, int64_t width,          \
-                                    int64_t stride, void* gradients, void* sums) {                \
+                                    const void* grad, int64_t ahead, const void* values,          \
+                                    int64_t width, int64_t stride, void* gradients, void* sums) { \
       for (const Run* run = runs; run != runs + count; ++run) {                                   \
-        backward_from<T, N, N>(terms, *run, static_cast<const T*>(grad),                          \
+        backward_from<T, N, N>(terms, *run, static_cast<const T*>(grad), ahead,                   \
                                static_cast<const C*>(values), 0, width, stride,                   \
                                static_cast<C*>(gradients), static_cast<C*>(sums));                \
       }                                                                                           \

@@ -9,11 +9,14 @@
 namespace lpfs {
 
 // factor · first ⊙ second, or factor · first where `second` is negative. A term that is not alive is
-// zero in the output. Backward: whose gradients it adds to, and whether its gate has one.
+// zero in the output. Backward: whose gradients it adds to, and whether its gate has one; and whether
+// the gradient that lies `ahead` will be read.
 struct Term {
   int64_t first, second;
   double factor;
-  bool alive, to_first, to_second, learns;
+  bool alive, to_first, to_second, learns, fetches = false;
+
+  bool is_read() const { return to_first || to_second || learns; }
 };
 
 // A field that is dead has no embedding: zeros stand for it, and its gradient is zero.
@@ -39,9 +42,10 @@ struct CrossLoops {
   void (*forward)(const Term* terms, int64_t count, const void* values, int64_t width,
                   int64_t stride, void* target);
   // Adds to `gradients`, one per field like `values`, and to `sums`, `lanes` per term. The columns of
-  // `grad` are adjacent.
+  // `grad` are adjacent; what terms fetch is `ahead` bytes further.
   void (*backward)(const Term* terms, const Run* runs, int64_t count, const void* grad,
-                   const void* values, int64_t width, int64_t stride, void* gradients, void* sums);
+                   int64_t ahead, const void* values, int64_t width, int64_t stride,
+                   void* gradients, void* sums);
   // target[i] = factor · gradients[i]; and sums[i] += gradients[i] · row[i] for fields that learn.
   void (*finish)(const void* row, int64_t field_stride, int64_t column_stride,
                  const CrossField* fields, const void* gradients, int64_t count, int64_t width,

@@ -25,14 +25,15 @@ from .gates import gate, gate_derivative
 from .launch import (
     check_device,
     check_dtype,
+    check_embeddings,
+    check_gates,
     check_shape,
     constant_table,
     device_table,
-    dtype_name,
     fault,
     jit,
     on_stream,
-    refuse_values,
+    refuse_gate_values,
     tl,
     triton,
     values_are_checked,
@@ -62,20 +63,12 @@ def _check(
     operator = "gated_concat" if grad is None else "gated_concat_backward"
     if not embeddings:
         fault(operator, "embeddings", "hold at least one tensor", "none")
-    if not 0 <= kind < len(reference.KINDS):
-        fault(operator, "kind", f"be an index from 0 to {len(reference.KINDS) - 1}", kind)
-    if not alpha >= 0:
-        fault(operator, "alpha", "be at least 0", f"{alpha:g}")
-    if not tau > 0:
-        fault(operator, "tau", "be positive", f"{tau:g}")
     if widths and len(embeddings) != 1:
         expected = "hold one packed tensor when widths are given"
         fault(operator, "embeddings", expected, len(embeddings))
 
     first = embeddings[0]
-    if first.dtype not in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
-        expected = "be float64, float32, float16 or bfloat16"
-        fault(operator, "embeddings[0]", expected, dtype_name(first.dtype), TypeError)
+    check_embeddings(operator, "embeddings[0]", first, 2)
     for i, field in enumerate(embeddings):
         name = f"embeddings[{i}]"
         check_device(operator, name, field, "embeddings[0]", first.device)
@@ -92,33 +85,14 @@ def _check(
         expected = f"add up to the {first.shape[1]} columns of embeddings[0]"
         fault(operator, "widths", expected, sum(widths))
 
-    check_device(operator, "x", x, "embeddings[0]", first.device)
-    compute = torch.float64 if first.dtype == torch.float64 else torch.float32
-    check_dtype(operator, "x", x, compute, f"for {dtype_name(first.dtype)} embeddings")
-    fields = len(widths or embeddings)
-    check_shape(operator, "x", x, [fields], ", one element per field")
-    check_device(operator, "epsilon", epsilon, "x", x.device)
-    check_dtype(operator, "epsilon", epsilon, compute, "like x")
-    check_shape(operator, "epsilon", epsilon, [], "")
-    if scale is not None:
-        check_device(operator, "scale", scale, "x", x.device)
-        check_dtype(operator, "scale", scale, compute, "like x")
-        check_shape(operator, "scale", scale, [fields], " like x")
-    if ungated is not None:
-        check_device(operator, "ungated", ungated, "x", x.device)
-        check_dtype(operator, "ungated", ungated, torch.bool, "")
-        check_shape(operator, "ungated", ungated, [fields], " like x")
+    gates = x, epsilon, scale, ungated, kind, alpha, tau
+    count = len(widths or embeddings)
+    check_gates(operator, "embeddings[0]", first, count, "field", *gates)
     if grad is not None:
         check_device(operator, "grad", grad, "embeddings[0]", first.device)
         check_dtype(operator, "grad", grad, first.dtype, "like embeddings[0]")
         shape = [first.shape[0], sum(field.shape[1] for field in embeddings)]
         check_shape(operator, "grad", grad, shape, " like the output")
-
-
-def _check_values(operator: str, x: Tensor, epsilon: Tensor) -> None:
-    wrong = ~((epsilon > 0) & epsilon.isfinite())
-    refuse_values(operator, "epsilon", epsilon, "be positive and finite", wrong)
-    refuse_values(operator, "x", x, "not be NaN", x.isnan(), where=True)
 
 
 @jit
@@ -429,7 +403,7 @@ def launch_forward(
     """One launch of the forward kernel; CPU tensors are taken under Triton's interpreter."""
     _check(None, embeddings, x, epsilon, widths, scale, ungated, kind, alpha, tau)
     if values_are_checked(x.device):
-        _check_values("gated_concat", x, epsilon)
+        refuse_gate_values("gated_concat", x, epsilon)
     plan = _arrange(embeddings, widths)
     y = embeddings[0].new_empty(plan.rows, plan.columns)
     if y.numel() == 0:
@@ -470,7 +444,7 @@ def launch_backward(
     """One launch of the backward kernel; CPU tensors are taken under Triton's interpreter."""
     _check(grad, embeddings, x, epsilon, widths, scale, ungated, kind, alpha, tau)
     if values_are_checked(x.device):
-        _check_values("gated_concat_backward", x, epsilon)
+        refuse_gate_values("gated_concat_backward", x, epsilon)
     plan = _arrange(embeddings, widths, grad)
     grad_embeddings = [field.new_empty(field.shape) for field in embeddings]
     grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
@@ -513,7 +487,7 @@ if triton is not None:
 def _reference_forward(*call: Any) -> Tensor:
     _check(None, *call)
     *tensors, kind, alpha, tau = call
-    _check_values("gated_concat", *tensors[1:3])
+    refuse_gate_values("gated_concat", *tensors[1:3])
     gate = {"kind": reference.KINDS[kind], "alpha": alpha, "tau": tau}
     return reference.gated_concat(*tensors, **gate)
 
@@ -521,7 +495,7 @@ def _reference_forward(*call: Any) -> Tensor:
 def _reference_backward(grad: Tensor, *call: Any) -> list[Tensor]:
     _check(grad, *call)
     *tensors, kind, alpha, tau = call
-    _check_values("gated_concat_backward", *tensors[1:3])
+    refuse_gate_values("gated_concat_backward", *tensors[1:3])
     gate = {"kind": reference.KINDS[kind], "alpha": alpha, "tau": tau}
     grad_embeddings, grad_x = reference.gated_concat_backward(grad, *tensors, **gate)
     return [*grad_embeddings, grad_x]
@@ -726,6 +700,6 @@ def gated_concat(
         # The C++ library finds faults too, but cannot raise another type.
         _check(None, embeddings, x, epsilon, widths, scale, ungated, *gate)
         if x.device.type == "cpu":
-            _check_values("gated_concat", x, epsilon)
+            refuse_gate_values("gated_concat", x, epsilon)
         raise
     return cast(Tensor, y)

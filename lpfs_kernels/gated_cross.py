@@ -31,12 +31,13 @@ from .gates import gate, gate_derivative
 from .launch import (
     check_device,
     check_dtype,
+    check_embeddings,
+    check_gates,
     check_shape,
-    dtype_name,
     fault,
     jit,
     on_stream,
-    refuse_values,
+    refuse_gate_values,
     tl,
     triton,
     values_are_checked,
@@ -79,50 +80,20 @@ def _check(
     tau: float,
 ) -> None:
     operator = "gated_cross_concat" if grad is None else "gated_cross_concat_backward"
-    if not 0 <= kind < len(reference.KINDS):
-        fault(operator, "kind", f"be an index from 0 to {len(reference.KINDS) - 1}", kind)
-    if not alpha >= 0:
-        fault(operator, "alpha", "be at least 0", f"{alpha:g}")
-    if not tau > 0:
-        fault(operator, "tau", "be positive", f"{tau:g}")
-    if embeddings.dtype not in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
-        expected = "be float64, float32, float16 or bfloat16"
-        fault(operator, "embeddings", expected, dtype_name(embeddings.dtype), TypeError)
-    if embeddings.dim() != 3:
-        fault(operator, "embeddings", "have 3 dimensions", f"shape {list(embeddings.shape)}")
+    check_embeddings(operator, "embeddings", embeddings, 3)
     check_device(operator, "pairs", pairs, "embeddings", embeddings.device)
     check_dtype(operator, "pairs", pairs, torch.int64, "")
     if pairs.dim() != 2 or pairs.shape[1] != 2:
         fault(operator, "pairs", "have shape [P, 2]", list(pairs.shape))
 
-    check_device(operator, "x", x, "embeddings", embeddings.device)
-    compute = torch.float64 if embeddings.dtype == torch.float64 else torch.float32
-    check_dtype(operator, "x", x, compute, f"for {dtype_name(embeddings.dtype)} embeddings")
-    gates = embeddings.shape[1] if before else pairs.shape[0]
-    check_shape(operator, "x", x, [gates], f", one element per {'field' if before else 'pair'}")
-    check_device(operator, "epsilon", epsilon, "x", x.device)
-    check_dtype(operator, "epsilon", epsilon, compute, "like x")
-    check_shape(operator, "epsilon", epsilon, [], "")
-    if scale is not None:
-        check_device(operator, "scale", scale, "x", x.device)
-        check_dtype(operator, "scale", scale, compute, "like x")
-        check_shape(operator, "scale", scale, [gates], " like x")
-    if ungated is not None:
-        check_device(operator, "ungated", ungated, "x", x.device)
-        check_dtype(operator, "ungated", ungated, torch.bool, "")
-        check_shape(operator, "ungated", ungated, [gates], " like x")
+    count, each = (embeddings.shape[1], "field") if before else (pairs.shape[0], "pair")
+    gates = x, epsilon, scale, ungated, kind, alpha, tau
+    check_gates(operator, "embeddings", embeddings, count, each, *gates)
     if grad is not None:
         check_device(operator, "grad", grad, "embeddings", embeddings.device)
         check_dtype(operator, "grad", grad, embeddings.dtype, "like embeddings")
         shape = [embeddings.shape[0], pairs.shape[0] * embeddings.shape[2]]
         check_shape(operator, "grad", grad, shape, " like the output")
-
-
-def check_gates(operator: str, x: Tensor, epsilon: Tensor) -> None:
-    """Fault ε unless it is positive and finite, and the first NaN in x."""
-    wrong = ~((epsilon > 0) & epsilon.isfinite())
-    refuse_values(operator, "epsilon", epsilon, "be positive and finite", wrong)
-    refuse_values(operator, "x", x, "not be NaN", x.isnan(), where=True)
 
 
 def check_pairs(operator: str, pairs: Sequence[Sequence[int]], fields: int) -> None:
@@ -596,7 +567,7 @@ def launch_forward(
     """One launch of the forward kernel; CPU tensors are taken under Triton's interpreter."""
     _check(None, embeddings, pairs, x, epsilon, scale, ungated, before, kind, alpha, tau)
     if values_are_checked(x.device):
-        check_gates("gated_cross_concat", x, epsilon)
+        refuse_gate_values("gated_cross_concat", x, epsilon)
     rows, fields, width = embeddings.shape
     tables = _tables("gated_cross_concat", pairs, fields)
     y = embeddings.new_empty(rows, len(pairs) * width)
@@ -644,7 +615,7 @@ def launch_backward(
     """One launch of the backward kernel; CPU tensors are taken under Triton's interpreter."""
     _check(grad, embeddings, pairs, x, epsilon, scale, ungated, before, kind, alpha, tau)
     if values_are_checked(x.device):
-        check_gates("gated_cross_concat_backward", x, epsilon)
+        refuse_gate_values("gated_cross_concat_backward", x, epsilon)
     rows, fields, width = embeddings.shape
     tables = _tables("gated_cross_concat_backward", pairs, fields)
     if grad.numel() == 0:
@@ -699,7 +670,7 @@ def _reference_forward(*call: Any) -> Tensor:
     _check(None, *call)
     *tensors, before, kind, alpha, tau = call
     check_pairs("gated_cross_concat", tensors[1].tolist(), tensors[0].shape[1])
-    check_gates("gated_cross_concat", *tensors[2:4])
+    refuse_gate_values("gated_cross_concat", *tensors[2:4])
     options = {"before": before, "kind": reference.KINDS[kind], "alpha": alpha, "tau": tau}
     return reference.gated_cross_concat(*tensors, **options)
 
@@ -708,7 +679,7 @@ def _reference_backward(grad: Tensor, *call: Any) -> tuple[Tensor, Tensor]:
     _check(grad, *call)
     *tensors, before, kind, alpha, tau = call
     check_pairs("gated_cross_concat_backward", tensors[1].tolist(), tensors[0].shape[1])
-    check_gates("gated_cross_concat_backward", *tensors[2:4])
+    refuse_gate_values("gated_cross_concat_backward", *tensors[2:4])
     options = {"before": before, "kind": reference.KINDS[kind], "alpha": alpha, "tau": tau}
     return reference.gated_cross_concat_backward(grad, *tensors, **options)
 
@@ -848,6 +819,6 @@ def gated_cross_concat(
         _check(None, *call, *gate)
         if x.device.type == "cpu":
             check_pairs("gated_cross_concat", pairs.tolist(), embeddings.shape[1])
-            check_gates("gated_cross_concat", x, epsilon)
+            refuse_gate_values("gated_cross_concat", x, epsilon)
         raise
     return cast(Tensor, y)

@@ -23,8 +23,15 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .gated_cross import check_gates, check_pairs, identity
-from .launch import check_dtype, check_shape, fault, values_are_checked
+from .gated_cross import check_pairs, identity
+from .launch import (
+    check_dtype,
+    check_embeddings,
+    check_gates,
+    fault,
+    refuse_gate_values,
+    values_are_checked,
+)
 
 AT_ONCE = 256, 1024
 """Pairs and rows of a block: large enough for the matrix product to be at its full speed."""
@@ -237,14 +244,12 @@ def gated_cross_linear(
     operator = OPERATOR
     if kind not in reference.KINDS:
         fault(operator, "kind", f"be one of {reference.KINDS}", repr(kind))
-    if embeddings.dim() != 3:
-        fault(operator, "embeddings", "have 3 dimensions", f"shape {list(embeddings.shape)}")
+    check_embeddings(operator, "embeddings", embeddings, 3)
     if pairs.dim() != 2 or pairs.shape[1] != 2:
         fault(operator, "pairs", "have shape [P, 2]", list(pairs.shape))
     check_dtype(operator, "pairs", pairs, torch.int64, "")
-    compute = torch.float64 if embeddings.dtype == torch.float64 else torch.float32
-    check_dtype(operator, "x", x, compute, f"for {str(embeddings.dtype)[6:]} embeddings")
-    check_shape(operator, "x", x, [len(pairs)], ", one element per pair")
+    gates = x, epsilon, scale, ungated, reference.KINDS.index(kind), alpha, tau
+    check_gates(operator, "embeddings", embeddings, len(pairs), "pair", *gates)
     check_dtype(operator, "weight", weight, embeddings.dtype, "like embeddings")
     columns = len(pairs) * embeddings.shape[2]
     if beside is not None:
@@ -257,7 +262,7 @@ def gated_cross_linear(
         fault(operator, "weight", f"have shape [H, {columns}]", list(weight.shape))
     looks = x.device.type == "cpu" or values_are_checked(x.device)
     if looks and not torch.compiler.is_compiling():
-        check_gates(operator, x, epsilon)
+        refuse_gate_values(operator, x, epsilon)
     g = reference.gate(x, epsilon, kind, alpha, tau)
     if ungated is not None:
         g = torch.where(ungated, 1.0, g)

@@ -11,6 +11,8 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from . import reference
+
 try:
     import triton
     import triton.language as tl
@@ -57,6 +59,53 @@ def check_shape(
         fault(operator, name, expected, list(tensor.shape))
 
 
+def check_embeddings(operator: str, name: str, embeddings: Tensor, dimensions: int) -> None:
+    if embeddings.dtype not in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+        expected = "be float64, float32, float16 or bfloat16"
+        fault(operator, name, expected, dtype_name(embeddings.dtype), TypeError)
+    if embeddings.dim() != dimensions:
+        got = f"shape {list(embeddings.shape)}"
+        fault(operator, name, f"have {dimensions} dimensions", got)
+
+
+def check_gates(
+    operator: str,
+    name: str,
+    embeddings: Tensor,
+    count: int | torch.SymInt,
+    each: str,
+    x: Tensor,
+    epsilon: Tensor,
+    scale: Tensor | None,
+    ungated: Tensor | None,
+    kind: int,
+    alpha: float,
+    tau: float,
+) -> None:
+    """What every gated operator takes beside its data; `each` is what has a gate."""
+    if not 0 <= kind < len(reference.KINDS):
+        fault(operator, "kind", f"be an index from 0 to {len(reference.KINDS) - 1}", kind)
+    if not alpha >= 0:
+        fault(operator, "alpha", "be at least 0", f"{alpha:g}")
+    if not tau > 0:
+        fault(operator, "tau", "be positive", f"{tau:g}")
+    check_device(operator, "x", x, name, embeddings.device)
+    compute = torch.float64 if embeddings.dtype == torch.float64 else torch.float32
+    check_dtype(operator, "x", x, compute, f"for {dtype_name(embeddings.dtype)} embeddings")
+    check_shape(operator, "x", x, [count], f", one element per {each}")
+    check_device(operator, "epsilon", epsilon, "x", x.device)
+    check_dtype(operator, "epsilon", epsilon, compute, "like x")
+    check_shape(operator, "epsilon", epsilon, [], "")
+    if scale is not None:
+        check_device(operator, "scale", scale, "x", x.device)
+        check_dtype(operator, "scale", scale, compute, "like x")
+        check_shape(operator, "scale", scale, [count], " like x")
+    if ungated is not None:
+        check_device(operator, "ungated", ungated, "x", x.device)
+        check_dtype(operator, "ungated", ungated, torch.bool, "")
+        check_shape(operator, "ungated", ungated, [count], " like x")
+
+
 _checking = os.environ.get("LPFS_CHECK_VALUES", "") not in ("", "0")
 
 
@@ -84,6 +133,13 @@ def refuse_values(
         position = int(wrong.flatten().nonzero()[0])
         value = f"{tensor.flatten()[position].item():g}"
         fault(operator, name, expected, f"{value} at position {position}" if where else value)
+
+
+def refuse_gate_values(operator: str, x: Tensor, epsilon: Tensor) -> None:
+    """Fault an ε that is not positive and finite, or a NaN in x; waits for the device."""
+    wrong = ~((epsilon > 0) & epsilon.isfinite())
+    refuse_values(operator, "epsilon", epsilon, "be positive and finite", wrong)
+    refuse_values(operator, "x", x, "not be NaN", x.isnan(), where=True)
 
 
 @contextlib.contextmanager

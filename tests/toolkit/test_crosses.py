@@ -18,12 +18,10 @@ from lpfs.baselines.gates import Recorder, gate_in
 from lpfs.baselines.inputs import columns_of
 from lpfs.data import ClickLog, Data, InOrder, Recipe, load
 from lpfs.models import CrossedDLRM, Industrial
-from lpfs.models.crosses import LARGE, Crosses
-from lpfs_kernels import every_pair
+from lpfs.models.crosses import OPERATORS, Crosses
 
 FIELDS = {"a": 5, "n": 0, "b": 3, "m": 0, "c": 7}
 NAMES = ["a", "b", "c", "n", "m"]
-OPERATORS = ["concat", "linear"]
 BATCH = (
     torch.randint(0, 3, (40, 3), generator=torch.Generator().manual_seed(0)),
     torch.randn(40, 2, generator=torch.Generator().manual_seed(1)),
@@ -218,15 +216,12 @@ def test_another_gate_sees_the_products() -> None:
     assert recorder.seen.shape == (40, 15 * 4)
 
 
-def test_blocks_are_for_many_pairs() -> None:
-    few, many = (Crosses(every_pair(n)) for n in (27, 64))
-    assert len(few.pairs) < LARGE <= len(many.pairs)
-    assert (few.operators[0], many.operators[0]) == ("concat", "linear")
-    assert built().insert_gate().operator == "concat"
-    assert built().insert_gate("linear").operator == "linear"
-    for name in MODELS:
-        with pytest.raises(ValueError, match=r"operator must be one of .*, got 'einsum'"):
-            MODELS[name]().insert_gate("einsum")
+@pytest.mark.parametrize("name", MODELS)
+def test_the_faster_operator_unless_another_is_named(name: str) -> None:
+    assert MODELS[name]().insert_gate().operator == "concat"
+    assert MODELS[name]().insert_gate("linear").operator == "linear"
+    with pytest.raises(ValueError, match=r"operator must be one of .*, got 'einsum'"):
+        MODELS[name]().insert_gate("einsum")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lpfs.models.crosses import Crosses
+from lpfs.models.crosses import OPERATORS, Crosses
 from lpfs.models.dlrm import DLRM
 from lpfs.prune import Place
 
@@ -60,7 +60,7 @@ class CrossedDLRM(DLRM):
             # A product of two needs larger factors than a sum to carry a gradient.
             nn.init.normal_(self.table.weight, std=0.1)
         self.crosses = Crosses(self._pairs())
-        self.operator = self.operators[0]
+        self.operator = OPERATORS[0]
 
     @property
     def features(self) -> dict[str, int]:
@@ -77,7 +77,7 @@ class CrossedDLRM(DLRM):
     @property
     def operators(self) -> list[str]:
         """See `DLRM.operators`."""
-        return self.crosses.operators
+        return list(OPERATORS)
 
     def forward(self, codes: Tensor, numbers: Tensor) -> Tensor:
         """See `DLRM`."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lpfs.gate import FeatureGate
-from lpfs.models.crosses import Crosses
+from lpfs.models.crosses import OPERATORS, Crosses
 from lpfs.operators import choose_operator
 from lpfs.prune import Cut, Place
 
@@ -101,7 +101,7 @@ class Industrial(nn.Module):
         nn.init.normal_(self.table.weight, std=0.1)
         self._columns = list(range(len(self.coded)))
         self.products = Crosses(self._pairs(), before=gates == "fields")
-        self.operator = self.operators[0]
+        self.operator = OPERATORS[0]
         for name in ("_offsets", "_codes_read"):
             self.register_buffer(name, torch.empty(0, dtype=torch.int64), persistent=False)
         self._index()
@@ -143,7 +143,7 @@ class Industrial(nn.Module):
     @property
     def operators(self) -> list[str]:
         """See `DLRM.operators`."""
-        return self.products.operators
+        return list(OPERATORS)
 
     def insert_gate(self, operator: str = "auto", **options: Any) -> Industrial:
         """Put a `FeatureGate` with these options where `gates` says; returns the model.
