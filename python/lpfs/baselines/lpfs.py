@@ -121,8 +121,6 @@ class LPFS(Method):
         if self.path:
             last = plan.trajectory.order()
             scores = {name: float(last.index(name)) for name in factors}
-            # No dead feature's model is left: what comes back has the weights that it died with.
-            factors = {name: factor or 1.0 for name, factor in factors.items()}
         return Outcome(
             scores,
             model,
