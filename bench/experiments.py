@@ -222,7 +222,7 @@ def removal(compared: Sequence[tuple[str, Panel]]) -> list[str]:
                 rows.append(
                     [name, arm.title, "yes" if exact else "no", f"{largest:.1g}", f"{mean:.1g}"]
                 )
-    return table(["log", "method", "exact zeros", "largest |Δlogit|", "mean |Δlogit|"], rows)
+    return table(["log", "method", "exact zeros", "largest abs Δlogit", "mean abs Δlogit"], rows)
 
 
 def settings(everything: Sequence[Shipped]) -> list[str]:

@@ -79,6 +79,7 @@ def test_a_public_log_runs_from_files_of_its_format(name: str, tmp_path: Path) -
         assert "numbers" in next(row["kept"] for row in rows if row["method"] == "all")
     about = json.loads((out / "experiment.json").read_text())
     assert about["config"]["data"][0]["download"].startswith("https://")
+    assert about["config"]["data"][0]["path"] == place.name
 
 
 def smaller(text: str, values: dict[str, Any]) -> str:
