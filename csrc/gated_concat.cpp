@@ -31,8 +31,9 @@ struct Tile {
 constexpr Tile kListTile{2048, 64, 64}, kNarrowTile{1 << 15, 1, 0}, kWideTile{1 << 15, 2, 2};
 constexpr int64_t kWideBytes = 4096;
 static_assert(2 * kWideTile.group_bytes <= kBufferBytes);  // sums of fp16 take twice its space
-// What a thread takes at a time, and what one partial sum of backward covers.
-constexpr int64_t kBlockRows = 256;
+// What a thread takes at a time, and what one partial sum of backward covers: of few rows, such as
+// those of a weight, little enough that there is something for every thread.
+constexpr int64_t kBlockRows = 256, kFewRows = 1024, kSmallBlockRows = 64;
 // Below this a thread costs more than it saves.
 constexpr int64_t kGrainBytes = 1 << 18;
 // A smaller output may still be in the cache when it is read next; to assemble one costs more.
@@ -180,7 +181,13 @@ Tile streamed_tile(const Call& call, bool packed) {
   return gaps ? kListTile : kNarrowTile;
 }
 
-int64_t blocks_of(const Call& call) { return (call.batch + kBlockRows - 1) / kBlockRows; }
+int64_t block_rows(const Call& call) {
+  return call.batch <= kFewRows ? kSmallBlockRows : kBlockRows;
+}
+
+int64_t blocks_of(const Call& call) {
+  return (call.batch + block_rows(call) - 1) / block_rows(call);
+}
 
 // body(block, first_row, end_row, group, buffer), in threads. One thread goes down the rows of a
 // group before it turns to the next: what was fetched ahead is used.
@@ -188,14 +195,14 @@ template <class Body>
 void for_each_block(const Call& call, const Layout& layout, const Body& body) {
   const int64_t bytes = bytes_of(call);
   if (bytes == 0) return;
-  const int64_t blocks = blocks_of(call);
+  const int64_t blocks = blocks_of(call), rows = block_rows(call);
   const int64_t items = blocks * static_cast<int64_t>(layout.groups.size());
   const int64_t grain = std::max<int64_t>(1, kGrainBytes * items / bytes);
   torch::stable::parallel_for(0, items, grain, [&](int64_t first, int64_t end) {
     alignas(64) char buffer[kBufferBytes];
     for (int64_t item = first; item < end; ++item) {
-      const int64_t block = item % blocks, row = block * kBlockRows;
-      body(block, row, std::min(row + kBlockRows, call.batch), layout.groups[item / blocks],
+      const int64_t block = item % blocks, row = block * rows;
+      body(block, row, std::min(row + rows, call.batch), layout.groups[item / blocks],
            buffer);
     }
     fence();
@@ -322,7 +329,7 @@ Tensors gated_concat_backward(const Tensor& grad, const Tensors& embeddings, con
     });
   } else {
     const int64_t row_bytes = std::clamp<int64_t>(call.columns * item, 1, kBackwardGroupBytes);
-    const int64_t tile_rows = std::min(kTileBytes / row_bytes, kBlockRows);
+    const int64_t tile_rows = std::min(kTileBytes / row_bytes, block_rows(call));
     for_each_block(call, layout, [&](int64_t block, int64_t first, int64_t end, const Group& group,
                                      char* buffer) {
       for (int64_t row = first; row < end; row += tile_rows) {

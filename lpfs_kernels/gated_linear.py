@@ -7,7 +7,9 @@ columns, Ŵᵢ = gᵢ · Wᵢ, so that y = e Ŵᵀ + b, and of what the product'
     ∂L/∂gᵢ  =  Σ ∂L/∂Ŵᵢ ⊙ Wᵢ
 
 has the size of the weight and not of the batch. This is what `gated_concat` computes of a batch of
-H rows, and the rest is the vendor's matrix product: so this is a composition of the two.
+H rows, and the rest is the vendor's matrix product: so this is a composition of the two. A list of
+embeddings has to be put side by side in any case: `gated_concat` does that, and gates meanwhile, in
+less time than `torch.cat` does it without.
 """
 
 from __future__ import annotations
@@ -118,6 +120,26 @@ def _take(
     return cast(Tensor, _Selected.apply(first, sizes, kept))  # type: ignore[no-untyped-call]
 
 
+def _gated(
+    fields: Sequence[Tensor],
+    x: Tensor,
+    epsilon: Tensor,
+    scale: Tensor | None,
+    ungated: Tensor | None,
+    chosen: Sequence[bool],
+    gate: dict[str, Any],
+) -> Tensor:
+    if not any(chosen):
+        # Nothing, but a function of x: its gradient is zero and not missing.
+        return _gated(fields, x, epsilon, scale, ungated, [True] * len(fields), gate)[:, :0]
+    if not all(chosen):
+        index = torch.tensor([i for i, c in enumerate(chosen) if c], device=x.device)
+        fields, x = _of(fields, chosen), x[index]
+        scale = None if scale is None else scale[index]
+        ungated = None if ungated is None else ungated[index]
+    return gated_concat(fields, x, epsilon, (), scale, ungated, **gate)
+
+
 def _of(values: Sequence[T], chosen: Sequence[bool]) -> list[T]:
     return [value for value, c in zip(values, chosen, strict=True) if c]
 
@@ -201,16 +223,17 @@ def _linear(
     widths = list(widths) if packed else [field.shape[1] for field in embeddings]
     gate: dict[str, Any] = {"kind": kind, "alpha": alpha, "tau": tau}
     waits = x.device.type != "cpu" or torch.compiler.is_compiling()
-    if waits and living is None:
-        cut = widths if packed else ()
-        gated = gated_concat(embeddings, x, epsilon, cut, scale, ungated, **gate)
-        return F.linear(gated, weight, bias)
-    columns = gated_concat([weight], x, epsilon, widths, scale, ungated, **gate)
     if living is not None:
         _check_living(living, len(widths))
     every = living is None or len(living) == len(widths)
-    if every and not waits and 0.0 not in x.tolist():
-        return F.linear(embeddings[0] if packed else torch.cat(list(embeddings), 1), columns, bias)
+    all_alive = every and not waits and 0.0 not in x.tolist()
+    if (waits and living is None) or (all_alive and not packed):
+        cut = widths if packed else ()
+        gated = gated_concat(embeddings, x, epsilon, cut, scale, ungated, **gate)
+        return F.linear(gated, weight, bias)
+    if all_alive:
+        columns = gated_concat([weight], x, epsilon, widths, scale, ungated, **gate)
+        return F.linear(embeddings[0], columns, bias)
     chosen = [True] * len(widths)
     if living is not None:
         among = set(living)
@@ -226,7 +249,12 @@ def _linear(
     if packed and embeddings[0].shape[1] != sum(widths):
         held = chosen
     own = _of(widths, held)
-    taken = _take(embeddings, own, _of(alive, held), packed)
+    if packed:
+        taken = _take(embeddings, own, _of(alive, held), packed)
+        columns = gated_concat([weight], x, epsilon, widths, scale, ungated, **gate)
+    else:
+        taken = _gated(embeddings, x, epsilon, scale, ungated, alive, gate)
+        columns = weight
     y = F.linear(taken, _take([columns], widths, alive, True), bias)
 
     rest = [c and not a for c, a in zip(chosen, alive, strict=True)]
