@@ -112,7 +112,9 @@ class FeatureGate(nn.Module):
         )
         self.register_buffer("scale", torch.ones(len(names)), persistent=False)
         self._refresh_scale()
-        self.register_load_state_dict_pre_hook(_require_same_form)
+        self.register_load_state_dict_pre_hook(  # type: ignore[no-untyped-call]
+            _require_same_form
+        )
         self.register_load_state_dict_post_hook(  # type: ignore[no-untyped-call]
             _refresh_scale_after_loading
         )
