@@ -146,6 +146,19 @@ def page(file: Path, rows: int) -> str:
     return "\n".join([*lines, ""])
 
 
+def generated(rows: int, directory: Path) -> Path:
+    """A Criteo TSV of that many rows; made if it is not there."""
+    file = directory / f"{rows}.tsv"
+    if not file.exists():
+        from lpfs.data import ClickLog, Recipe
+
+        directory.mkdir(parents=True, exist_ok=True)
+        partial = file.with_name(f"partial-{file.name}")
+        ClickLog(Recipe.criteo(rows=rows)).write(partial)
+        partial.rename(file)
+    return file
+
+
 def main() -> None:
     """Measure one stage here, or all of them in processes of their own."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -162,14 +175,7 @@ def main() -> None:
         figures["peak GiB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)
         print(json.dumps(figures))
         return
-    file = options.dir / f"{options.rows}.tsv"
-    if not file.exists():
-        from lpfs.data import ClickLog, Recipe
-
-        options.dir.mkdir(parents=True, exist_ok=True)
-        partial = file.with_name(f"partial-{file.name}")
-        ClickLog(Recipe.criteo(rows=options.rows)).write(partial)
-        partial.rename(file)
+    file = generated(options.rows, options.dir)
     PAGE.write_text(page(file, options.rows))
 
 

@@ -74,6 +74,25 @@ def steps(device: str) -> list[Case]:
     return [Case("step", n, layout="budget", device=device) for n in (27, 392, 2000, 20_000)]
 
 
+MANY_ROWS = 392, 65_536
+"""4 s a call: waits for the full grid."""
+
+
+def linears() -> list[Case]:
+    return [
+        Case("linear", n, 16, batch, layout, dead=dead)
+        for n in (27, 392)
+        for batch in (4096, 65_536)
+        for layout in LAYOUTS
+        for dead in (0, 50)
+    ]
+
+
+def trainings() -> list[Case]:
+    tables = "small tables", "large tables"
+    return [Case("training", 27, 16, 4096, t, dead=dead) for t in tables for dead in (0, 50)]
+
+
 def core(device: str) -> list[Case]:
     """Enough to judge every target: at most 20 minutes on two cores."""
     cases = []
@@ -109,7 +128,11 @@ def core(device: str) -> list[Case]:
         Case("lookup", 27, 16, 65_536, "sparse", device=device),
         Case("lookup", 27, 16, 65_536, "sparse", dead=50, device=device, contestants="dead"),
     ]
-    cases.append(Case("training", 27, 16, 4096, "packed", device=device))
+    if device == "cpu":
+        cases += trainings()
+        cases += [c for c in linears() if (c.fields, c.batch) != MANY_ROWS]
+    else:
+        cases.append(Case("training", 27, 16, 4096, "packed", device=device))
     cases += steps(device)
     cases += [Case("cross", 27, 16, batch, "crosses", device=device) for batch in (512, 4096)]
     half_dead = Case("cross", 27, 16, 4096, "crosses", dead=50, device=device, contestants="dead")
@@ -126,7 +149,7 @@ def full(device: str) -> list[Case]:
     """The whole grid: hours, and resumable."""
     threads = (2, 1) if device == "cpu" else (1,)
     allocators = ("tuned", "default") if device == "cpu" else ("tuned",)
-    cases = core(device)
+    cases = core(device) + (linears() if device == "cpu" else [])
     for allocator in allocators:
         for count in threads:
             for dead in (0, 50, 90):

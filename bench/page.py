@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import crosses
+from . import crosses, linears, trainings
 from .grid import Case
 from .spellings import OURS
 
@@ -84,7 +84,11 @@ class Measured:
 
     def time(self, name: str, part: str = "both") -> float:
         """Median µs."""
-        return float(statistics.median(p50 for _, p50, _ in self.of(name, part)))
+        return statistics.median(self.times(name, part))
+
+    def times(self, name: str, part: str = "both") -> list[float]:
+        """The median µs of each process."""
+        return [float(p50) for _, p50, _ in self.of(name, part)]
 
     def best(self, start: str, part: str = "both") -> str | None:
         names = self.names(start)
@@ -174,6 +178,39 @@ def targets(cpu: list[Measured]) -> list[list[str]]:
         what = f"half the fields dead against none (bytes allow {allowed:.2f}×)"
         add(where, what, f"≥ {goal:.2f}×", f"{got}", got.value >= goal)
     return lines + cross_targets(cpu) + lookup_targets(cpu)
+
+
+def fold_targets(cpu: list[Measured]) -> list[list[str]]:
+    """Gates folded into a layer, and what they cost a training step."""
+    lines: list[list[str]] = []
+    for what, where, name, more in (
+        ("linear", "into a layer of 256", linears.UNGATED, 1.03),
+        ("training", "a training step", trainings.WITHOUT, 1.02),
+    ):
+        chosen = [m for m in cpu if m.case.what == what]
+        for m in sorted(chosen, key=lambda m: m.case.dead):
+            got = estimate([1 / ratio for ratio in m.ratios(name)])
+            faster = estimate(m.ratios(name))
+            least = 1.5 if what == "linear" else 1.0
+            place = f"CPU, {m.case.layout}, {shape(m.case)}, {where}"
+            if not m.case.dead:
+                met = got.high <= more if what == "linear" else got.value <= more
+                title = f"time over that {name}"
+                lines.append([place, title, f"≤ {more:.2f}×", f"{got}", verdict(met)])
+                continue
+            target = f"≥ {least:.1f}×" if what == "linear" else "faster"
+            met = faster.value >= least if what == "linear" else faster.value > least
+            title = f"half the fields dead (LPFS), speed against all fields {name}"
+            lines.append([place, title, target, f"{faster}", verdict(met)])
+            plus = estimate(
+                [b / a for a, b in zip(m.times("ours, LPFS++"), m.times(name), strict=True)]
+            )
+            lines.append([place, f"the same, LPFS++ against {name}", "", f"{plus}", ""])
+    return lines
+
+
+def verdict(met: bool) -> str:
+    return "met" if met else "**missed**"
 
 
 def cross_targets(cpu: list[Measured]) -> list[list[str]]:
@@ -381,6 +418,7 @@ def report(device: str, measured: list[Measured]) -> list[str]:
         ("FBGEMM", [m for m in measured if m.case.contestants == "fbgemm"]),
         ("With the lookup", [m for m in measured if m.case.what == "lookup"]),
         ("A training step", [m for m in measured if m.case.what == "training"]),
+        ("Into a layer", [m for m in measured if m.case.what == "linear"]),
         ("Crosses", [m for m in measured if m.case.what == "cross"]),
         ("Crosses into a layer", [m for m in measured if m.case.what == "cross linear"]),
         ("The proximal step", [m for m in measured if m.case.what == "step"]),

@@ -15,7 +15,7 @@ from torch import Tensor
 import lpfs_kernels
 from lpfs_kernels import reference
 
-from . import crosses, lookups
+from . import crosses, linears, lookups, trainings
 from .grid import Case
 
 try:
@@ -112,6 +112,8 @@ def build(case: Case) -> Entries:
         return _trainings(case, generator)
     if case.what == "lookup":
         return _lookups(case, generator)
+    if case.what == "linear":
+        return _linears(case, generator)
     if case.what.startswith("cross"):
         return _crosses(case, generator)
     return _concats(case, generator)
@@ -185,6 +187,15 @@ def _crosses(case: Case, generator: torch.Generator) -> Entries:
     return Entries(leaves, upstream, {name: Contestant(run) for name, run in runs.items()})
 
 
+def _linears(case: Case, generator: torch.Generator) -> Entries:
+    def noise(rows: int, columns: int) -> Tensor:
+        return _noise(rows, columns, generator)
+
+    shape, device = (case.fields, case.width, case.batch), torch.device(case.device)
+    leaves, upstream, runs = linears.linears(*shape, case.layout, case.dead, device, noise)
+    return Entries(leaves, upstream, {name: Contestant(run) for name, run in runs.items()})
+
+
 def _like_output(embeddings: list[Tensor], generator: torch.Generator) -> Tensor:
     columns = sum(field.shape[1] for field in embeddings)
     return _noise(len(embeddings[0]), columns, generator).to(embeddings[0])
@@ -237,6 +248,9 @@ def _lookups(case: Case, generator: torch.Generator) -> Entries:
 def _trainings(case: Case, generator: torch.Generator) -> Entries:
     """A whole step of a DLRM: lookup, gates, MLP, loss, both optimisers; as a graph on a GPU."""
     n, width, batch, device = case.fields, case.width, case.batch, torch.device(case.device)
+    if device.type == "cpu":
+        runs = trainings.trainings(n, width, batch, case.layout, case.dead, generator)
+        return Entries([], None, {name: Contestant(run) for name, run in runs.items()})
     index = torch.randint(1000, (batch, n), generator=generator) + 1000 * torch.arange(n)
     index = index.to(device)
     label = torch.randint(2, (batch,), generator=generator).to(device, torch.float32)
@@ -266,7 +280,7 @@ def _trainings(case: Case, generator: torch.Generator) -> Entries:
                     lpfs_kernels.proximal_sgd_([x], [x.grad], [velocity], lr, lam, budget)
                     epsilon.mul_(0.9999)
 
-        return run if device.type == "cpu" else _captured(run)
+        return _captured(run)
 
     contestants = {"ours": Contestant(step(True)), "without gates": Contestant(step(False))}
     return Entries([], None, contestants)

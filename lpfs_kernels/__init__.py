@@ -4,6 +4,7 @@ from .gated_concat import gated_concat
 from .gated_cross import every_pair, gated_cross_concat
 from .gated_cross_linear import gated_cross_linear
 from .gated_embedding import gated_embedding_concat
+from .gated_linear import gated_linear
 from .launch import check_values
 from .proximal_sgd import proximal_sgd_
 from .reference import KINDS
@@ -16,5 +17,6 @@ __all__ = [
     "gated_cross_concat",
     "gated_cross_linear",
     "gated_embedding_concat",
+    "gated_linear",
     "proximal_sgd_",
 ]

@@ -25,7 +25,7 @@ from .gates import gate, gate_derivative
 from .launch import (
     check_device,
     check_dtype,
-    check_embeddings,
+    check_fields,
     check_gates,
     check_shape,
     constant_table,
@@ -61,30 +61,8 @@ def _check(
     tau: float,
 ) -> None:
     operator = "gated_concat" if grad is None else "gated_concat_backward"
-    if not embeddings:
-        fault(operator, "embeddings", "hold at least one tensor", "none")
-    if widths and len(embeddings) != 1:
-        expected = "hold one packed tensor when widths are given"
-        fault(operator, "embeddings", expected, len(embeddings))
-
+    check_fields(operator, embeddings, widths)
     first = embeddings[0]
-    check_embeddings(operator, "embeddings[0]", first, 2)
-    for i, field in enumerate(embeddings):
-        name = f"embeddings[{i}]"
-        check_device(operator, name, field, "embeddings[0]", first.device)
-        check_dtype(operator, name, field, first.dtype, "like embeddings[0]")
-        if field.dim() != 2:
-            fault(operator, name, "have 2 dimensions", f"shape {list(field.shape)}")
-        if field.shape[0] != first.shape[0]:
-            expected = f"have {first.shape[0]} rows like embeddings[0]"
-            fault(operator, name, expected, field.shape[0])
-    for i, width in enumerate(widths or ()):
-        if width < 0:
-            fault(operator, f"widths[{i}]", "be at least 0", width)
-    if widths and sum(widths) != first.shape[1]:
-        expected = f"add up to the {first.shape[1]} columns of embeddings[0]"
-        fault(operator, "widths", expected, sum(widths))
-
     gates = x, epsilon, scale, ungated, kind, alpha, tau
     count = len(widths or embeddings)
     check_gates(operator, "embeddings[0]", first, count, "field", *gates)

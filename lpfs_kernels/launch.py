@@ -68,6 +68,40 @@ def check_embeddings(operator: str, name: str, embeddings: Tensor, dimensions: i
         fault(operator, name, f"have {dimensions} dimensions", got)
 
 
+def check_fields(
+    operator: str,
+    embeddings: Sequence[Tensor],
+    widths: Sequence[int] | None,
+    *,
+    promoted: bool = False,
+) -> None:
+    """A list of fields, or one packed tensor with its widths; `promoted` ones differ in dtype."""
+    if not embeddings:
+        fault(operator, "embeddings", "hold at least one tensor", "none")
+    if widths and len(embeddings) != 1:
+        expected = "hold one packed tensor when widths are given"
+        fault(operator, "embeddings", expected, len(embeddings))
+
+    first = embeddings[0]
+    check_embeddings(operator, "embeddings[0]", first, 2)
+    for i, field in enumerate(embeddings):
+        name = f"embeddings[{i}]"
+        check_device(operator, name, field, "embeddings[0]", first.device)
+        if not promoted:
+            check_dtype(operator, name, field, first.dtype, "like embeddings[0]")
+        if field.dim() != 2:
+            fault(operator, name, "have 2 dimensions", f"shape {list(field.shape)}")
+        if field.shape[0] != first.shape[0]:
+            expected = f"have {first.shape[0]} rows like embeddings[0]"
+            fault(operator, name, expected, field.shape[0])
+    for i, width in enumerate(widths or ()):
+        if width < 0:
+            fault(operator, f"widths[{i}]", "be at least 0", width)
+    if widths and sum(widths) != first.shape[1]:
+        expected = f"add up to the {first.shape[1]} columns of embeddings[0]"
+        fault(operator, "widths", expected, sum(widths))
+
+
 def check_gates(
     operator: str,
     name: str,

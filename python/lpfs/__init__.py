@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from lpfs.checkpoint import Checkpoints
     from lpfs.embedding import GatedEmbedding
     from lpfs.gate import FeatureGate
+    from lpfs.gated_linear import GatedLinear
     from lpfs.optim import ProximalSGD
     from lpfs.plan import Budget, Penalty
     from lpfs.pretrained import Pretrained
@@ -22,6 +23,7 @@ __all__ = [
     "Death",
     "FeatureGate",
     "GatedEmbedding",
+    "GatedLinear",
     "Penalty",
     "Place",
     "Pretrained",
@@ -45,6 +47,7 @@ _HOMES = {
     "checkpoint": ("Checkpoints",),
     "embedding": ("GatedEmbedding",),
     "gate": ("FeatureGate",),
+    "gated_linear": ("GatedLinear",),
     "optim": ("ProximalSGD",),
     "plan": ("Budget", "Penalty"),
     "pretrained": ("Pretrained",),

@@ -25,7 +25,7 @@ from lpfs.files import appearing
 from lpfs.unfinished import StoppedError, unfinished, working_on
 
 if TYPE_CHECKING:
-    from lpfs.data import Data
+    from lpfs.data import Data, Split
     from lpfs.report.terminal import StageBars
     from lpfs.run import Summary
     from lpfs.selection import Selection, Settings
@@ -66,6 +66,44 @@ def _buckets(text: str) -> dict[str, int]:
 Out = Annotated[Path, typer.Option("--out", help="The directory to write; must not exist.")]
 Run = Annotated[
     Path, typer.Argument(metavar="DIR", help="The directory that lpfs select has written.")
+]
+DataPaths = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="DATA…",
+        help="Parquet, CSV or Criteo TSV: a file, several in order, a directory or a pattern.",
+    ),
+]
+Label = Annotated[str, typer.Option(help="The column with 0 and 1.")]
+SplitColumn = Annotated[
+    str | None, typer.Option(metavar="COL", help="A column that says train or test.")
+]
+TestShare = Annotated[float, typer.Option(help="The share of test rows, without --split.")]
+LastRows = Annotated[
+    bool, typer.Option("--in-order", help="The last rows are the test rows, not random ones.")
+]
+Categories = Annotated[
+    str,
+    typer.Option(
+        metavar="COL,…", help="Columns of codes, such as whole numbers with over 64 values."
+    ),
+]
+Numbers = Annotated[str, typer.Option(metavar="COL,…", help="Columns of quantities.")]
+Ignored = Annotated[str, typer.Option(metavar="COL,…", help="Columns to leave out.")]
+CacheDirectory = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Keep the encoded log there, for further runs with the same data and columns.",
+    ),
+]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(help="Of all processes together. Default: by the number of rows."),
+]
+ProtocolName = Annotated[
+    str | None,
+    typer.Option(help="one-pass or held-out: the rows that gates learn from. Default: by rows."),
 ]
 Resume = Annotated[
     bool, typer.Option("--resume", help="Go on with an interrupted run, or begin it.")
@@ -111,31 +149,16 @@ def demo(
 
 @app.command()
 def select(
-    data: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="DATA…",
-            help="Parquet, CSV or Criteo TSV: a file, several in order, a directory or a pattern.",
-        ),
-    ],
+    data: DataPaths,
     keep: Annotated[int | None, typer.Option(help="How many fields to keep.")] = None,
     out: Out = Path("lpfs-run"),
-    label: Annotated[str, typer.Option(help="The column with 0 and 1.")] = "label",
-    split: Annotated[
-        str | None, typer.Option(metavar="COL", help="A column that says train or test.")
-    ] = None,
-    test: Annotated[float, typer.Option(help="The share of test rows, without --split.")] = 0.2,
-    in_order: Annotated[
-        bool, typer.Option("--in-order", help="The last rows are the test rows, not random ones.")
-    ] = False,
-    category: Annotated[
-        str,
-        typer.Option(
-            metavar="COL,…", help="Columns of codes, such as whole numbers with over 64 values."
-        ),
-    ] = "",
-    number: Annotated[str, typer.Option(metavar="COL,…", help="Columns of quantities.")] = "",
-    ignore: Annotated[str, typer.Option(metavar="COL,…", help="Columns to leave out.")] = "",
+    label: Label = "label",
+    split: SplitColumn = None,
+    test: TestShare = 0.2,
+    in_order: LastRows = False,
+    category: Categories = "",
+    number: Numbers = "",
+    ignore: Ignored = "",
     hash_: Annotated[
         str,
         typer.Option("--hash", metavar="COL=BUCKETS,…", help="Categories too large to be listed."),
@@ -153,7 +176,7 @@ def select(
     gate: Annotated[
         str, typer.Option(help="lpfs++, lpfs, gaussian, sinarctan or tanh.")
     ] = "lpfs++",
-    alpha: Annotated[float, typer.Option(help="How readily LPFS++ revives a field.")] = 10.0,
+    alpha: Annotated[float, typer.Option(help="How readily LPFS++ revives a field.")] = 30.0,
     tau: Annotated[float, typer.Option(help="The root of ε in LPFS++.")] = 2.0,
     rescale: Annotated[
         bool | None,
@@ -177,26 +200,12 @@ def select(
     ] = 1.0,
     dim: Annotated[int, typer.Option(help="Width of every embedding.")] = 16,
     lr: Annotated[float, typer.Option(help="Adagrad's learning rate.")] = 0.01,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(help="Of all processes together. Default: by the number of rows."),
-    ] = None,
-    protocol: Annotated[
-        str | None,
-        typer.Option(
-            help="one-pass or held-out: the rows that gates learn from. Default: by rows."
-        ),
-    ] = None,
+    batch_size: BatchSize = None,
+    protocol: ProtocolName = None,
     epochs: Annotated[int, typer.Option(help="Passes after pruning, at most.")] = 1,
     seed: Seed = 0,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    cache: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Keep the encoded log there, for further runs with the same data and columns.",
-        ),
-    ] = None,
+    cache: CacheDirectory = None,
     tensorboard: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write scalars for TensorBoard there.")
     ] = None,
@@ -211,7 +220,7 @@ def select(
 ) -> None:
     """Select fields of a log, remove the others, and train the smaller model on."""
     _require_new(out, resume)
-    from lpfs.data import ByColumn, ByFraction, InOrder, load
+    from lpfs.data import load
     from lpfs.selection import Settings
 
     settings = _checked(
@@ -237,8 +246,7 @@ def select(
             }
         )
     )
-    if split is not None and in_order:
-        _refuse("--split and --in-order exclude each other")
+    rows_for = _rows_for(split, test, in_order)
     if numbers not in ("bins", "log", "quantile", "mlp"):
         _refuse(f"--numbers must be bins, log, quantile or mlp, got {numbers}")
     hashed = _buckets(hash_)
@@ -249,7 +257,7 @@ def select(
         lambda bars, scratch: load(
             data,
             label=label,
-            split=ByColumn(split) if split else (InOrder if in_order else ByFraction)(test=test),
+            split=rows_for,
             categories=_names(category),
             numbers=_names(number),
             ignore=_names(ignore),
@@ -268,6 +276,75 @@ def select(
         checkpoint_every=checkpoint_every,
         start=start,
     )
+    console.print(f"Written to {out}.")
+
+
+@app.command()
+def path(
+    data: DataPaths,
+    keep: Annotated[
+        str, typer.Option(metavar="K,…", help="Numbers of fields to judge the subsets of.")
+    ] = "",
+    alone: Annotated[
+        bool, typer.Option("--alone", help="Beside each of them, make a selection of its own.")
+    ] = False,
+    out: Annotated[
+        Path, typer.Option(metavar="FILE.json", help="The file to write; must not exist.")
+    ] = Path("path.json"),
+    label: Label = "label",
+    split: SplitColumn = None,
+    test: TestShare = 0.2,
+    in_order: LastRows = False,
+    category: Categories = "",
+    number: Numbers = "",
+    ignore: Ignored = "",
+    batch_size: BatchSize = None,
+    protocol: ProtocolName = None,
+    seed: Seed = 0,
+    cache: CacheDirectory = None,
+) -> None:
+    """Nested subsets for every number of fields from one run: λ rises until one field is left."""
+    _require_one_process("path")
+    _require_new_file(out, ".json")
+    counts = _names(keep)
+    if not all(count.isascii() and count.isdigit() for count in counts):
+        _refuse(f"--keep: expected whole numbers with commas between them, got {keep!r}")
+    from lpfs.data import load
+    from lpfs.path import follow
+    from lpfs.report.terminal import StageBars, print_path
+    from lpfs.selection import Settings
+    from lpfs.training import DivergedError
+
+    settings = _checked(
+        lambda: Settings.model_validate(
+            {"keep": 1, "batch_size": batch_size, "protocol": protocol, "seed": seed}
+        )
+    )
+    rows_for = _rows_for(split, test, in_order)
+    if cache is not None:
+        _require_directory("--cache", cache)
+    try:
+        with StageBars(console) as bars:
+            read = _checked(
+                lambda: load(
+                    data,
+                    label=label,
+                    split=rows_for,
+                    categories=_names(category),
+                    numbers=_names(number),
+                    ignore=_names(ignore),
+                    cache=cache,
+                    progress=bars.reading,
+                )
+            )
+            found = _checked(
+                lambda: follow(read, settings, [*map(int, counts)], alone=alone, progress=bars)
+            )
+    except DivergedError as error:
+        _fail(str(error), status=1)
+    with appearing(out) as place:
+        place.write_text(found.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    print_path(console, found)
     console.print(f"Written to {out}.")
 
 
@@ -465,6 +542,15 @@ def generate(
     console.print(f"{rows:,} rows written to {out}, the truth about their fields to {truth}.")
 
 
+def _rows_for(split: str | None, test: float, in_order: bool) -> Split:
+    """The test rows that the options name."""
+    from lpfs.data import ByColumn, ByFraction, InOrder
+
+    if split is not None and in_order:
+        _refuse("--split and --in-order exclude each other")
+    return ByColumn(split) if split else (InOrder if in_order else ByFraction)(test=test)
+
+
 def _select(
     load: Callable[[StageBars, Path], Data],
     settings: Settings,
@@ -618,7 +704,7 @@ def _require_new(out: Path, resume: bool) -> None:
     """Refuse what could not be written in the end, before hours of work."""
 
     def look() -> None:
-        if out.exists() and not out.is_dir():
+        if os.path.lexists(out) and not out.is_dir():  # a link to nothing too
             raise ValueError(f"{out}: already exists")
         if _is_taken(out) and not resume:
             raise ValueError(f"{out}: already exists")

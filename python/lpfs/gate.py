@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from lpfs_kernels import KINDS, gated_concat, reference
+from lpfs_kernels import KINDS, gated_concat, gated_embedding_concat, gated_linear, reference
 
 EPSILON_START = 0.1
 """ε before the first step (section 4.9), as it stands in LPFS's formula."""
+EVERY = slice(None)
 
 
 class FeatureGate(nn.Module):
@@ -84,6 +85,8 @@ class FeatureGate(nn.Module):
         self._require_known("always_keep", self.always_keep)
         self._require_known("rescale", rescale)
         self.members = self._group(groups)
+        self.living = list(range(len(self.fields)))
+        self.revive = True
         if not self.members:
             raise ValueError("fields: none is left to gate")
 
@@ -115,28 +118,89 @@ class FeatureGate(nn.Module):
         self.register_load_state_dict_pre_hook(  # type: ignore[no-untyped-call]
             _require_same_form
         )
-        self.register_load_state_dict_post_hook(  # type: ignore[no-untyped-call]
-            _refresh_scale_after_loading
+        self.register_load_state_dict_post_hook(_refresh_after_loading)  # type: ignore[no-untyped-call]
+
+    def forward(self, embeddings: Sequence[Tensor] | Tensor, fields: slice = EVERY) -> Tensor:
+        """`[B, ΣD]` from a list of `[B, Dᵢ]` or one packed `[B, ΣD]`, in the embeddings' dtype; of
+        some of the fields where they are named by place."""
+        packed = isinstance(embeddings, Tensor)
+        x, scale, ungated = self._of(fields)
+        return gated_concat(
+            [embeddings] if isinstance(embeddings, Tensor) else embeddings,
+            x,
+            self.epsilon,
+            self.widths[fields] if packed else (),
+            scale,
+            ungated,
+            **self._shape,
         )
 
-    def forward(self, embeddings: Sequence[Tensor] | Tensor) -> Tensor:
-        """`[B, ΣD]` from a list of `[B, Dᵢ]` or one packed `[B, ΣD]`, in the embeddings' dtype."""
+    def linear(
+        self, embeddings: Sequence[Tensor] | Tensor, weight: Tensor, bias: Tensor | None = None
+    ) -> Tensor:
+        """`[B, H]`, `linear(self(embeddings), weight, bias)` without a pass over the batch for the
+        gates. What is packed may hold the fields of `computed` alone."""
         packed = isinstance(embeddings, Tensor)
-        return gated_concat(
+        return gated_linear(
             [embeddings] if isinstance(embeddings, Tensor) else embeddings,
             self.x_of_fields(),
             self.epsilon,
+            weight,
+            bias,
             self.widths if packed else (),
             self.scale,
             self.ungated,
-            kind=self.kind,
-            alpha=self.alpha,
-            tau=self.tau,
+            living=self.computed(),
+            **self._shape,
         )
+
+    def embedding(
+        self, table: nn.Embedding, codes: Tensor, offsets: Sequence[int], fields: slice = EVERY
+    ) -> Tensor:
+        """`[B, ΣD]` of codes `[B, N]`, gated as they are looked up, each field in its rows of the
+        table from its offset on; rows of dead fields are not read."""
+        x, scale, ungated = self._of(fields)
+        weight, sparse = table.weight, table.sparse
+        gates = x, self.epsilon, scale, ungated
+        return gated_embedding_concat(weight, codes, offsets, *gates, sparse=sparse, **self._shape)
+
+    @property
+    def _shape(self) -> dict[str, Any]:
+        return {"kind": self.kind, "alpha": self.alpha, "tau": self.tau}
+
+    def _of(self, fields: slice) -> tuple[Tensor, Tensor, Tensor | None]:
+        x, ungated = self.x_of_fields(), self.ungated
+        if fields == EVERY:
+            return x, self.scale, ungated
+        return x[fields], self.scale[fields], None if ungated is None else ungated[fields]
+
+    def computed(self) -> list[int]:
+        """The places of the fields that `linear` computes, in order.
+
+        All whose gradient may not be zero: those that live and, where they may `revive`, the dead.
+        On the CPU those that live are looked at. Elsewhere that would wait, so there, and in a
+        compiled program, they are as `refresh_living` found them last.
+        """
+        if self.revive and reference.revives(self.kind, self.alpha):
+            return list(range(len(self.fields)))
+        if self.x.device.type == "cpu" and not torch.compiler.is_compiling():
+            self.refresh_living()
+        return self.living
+
+    def refresh_living(self) -> None:
+        """Look which fields live, for `computed`; waits for the device. A plan calls it."""
+        alive = self.x.detach() != 0
+        if self.gate_of_field is not None:
+            alive = alive[self.gate_of_field]
+        if self.ungated is not None:
+            alive = alive | self.ungated
+        self.living = alive.nonzero().flatten().tolist()
 
     def x_of_fields(self) -> Tensor:
         """x of every field, `[N]`; an always-kept field's entry means nothing."""
-        return self.x if self.gate_of_field is None else self.x[self.gate_of_field]
+        # Where dead fields are not to come back, their gradient ends here.
+        x = self.x if self.revive else torch.where(self.x == 0, self.x.detach(), self.x)
+        return x if self.gate_of_field is None else x[self.gate_of_field]
 
     def gate_values(self, x: Tensor | None = None, epsilon: Tensor | None = None) -> Tensor:
         """g(x; ε) without normalisation, element-wise; of the present x and ε by default."""
@@ -251,8 +315,9 @@ def _require_same_form(
         raise ValueError(f"the state of a gate with {form} does not fit one with {gate._form()}")
 
 
-def _refresh_scale_after_loading(gate: FeatureGate, _: object) -> None:
+def _refresh_after_loading(gate: FeatureGate, _: object) -> None:
     gate._refresh_scale()
+    gate.refresh_living()
 
 
 Epsilon = TypeVar("Epsilon", float, Tensor)

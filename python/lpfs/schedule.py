@@ -56,6 +56,10 @@ class Geometric:
         return self.start * float((self.end / self.start) ** min(1.0, step / max(1, self.steps)))
 
 
+EPSILON_SHARE = 0.8
+"""Of the steps, over which ε falls where a schedule fits the number of steps."""
+
+
 @dataclass(frozen=True)
 class Preset:
     """The schedules that go together: ε of LPFS's formula, the gates' and the model's rates."""
@@ -97,7 +101,7 @@ def preset(name: str, kind: str = "lpfs++", steps: int | None = None) -> Preset:
         case "scaled":
             if steps is None or steps < 1:
                 raise ValueError(f"the scaled preset needs at least 1 step, got {steps}")
-            epsilon = Geometric(EPSILON_START, 1e-4, round(0.8 * steps))
+            epsilon = Geometric(EPSILON_START, 1e-4, round(EPSILON_SHARE * steps))
             # The same pull as 0.01 with momentum 0.9, and less noise in deciding a death.
             return Preset(epsilon, Constant(0.001), Constant(0.01), momentum=0.99)
     raise ValueError(f"preset must be terabyte, industrial or scaled, got {name!r}")

@@ -82,6 +82,14 @@ class Trajectory:
         dead = [(name, step) for name, step in last.items() if name not in kept]
         return sorted(dead, key=lambda item: item[1])
 
+    def order(self) -> list[str]:
+        """All fields: the dead in the order of `path`, then the living, by |g|. The last k of them
+        are a subset of k fields, and subsets of different k are nested."""
+        gates = self.gate.gates()
+        dead = [name for name, _ in self.path()]
+        living = [name for name in gates if name not in dead]
+        return [*dead, *sorted(living, key=lambda name: abs(gates[name]))]
+
     def table(self) -> dict[str, list[float]]:
         """Columns `step`, `epsilon`, `lam`, `lr`, `alive` (gates), and `gate:NAME` per field."""
         self.look()

@@ -136,12 +136,12 @@ SELECTIONS: dict[str, tuple[str, list[object], dict[str, Any]]] = {
     ),
     "sinarctan": (
         "log.parquet",
-        ["--label", "click", "--keep", 27, "--gate", "sinarctan"],
+        ["--label", "click", "--keep", 27, "--gate", "sinarctan", "--operator", "embedding"],
         {"label": "click"},
     ),
     "tanh": (
         "log.parquet",
-        ["--label", "click", "--keep", 1, "--gate", "tanh"],
+        ["--label", "click", "--keep", 1, "--gate", "tanh", "--operator", "concat"],
         {"label": "click"},
     ),
     "negatives": (
@@ -180,6 +180,8 @@ def test_select(logs: Path, tmp_path: Path, name: str) -> None:
         assert summary.gates[kept] == 1.0
     if "--gate" in options:
         assert settings.gate == options[options.index("--gate") + 1]
+    if "--operator" in options:
+        assert settings.operator == options[options.index("--operator") + 1]
     if name == "csv":
         assert settings.seed == 3
         assert not {"C1", "C2"} & set(summary.gates)
@@ -279,6 +281,7 @@ BAD: list[tuple[str | tuple[str, str | bytes], list[str], list[str]]] = [
     ("log.parquet", ["--label", "click", "--keep", "28"], ["keep", "between 1 and 27", "got 28"]),
     ("log.parquet", ["--label", "click", "--keep", "many"], ["--keep", "integer"]),
     ("log.parquet", [*LABEL, "--gate", "door"], ["kind", "lpfs++", "'door'"]),
+    ("log.parquet", [*LABEL, "--operator", "door"], ["--operator", "'linear'", "'door'"]),
     ("log.parquet", [*LABEL, "--alpha", "-1"], ["--alpha", "got -1"]),
     ("log.parquet", [*LABEL, "--tau", "nan"], ["--tau", "got nan"]),
     ("log.parquet", [*LABEL, "--lr", "0"], ["--lr", "greater than 0", "got 0"]),

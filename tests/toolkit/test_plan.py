@@ -113,12 +113,13 @@ def test_no_threshold_exceeds_the_cap_before_the_last_quarter(seed: int) -> None
     bound = 0
     for _ in range(150):
         x = gate.x.detach().clone()
-        train(plan, seed, steps=1)
         group = plan.optimizer.param_groups[0]
-        v = x - 1e-3 * plan.optimizer.state[gate.x]["momentum_buffer"]
+        rate = group["lr"].item()
+        train(plan, seed, steps=1)
+        v = x - rate * plan.optimizer.state[gate.x]["momentum_buffer"]
         # λ = cap/2η and 2λη round three times; v's own rounding is one of a number below 2.
         assert ((v - gate.x).abs() <= cap * (1 + 4e-7) + 2.4e-7).all()
-        bound += bool(group["used_lam"] * 2e-3 > 0.99 * cap)
+        bound += bool(group["used_lam"] * 2 * rate > 0.99 * cap)
     assert bound > 0
     assert plan.optimizer.param_groups[0]["lam"] == math.inf
 
@@ -181,11 +182,14 @@ def test_settings_move_in_place() -> None:
 def test_the_rate_follows_the_rescale_which_then_stays() -> None:
     plan = planned(4, 4, 100, rescale=fields(4))
     gate, group = plan.gate, plan.optimizer.param_groups[0]
-    rms = []
-    for _ in range(100):
+    rms, rate = [], Geometric(1e-3, 1e-4, 80)
+    for step in range(100):
         train(plan, seed=0, noise=0.0, steps=1)
         rms.append(gate.rms.item())
-        assert group["lr"].item() == pytest.approx(1e-3 * gate.rms.item(), rel=2e-7)
+        # The plan has set what the next step uses, of which there is none after the last; the
+        # rate was rounded once and its product with the rescale again.
+        expected = rate(min(step + 1, 99)) * gate.rms.item()
+        assert group["lr"].item() == pytest.approx(expected, rel=2e-7)
     # After step 80 the rescale has its last value.
     assert len(set(rms[:79])) > 70
     assert len(set(rms[79:])) == 1

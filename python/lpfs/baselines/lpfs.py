@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from lpfs.baselines.gates import train
@@ -41,7 +41,10 @@ class LPFS(Method):
     )
     lr: float = Field(default=1e-3, gt=0, description="gates' learning rate")
     momentum: float = Field(default=0.99, ge=0, lt=1)
-    alpha: float = Field(default=10.0, ge=0)
+    last_lr: float = Field(
+        default=1.0, gt=0, le=1, description="where a budget's rate ends, as a share of `lr`"
+    )
+    alpha: float = Field(default=30.0, ge=0)
     tau: float = Field(default=2.0, gt=0)
     rescale: bool = False
     last_epsilon: float = Field(default=1e-4, gt=0, description="where ε ends")
@@ -54,10 +57,26 @@ class LPFS(Method):
         description="deviation of what is added to dead gates before each step, fading to 0",
     )
 
+    path: bool = Field(
+        default=False,
+        description="one run for every budget: down to one feature, ranked by when they die",
+    )
+
+    @model_validator(mode="after")
+    def _one_wish(self) -> LPFS:
+        if self.path and self.lam is not None:
+            raise ValueError("lam: a path has a budget, give one of the two")
+        return self
+
+    @property
+    def serves_all(self) -> bool:
+        """Whether the order of death serves every budget."""
+        return self.path
+
     @property
     def needs_keep(self) -> bool:
-        """Whether there is a budget."""
-        return self.lam is None
+        """Whether there is a budget, the task's."""
+        return self.lam is None and not self.path
 
     def _run(self, task: Task) -> Outcome:
         model, features, steps = task.model, task.features, task.feed.steps
@@ -73,8 +92,10 @@ class LPFS(Method):
         epsilon = Geometric(EPSILON_START, self.last_epsilon, round(self.epsilon_share * steps))
         plan: Plan
         if self.lam is None:
-            assert task.keep is not None
-            plan = Budget(gate, optimizer, task.keep, steps, epsilon=epsilon)
+            keep = 1 if self.path else task.keep
+            assert keep is not None
+            rate = Geometric(self.lr, self.last_lr * self.lr, epsilon.steps)
+            plan = Budget(gate, optimizer, keep, steps, epsilon=epsilon, lr=rate)
         else:
             plan = Penalty(gate, optimizer, self.lam, steps, epsilon=epsilon, lr=Constant(self.lr))
 
@@ -97,6 +118,9 @@ class LPFS(Method):
         plan.trajectory.look()
         factors = gate.gates()
         scores = {name: abs(factor) for name, factor in factors.items()}
+        if self.path:
+            last = plan.trajectory.order()
+            scores = {name: float(last.index(name)) for name in factors}
         return Outcome(
             scores,
             model,
@@ -114,11 +138,12 @@ class LPFSPlusPlus(LPFS):
     name: ClassVar[str] = "lpfs++"
     kind: ClassVar[str] = "lpfs++"
     space: ClassVar[Mapping[str, Sequence[object]]] = {
-        "alpha": (5.0, 10.0, 20.0, 50.0),
+        "alpha": (10.0, 30.0, 100.0),
         "lr": (3e-4, 1e-3, 3e-3),
     }
 
     rescale: bool = True
+    last_lr: float = Field(default=0.1, gt=0, le=1)
 
 
 class Revivals:

@@ -171,9 +171,13 @@ class Outcome:
         return [name for name in self.scores if name in best]
 
     def prune(self, keep: int) -> tuple[nn.Module, torch.optim.Optimizer]:
-        """A smaller model with the best features alone, and its optimiser, ready to train on."""
+        """A smaller model with the best features alone, and its optimiser, ready to train on.
+
+        A feature that is among them though its factor is 0 comes back with the weights it has: 0
+        folded into them would leave nothing that could learn.
+        """
         kept = self.kept(keep)
-        return only(self.model, self.optimizer, kept, {n: self.factors[n] for n in kept})
+        return only(self.model, self.optimizer, kept, {n: self.factors[n] or 1.0 for n in kept})
 
     def change(self, smaller: nn.Module, part: Part) -> Change:
         """How far a pruned model's logits are from those before removal, over a part."""
@@ -240,6 +244,11 @@ class Method(BaseModel, ABC):
     learns_gates: ClassVar[bool] = False
     """Whether it matters which rows gates learn from (`Feed.gates`)."""
     space: ClassVar[Mapping[str, Sequence[Any]]] = {}
+
+    @property
+    def serves_all(self) -> bool:
+        """Whether one run serves every budget: its scores rank."""
+        return not self.selecting
 
     @property
     def needs_keep(self) -> bool:

@@ -13,7 +13,7 @@ from lpfs.data.generate import RECIPES, ClickLog, FieldTruth, Recipe
 from lpfs.data.load import Data, load
 from lpfs.data.part import Batch, Part
 from lpfs.data.schema import Field, Progress
-from lpfs.data.split import ByColumn, ByFraction, InOrder, Split
+from lpfs.data.split import ByColumn, ByFraction, InOrder, LastFiles, Split
 from lpfs.data.stream import stream
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "FieldTruth",
     "HashEncoder",
     "InOrder",
+    "LastFiles",
     "NumberEncoder",
     "Part",
     "Progress",

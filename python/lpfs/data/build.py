@@ -19,7 +19,7 @@ from lpfs.data.infer import infer
 from lpfs.data.raw import Raw
 from lpfs.data.read import Source, chunks
 from lpfs.data.schema import Progress, Report, Settings
-from lpfs.data.split import ByColumn
+from lpfs.data.split import ByColumn, LastFiles
 from lpfs.data.write import write
 
 __all__ = ["build"]
@@ -27,6 +27,9 @@ __all__ = ["build"]
 
 def build(out: Path, sources: Sequence[Source], settings: Settings, report: Report) -> None:
     """Fill the directory `out` with the parts' arrays and `meta.json`. Raises DataError."""
+    split = settings.split
+    if isinstance(split, LastFiles) and len(sources) <= split.files:
+        raise DataError("files", f"{split.files} to test on, expected more, got {len(sources)}")
     columns = infer(sources, settings)
     wanted: dict[str, Kind] = {settings.label: "category"}
     wanted |= dict.fromkeys(settings.auxiliary, "category")
@@ -35,7 +38,7 @@ def build(out: Path, sources: Sequence[Source], settings: Settings, report: Repo
     wanted |= {column.name: column.kind for column in columns}
     scratch, total = out / "scratch", sum(source.size for source in sources)
     scratch.mkdir()
-    raw = Raw(scratch, columns, settings)
+    raw = Raw(scratch, columns, settings, [source.name for source in sources])
     with raw:
         for chunk, done in ahead(chunks(sources, wanted, plain=True)):
             raw.add(chunk)

@@ -12,7 +12,15 @@ from lpfs.data.error import DataError
 from lpfs.data.raw import named_parts
 from lpfs.data.read import Source, chunks, convertible
 from lpfs.data.schema import Column, Settings
-from lpfs.data.split import TEST, TRAIN, ByColumn, assign, carve, first_validation
+from lpfs.data.split import (
+    TEST,
+    TRAIN,
+    ByColumn,
+    LastFiles,
+    assign,
+    carve,
+    first_validation,
+)
 
 __all__ = ["infer"]
 
@@ -83,6 +91,8 @@ def _sample(sources: Sequence[Source], look: Sequence[str], settings: Settings) 
     if isinstance(split, ByColumn):
         wanted[split.column] = "category"
     batches, named, rows = [], [], 0
+    if isinstance(split, LastFiles):
+        sources = sources[: -split.files]
     for chunk, _ in chunks(sources, wanted):
         batch = chunk.rows
         for name in look if sources[0].text else ():
@@ -98,7 +108,12 @@ def _sample(sources: Sequence[Source], look: Sequence[str], settings: Settings) 
             break
     if not batches:
         raise DataError(sources[0].name, "no rows")
-    parts = np.concatenate(named) if isinstance(split, ByColumn) else assign(split, 0, rows, rows)
+    if isinstance(split, ByColumn):
+        parts = np.concatenate(named)
+    elif isinstance(split, LastFiles):
+        parts = np.full(rows, TRAIN, dtype=np.uint8)
+    else:
+        parts = assign(split, 0, rows, rows)
     first = first_validation(np.bincount(parts, minlength=4), settings.validation)
     parts = carve(parts, 0, first)
     return pa.Table.from_batches(batches).filter(pa.array(parts == TRAIN))

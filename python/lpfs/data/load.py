@@ -88,7 +88,7 @@ def load(
         source: a Parquet, CSV or TSV file, plain or packed; a directory, a pattern or a list of
             such files with the same columns; a `pyarrow.Table` or a `ClickLog`.
         label: the column with 0 and 1; Criteo's files, which have no header, call it `label`.
-        split: `ByColumn`, `ByFraction` (the default, 0.2) or `InOrder`.
+        split: `ByColumn`, `ByFraction` (the default, 0.2), `InOrder` or `LastFiles`.
         validation: the share of the training rows, the last ones, that become the validation part
             if the split has none of its own.
         negatives: the share of the training and validation rows with label 0 that are kept, chosen

@@ -19,6 +19,9 @@ from lpfs.data.split import (
     TRAIN,
     VALIDATION,
     ByColumn,
+    ByFraction,
+    InOrder,
+    LastFiles,
     assign,
     carve,
     first_validation,
@@ -41,8 +44,10 @@ class Raw:
     column by column, as it comes and as it is used; only the parts' arrays are row by row.
     """
 
-    def __init__(self, path: Path, columns: Sequence[Column], settings: Settings) -> None:
-        self.path, self.settings, self.rows = path, settings, 0
+    def __init__(
+        self, path: Path, columns: Sequence[Column], settings: Settings, files: Sequence[str] = ()
+    ) -> None:
+        self.path, self.settings, self.rows, self.files = path, settings, 0, files
         self.columns = columns
         self.categories = [c.name for c in columns if c.kind == "category"]
         self.numbers = [c.name for c in columns if c.kind == "number"]
@@ -87,6 +92,9 @@ class Raw:
         columns: list[list[NDArray[Any]]] = [codes, numbers, [labels], tasks]
         if isinstance(self.settings.split, ByColumn):
             columns.append([named_parts(chunk, self.settings.split, self._splits)])
+        elif isinstance(self.settings.split, LastFiles):
+            last = chunk.file in self.files[-self.settings.split.files :]
+            columns.append([np.full(size, TEST if last else TRAIN, dtype=np.uint8)])
         most = max(1024, PIECE // max(len(self.columns), 1))
         rows = -(-size // -(-size // most)) if size else 1
         for first in range(0, size, rows):
@@ -124,7 +132,7 @@ class Raw:
         Returns rows per part and label, `[3, 2]`.
         """
         split, rate, seed = self.settings.split, self.settings.negatives, self.settings.seed
-        if not isinstance(split, ByColumn):
+        if isinstance(split, ByFraction | InOrder):
             with (self.path / "parts").open("wb") as file:
                 for first, (labels,) in self.pieces("labels"):
                     file.write(assign(split, first, len(labels), self.rows).data)

@@ -21,6 +21,7 @@ __all__ = [
     "ByColumn",
     "ByFraction",
     "InOrder",
+    "LastFiles",
     "Split",
     "uniform",
 ]
@@ -56,7 +57,18 @@ class InOrder:
         _check(self.test)
 
 
-Split = ByColumn | ByFraction | InOrder
+@dataclass(frozen=True)
+class LastFiles:
+    """The rows of the last files are the test rows, as of the last days of a log in day files."""
+
+    files: int = 1
+
+    def __post_init__(self) -> None:
+        if self.files < 1:
+            raise DataError("files", f"expected at least 1, got {self.files}")
+
+
+Split = ByColumn | ByFraction | InOrder | LastFiles
 
 
 def _check(test: float) -> None:

@@ -37,6 +37,10 @@ class Cell:
         network = next(n for n in experiment.model if n.name == self.model)
         decides = {
             "cell": self.__dict__,
+            # With its defaults: they may be others in the next version.
+            "method": None
+            if self.method == ALL
+            else make_method(self.method, {**self.tuned, **self.settings}).model_dump(),
             "source": source.model_dump(mode="json"),
             "network": network.model_dump(mode="json"),
             "training": experiment.training.model_dump(mode="json"),
@@ -130,7 +134,7 @@ def combinations(space: Mapping[str, Any]) -> list[Settings]:
 
 
 def _budgets(experiment: Experiment, method: Any) -> list[tuple[int, ...]]:
-    if not method.selecting:
+    if method.serves_all:
         return [experiment.budgets]
     if not method.needs_keep:
         return [()]

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from lpfs.baselines import METHODS, Method, RowsOfGates
-from lpfs.data import RECIPES, ByColumn, ByFraction, ClickLog, InOrder, Recipe, Split
+from lpfs.data import RECIPES, ByColumn, ByFraction, ClickLog, InOrder, LastFiles, Recipe, Split
 from lpfs.data.encode import Transform
 from lpfs.data.read import Format
 from lpfs.experiment.networks import NETWORKS
@@ -91,8 +91,9 @@ class File(_Source):
     path: str | None = Field(default=None, description="or on the command line, --data NAME=PATH")
     label: str = "label"
     auxiliary: tuple[str, ...] = Field(default=(), description="labels of further tasks")
-    split: Literal["in-order", "random", "column"] = "in-order"
+    split: Literal["in-order", "random", "column", "last-files"] = "in-order"
     split_column: str = "split"
+    test_files: int = Field(default=1, ge=1, description="of last-files")
     categories: tuple[str, ...] = ()
     numbers: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
@@ -105,6 +106,8 @@ class File(_Source):
         """How the rows are split."""
         if self.split == "column":
             return ByColumn(self.split_column)
+        if self.split == "last-files":
+            return LastFiles(self.test_files)
         return (InOrder if self.split == "in-order" else ByFraction)(test=self.test)
 
 

@@ -104,6 +104,11 @@ def write(
         with appearing(directory / f"{name}.parquet") as place:
             table = pa.Table.from_pylist(content, schema=schema)
             pyarrow.parquet.write_table(table, place, compression="zstd")
+    config = experiment.model_dump(mode="json")
+    for source in config["data"]:
+        if source.get("path"):
+            # Where it lies on this machine is nobody's business.
+            source["path"] = Path(source["path"]).name
     errors = {row["cell"]: row["error"] for row in [*rows, *tried] if row.get("error")}
     about = {
         "schema_version": SCHEMA_VERSION,
@@ -116,7 +121,7 @@ def write(
             "python": platform.python_version(),
         },
         "machine": {"cpu": _processor(), "processors": joblib_cpu_count()},
-        "config": experiment.model_dump(mode="json"),
+        "config": config,
         "tuned": [
             {"data": data, "model": model, "method": method, "settings": settings}
             for (data, model, method), settings in tuned.items()

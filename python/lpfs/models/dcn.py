@@ -46,6 +46,11 @@ class DCNv2(DLRM):
         width = self.first_layer.in_features
         self.crosses = nn.ModuleList(nn.Linear(width, width) for _ in range(crosses))
 
+    @property
+    def operators(self) -> list[str]:
+        """See `DLRM.operators`; not `linear`: more than the first layer reads the gated fields."""
+        return self._lookups
+
     def head(self, gated: Tensor) -> Tensor:
         """Logits `[B]` of the gated embeddings."""
         crossed = gated

@@ -120,7 +120,11 @@ class DLRM(nn.Module):
     @property
     def operators(self) -> list[str]:
         """Where this model can multiply its gates in, see `lpfs.operators`; the fastest first."""
-        return ["concat"]
+        return ["linear", *self._lookups]
+
+    @property
+    def _lookups(self) -> list[str]:
+        return ["concat"] if self.table is None else ["embedding", "concat"]
 
     def insert_gate(self, operator: str = "auto", **options: Any) -> DLRM:
         """Put a `FeatureGate` with these options before the first layer; returns the model.
@@ -137,27 +141,60 @@ class DLRM(nn.Module):
     def forward(self, codes: Tensor, numbers: Tensor) -> Tensor:
         """Logits `[B]` of codes `[B, categories]` (integers) and numbers `[B, numbers]` (fp32, NaN
         where missing), a column for every field the model was built with, removed ones included."""
-        packed = self.embed(codes, numbers)
-        return self.head(packed if self.gate is None else self.gate(packed))
+        if self.gate is None:
+            return self.head(self.embed(codes, numbers))
+        if self.operator == "linear":
+            return self._from_first_layer(codes, numbers, self.gate)
+        if self.operator == "embedding":
+            return self.head(self._gated_lookup(codes, numbers, self.gate))
+        return self.head(self.gate(self.embed(codes, numbers)))
 
-    def embed(self, codes: Tensor, numbers: Tensor) -> Tensor:
-        """The embeddings, `[B, Σ widths]`."""
+    def _from_first_layer(self, codes: Tensor, numbers: Tensor, gate: FeatureGate) -> Tensor:
+        """Logits, of the embeddings that are needed alone."""
+        packed = self.embed(codes, numbers, gate.computed())
+        hidden: Tensor = gate.linear(packed, self.first_layer.weight, self.first_layer.bias)
+        for layer in itertools.islice(self.top, 1, None):
+            hidden = layer(hidden)
+        return hidden.squeeze(1)
+
+    def _gated_lookup(self, codes: Tensor, numbers: Tensor, gate: FeatureGate) -> Tensor:
+        """What `head` reads, of codes that the gate looks up itself."""
+        assert self.table is not None
+        count = len(self.categories)
+        codes = _columns(codes, self._category_columns, range(count))
+        looked_up = gate.embedding(self.table, codes, self._first_rows, slice(0, count))
+        if count == len(self.embedded):
+            return looked_up
+        others = self.embed(codes, numbers, range(count, len(self.embedded)))
+        return torch.cat([looked_up, gate(others, slice(count, None))], 1)
+
+    def embed(self, codes: Tensor, numbers: Tensor, fields: Sequence[int] | None = None) -> Tensor:
+        """The embeddings, `[B, Σ widths]`, or those of some fields by their place."""
+        count = len(self.categories)
+        wanted = range(len(self.embedded)) if fields is None else fields
+        coded = [i for i in wanted if i < count]
+        others = [i - count for i in wanted if i >= count]
         blocks = []
-        if self.table is not None:
-            if self._category_columns is not None:
-                codes = codes[:, self._category_columns]
-            blocks.append(self.table(codes + self._offsets).flatten(1))
-        if self._number_columns is not None:
-            numbers = numbers[:, self._number_columns]
-        if self.number_table is not None:
+        if coded:
+            assert self.table is not None
+            codes = _columns(codes, self._category_columns, coded)
+            offsets = self._offsets if len(coded) == count else self._offsets[coded]
+            blocks.append(self.table(codes + offsets).flatten(1))
+        if others and self.number_table is not None:
+            numbers = _columns(numbers, self._number_columns, others)
             missing = numbers.isnan()
             value = numbers.masked_fill(missing, 0.0)
             table = self.number_table.view(-1, 2, self.width)
+            if len(others) < len(table):
+                table = table[others]
             embedded = value[..., None] * table[:, 0] + missing[..., None] * table[:, 1]
             blocks.append(embedded.flatten(1))
-        elif self.dense is not None:
+        elif others and self.dense is not None:
+            numbers = _columns(numbers, self._number_columns, range(len(self.numbers)))
             missing = numbers.isnan()
             blocks.append(self.dense(torch.cat([numbers.masked_fill(missing, 0.0), missing], 1)))
+        if not blocks:
+            return self.first_layer.weight.new_empty(len(codes), 0)
         return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=1)
 
     def head(self, gated: Tensor) -> Tensor:
@@ -217,9 +254,19 @@ class DLRM(nn.Module):
             self.dense = None
         self._offsets = self._row_offsets().to(self._offsets.device)
 
+    @property
+    def _first_rows(self) -> list[int]:
+        """Of every category in the table."""
+        return [0, *itertools.accumulate(self.categories.values())][:-1]
+
     def _row_offsets(self) -> Tensor:
-        sizes = torch.tensor([0, *self.categories.values()])
-        return sizes.cumsum(0)[:-1]
+        return torch.tensor(self._first_rows, dtype=torch.int64)
+
+
+def _columns(batch: Tensor, columns: Sequence[int] | None, chosen: Sequence[int]) -> Tensor:
+    """The batch's columns of the chosen fields; `columns` holds those of all the model reads."""
+    found = list(chosen) if columns is None else [columns[i] for i in chosen]
+    return batch if found == list(range(batch.shape[1])) else batch[:, found]
 
 
 def _remaining(columns: list[int] | None, names: Iterable[str], kept: Collection[str]) -> list[int]:

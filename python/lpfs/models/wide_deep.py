@@ -41,6 +41,11 @@ class WideDeep(DLRM):
         require_fields(type(self).__name__, numbers)
         super().__init__(fields, dim=dim, top=top)
 
+    @property
+    def operators(self) -> list[str]:
+        """See `DLRM.operators`; not `linear`: more than the first layer reads the gated fields."""
+        return self._lookups
+
     def head(self, gated: Tensor) -> Tensor:
         """Logits `[B]` of the gated embeddings."""
         vectors, linear = self.parts(gated)

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from lpfs.data import Field
 from lpfs.data import Progress as Reading
+from lpfs.path import Path
 from lpfs.run import Summary
 from lpfs.training import Progress as Step
 
@@ -203,3 +204,31 @@ def print_summary(console: Console, summary: Summary) -> None:
     if summary.not_finite:
         rows = ", ".join(f"{name} in {n:,} rows" for name, n in summary.not_finite.items())
         console.print(f"NaN or infinity, taken for missing: {rows}.")
+
+
+def print_path(console: Console, path: Path) -> None:
+    """The order in which fields died, and the subsets that were judged."""
+    removed = ", ".join(
+        f"{name} ({path.died[name]})" if name in path.died else name for name in path.order
+    )
+    console.print(f"Fields in the order in which they died (step): {removed}")
+    console.print("The last k of them are the subset of k fields.")
+    if path.points:
+        table = Table("fields", title="Test AUC of a new network", title_justify="left")
+        table.add_column("on the path", justify="right")
+        alone = any(point.alone for point in path.points)
+        for title in ("a run of its own", "in common", "its selection, s") if alone else ():
+            table.add_column(title, justify="right")
+        for point in path.points:
+            row = [str(point.keep), f"{point.path.test.auc:.4f}"]
+            if point.alone is not None:
+                common = len(set(point.path.kept) & set(point.alone.kept))
+                row += [f"{point.alone.test.auc:.4f}", f"{common} of {point.keep}"]
+                row.append(f"{point.alone.select_seconds:.1f}")
+            table.add_row(*row)
+        console.print(table)
+    seconds = [point.alone.select_seconds for point in path.points if point.alone]
+    console.print(
+        f"Pre-training took {path.pretrain_seconds:.1f} s, the path {path.select_seconds:.1f} s"
+        + (f", the {len(seconds)} runs of their own {sum(seconds):.1f} s." if seconds else ".")
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -26,9 +27,24 @@ def test_the_budget_is_met_by_the_right_features(
     assert outcome.trajectory.table()["alive"][-1] == 4
 
 
+def test_a_path_serves_every_budget_with_nested_subsets(
+    make_task: MakeTask, informative: set[str]
+) -> None:
+    outcome = run(make_task, "lpfs++", path=True, alpha=10.0, last_lr=1.0)
+    assert METHODS["lpfs++"](path=True).serves_all
+    assert not METHODS["lpfs++"]().serves_all
+    assert outcome.trajectory is not None
+    assert outcome.trajectory.table()["alive"][-1] == 1
+    subsets = [set(outcome.kept(keep)) for keep in range(1, 10)]
+    assert all(smaller < larger for smaller, larger in itertools.pairwise(subsets))
+    assert subsets[3] == informative
+    with pytest.raises(ValueError, match="a path has a budget"):
+        METHODS["lpfs++"](path=True, lam=1.0)
+
+
 def test_a_larger_penalty_leaves_fewer(make_task: MakeTask) -> None:
     living = [
-        len(run(make_task, "lpfs++", lam=lam, lr=0.01, momentum=0.9).living())
+        len(run(make_task, "lpfs++", lam=lam, lr=0.01, momentum=0.9, alpha=10.0).living())
         for lam in (0.0, 2.0, 10.0)
     ]
     assert living[0] == 9 > living[1] > living[2]

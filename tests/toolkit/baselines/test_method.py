@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from lpfs.baselines import METHODS, Method, Outcome, RowsOfGates, Task, only, split_rows
 from lpfs.data import ClickLog
-from lpfs.training import predict
+from lpfs.training import predict, train_step
 
 from .conftest import MakeTask
 
@@ -119,6 +119,20 @@ def test_a_model_with_some_features_only_is_the_whole_one_without_the_rest(
     weight.data *= torch.tensor(factors).repeat_interleave(4)  # type: ignore[operator]
     torch.testing.assert_close(predict(half, task.validation), predict(model, task.validation))
     assert task.model.gate is None
+
+
+def test_a_kept_feature_whose_factor_is_zero_can_learn(make_task: MakeTask) -> None:
+    task = make_task()
+    names = list(task.features)
+    factors = {name: 0.5 if name == names[0] else 0.0 for name in names}
+    scores = {name: -float(i) for i, name in enumerate(names)}
+    outcome = Outcome(scores, task.model, task.optimizer, factors, 0)
+    smaller, optimizer = outcome.prune(3)
+    for state in optimizer.state.values():
+        assert state["sum"].isfinite().all()
+    for step, batch in zip(range(3), task.feed.weights.batches(64), strict=False):
+        train_step(smaller, optimizer, batch, "hot start", step)
+    assert predict(smaller, task.validation).isfinite().all()
 
 
 def test_rows_are_divided_as_named(make_task: MakeTask) -> None:

@@ -14,7 +14,17 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
-from lpfs.data import RECIPES, ClickLog, DataError, InOrder, Recipe, load, write_avazu, write_days
+from lpfs.data import (
+    RECIPES,
+    ClickLog,
+    DataError,
+    InOrder,
+    LastFiles,
+    Recipe,
+    load,
+    write_avazu,
+    write_days,
+)
 from lpfs.data.formats import AVAZU
 
 from ..command import lpfs, succeed
@@ -124,6 +134,32 @@ def test_day_files_make_the_log_again(tmp_path) -> None:
     parts = [file.read_bytes() for file in files]
     assert b"".join(parts) == (tmp_path / "whole.tsv").read_bytes()
     assert [part.count(b"\n") for part in parts] == [13_333, 13_333, 13_334]
+
+
+def test_the_last_files_can_be_the_test_rows(tmp_path) -> None:
+    log = ClickLog(Recipe.criteo(rows=4_003, seed=1))
+    (tmp_path / "days").mkdir()
+    write_days(log, tmp_path / "days", days=12)
+    borders = [log.recipe.rows * day // 12 for day in range(13)]
+    clicks = log.table()["click"].to_numpy()
+    for files in (1, 3):
+        data = load(tmp_path / "days", split=LastFiles(files), validation=0.1)
+        border = borders[12 - files]
+        assert data.test.labels.tolist() == clicks[border:].tolist()
+        seen = [*data.train.labels.tolist(), *data.validation.labels.tolist()]
+        assert seen == clicks[:border].tolist()
+    # Types are guessed from training rows alone: 65 codes in the test file do not make numbers.
+    for day in range(2):
+        values = range(30) if day == 0 else range(100)
+        rows = "".join(f"{i % 2},{v}\n" for i, v in enumerate(10 * [*values]))
+        (tmp_path / f"{day}.csv").write_text("label,a\n" + rows)
+    data = load([tmp_path / "0.csv", tmp_path / "1.csv"], split=LastFiles(1))
+    assert [field.kind for field in data.fields] == ["category"]
+    for files in (12, 13):
+        with pytest.raises(DataError, match=f"files: {files} to test on, expected more, got 12"):
+            load(tmp_path / "days", split=LastFiles(files))
+    with pytest.raises(DataError, match="files: expected at least 1, got 0"):
+        LastFiles(0)
 
 
 def test_wrong_arguments_are_named(tmp_path) -> None:
