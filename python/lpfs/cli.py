@@ -704,7 +704,7 @@ def _require_new(out: Path, resume: bool) -> None:
     """Refuse what could not be written in the end, before hours of work."""
 
     def look() -> None:
-        if out.exists() and not out.is_dir():
+        if os.path.lexists(out) and not out.is_dir():  # a link to nothing too
             raise ValueError(f"{out}: already exists")
         if _is_taken(out) and not resume:
             raise ValueError(f"{out}: already exists")

@@ -115,6 +115,9 @@ class FeatureGate(nn.Module):
         )
         self.register_buffer("scale", torch.ones(len(names)), persistent=False)
         self._refresh_scale()
+        self.register_load_state_dict_pre_hook(  # type: ignore[no-untyped-call]
+            _require_same_form
+        )
         self.register_load_state_dict_post_hook(_refresh_after_loading)  # type: ignore[no-untyped-call]
 
     def forward(self, embeddings: Sequence[Tensor] | Tensor, fields: slice = EVERY) -> Tensor:
@@ -282,13 +285,34 @@ class FeatureGate(nn.Module):
             if name not in self.fields:
                 raise ValueError(f"{argument}: there is no field {name!r}")
 
+    def get_extra_state(self) -> Tensor:
+        """Kind, α and τ as the bytes of a text: a tensor, so that safetensors can hold it."""
+        return torch.tensor(list(self._form().encode()), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Nothing: a state of another form has been refused before (ValueError)."""
+
+    def _form(self) -> str:
+        return f"kind={self.kind!r}, alpha={self.alpha}, tau={self.tau}"
+
     def extra_repr(self) -> str:
         """One line: sizes, living fields and what shapes the gate."""
         sizes = f"{len(self.fields)} fields, {len(self.members)} gates"
-        shape = f"kind={self.kind!r}, alpha={self.alpha}, tau={self.tau}"
         if self.x.is_meta:
-            return f"{sizes}, {shape}"
-        return f"{sizes}, {len(self.kept())} alive, {shape}, epsilon={self.epsilon.item():.3g}"
+            return f"{sizes}, {self._form()}"
+        return (
+            f"{sizes}, {len(self.kept())} alive, {self._form()}, epsilon={self.epsilon.item():.3g}"
+        )
+
+
+def _require_same_form(
+    gate: FeatureGate, state: Mapping[str, Tensor], prefix: str, *_: object
+) -> None:
+    """x and c mean nothing to a gate of another kind, α or τ; without an entry torch complains."""
+    found = state.get(f"{prefix}_extra_state")
+    if found is not None and not torch.equal(found.cpu(), gate.get_extra_state()):
+        form = bytes(found.tolist()).decode(errors="replace")
+        raise ValueError(f"the state of a gate with {form} does not fit one with {gate._form()}")
 
 
 def _refresh_after_loading(gate: FeatureGate, _: object) -> None:

@@ -340,7 +340,9 @@ def refused(directory: Path, expected: list[str], *arguments: object) -> None:
 def test_places_that_cannot_be_written(logs: Path, tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "nothing")
     for out, words in (
+        ("link", "already exists"),
         ("full", "already exists"),
         ("full/file", "already exists"),
         ("full/file/run", "not a directory"),

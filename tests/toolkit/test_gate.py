@@ -164,13 +164,22 @@ def moved_gate(**options: Any) -> FeatureGate:
 @pytest.mark.parametrize("options", [{}, {"always_keep": ["b"]}, {"groups": [("a", "c")]}])
 def test_the_state_dict_holds_all_that_moved(options: dict[str, Any]) -> None:
     gate = moved_gate(epsilon=0.2, **options)
-    assert gate.state_dict().keys() == {"x", "epsilon", "start", "rms"}
+    assert gate.state_dict().keys() == {"x", "epsilon", "start", "rms", "_extra_state"}
     loaded = FeatureGate(FIELDS, rescale=["a", "b"], **options)
     fields = embeddings()
     assert not torch.equal(loaded(fields), gate(fields))
     torch.nn.Sequential(loaded).load_state_dict(torch.nn.Sequential(gate).state_dict())
     assert torch.equal(loaded(fields), gate(fields))
     assert loaded.gates() == gate.gates()
+
+
+@pytest.mark.parametrize("options", [{"kind": "lpfs"}, {"alpha": 9.0}, {"tau": 3.0}])
+def test_a_state_of_another_form_is_refused(options: dict[str, Any]) -> None:
+    gate = FeatureGate(FIELDS, rescale=["a", "b"], **options)
+    before = copy.deepcopy(gate.state_dict())
+    with pytest.raises(ValueError, match=r"kind='lpfs\+\+', alpha=10.0, tau=2.0 does not fit one"):
+        torch.nn.Sequential(gate).load_state_dict(torch.nn.Sequential(moved_gate()).state_dict())
+    assert all(torch.equal(value, before[name]) for name, value in gate.state_dict().items())
 
 
 def test_a_copy_is_the_same_and_apart() -> None:

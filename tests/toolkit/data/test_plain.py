@@ -133,6 +133,17 @@ def test_several_files_share_their_words(tmp_path: Path, monkeypatch: pytest.Mon
     assert_same(days, load(tmp_path / "whole.tsv", **options))
 
 
+def test_labels_of_further_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(read, "TEXT_BYTES", 1000)
+    lines = [line(i).replace(f"\t{i % 5}a", f"\t{i // 3 % 2}", 1) for i in range(120)]
+    lines[50] = lines[50].replace("\t0a", "\tü")  # a block that is not plain
+    (tmp_path / "day_0").write_text("".join(lines))
+    data = load(tmp_path / "day_0", split=InOrder(), auxiliary=["C1"])
+    parts = (data.train, data.validation, data.test)
+    labels = np.concatenate([next(part.batches(len(part))).labels.numpy() for part in parts])
+    assert labels.tolist() == [[i % 2, i // 3 % 2] for i in range(120)]
+
+
 def test_the_split_can_be_a_column(tmp_path: Path) -> None:
     lines = [line(i).replace("\t0a", "\ttest", 1) for i in range(100)]
     lines = [re.sub(r"\t[1-4]a", "\ttrain", row, count=1) for row in lines]
