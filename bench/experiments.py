@@ -338,6 +338,11 @@ def page() -> str:
     ):
         if content:
             lines += [f"## {title}", "", *content]
+    lines += [
+        "Seconds are wall time on a machine that had other work to do, and waits are in them; "
+        "`bench/README.md` has what an operator costs on a quiet one.",
+        "",
+    ]
     return "\n".join(lines)
 
 

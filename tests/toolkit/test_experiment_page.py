@@ -315,6 +315,15 @@ def test_only_what_rows_allow(tmp_path: Path) -> None:
     assert [has["id"] for has in Page(page(load_results(tmp_path))).all("section")] == ["run"]
 
 
+def test_a_log_without_truth_has_masks_without_marks(tmp_path: Path) -> None:
+    made.write(tmp_path)
+    gates = pyarrow.parquet.read_table(tmp_path / "gates.parquet")
+    unknown = gates.set_column(4, "role", pa.nulls(len(gates), pa.string()))
+    pyarrow.parquet.write_table(unknown, tmp_path / "gates.parquet")
+    text = page(load_results(tmp_path))
+    assert "masks" in [has["id"] for has in Page(text).all("section")]
+
+
 def test_large_experiments_stay_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     methods = {f"method {i}": -i / 1000 for i in range(15)}
     monkeypatch.setattr(made, "METHODS", methods | {"lpfs++": 0.0, "lpfs": -0.001})

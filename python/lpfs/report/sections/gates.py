@@ -97,7 +97,7 @@ def _counts(values: Sequence[float]) -> np.ndarray[Any, np.dtype[np.int64]]:
 
 def known(role: str | None) -> bool:
     """Whether a field in that role says something about the label."""
-    return role is not None and role.split()[0] in ("informative", "copy")
+    return (role or "").partition(" ")[0] in ("informative", "copy")
 
 
 def zeros(panel: Panel, results: Results) -> Part | None:
