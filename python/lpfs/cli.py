@@ -548,7 +548,10 @@ def _rows_for(split: str | None, test: float, in_order: bool) -> Split:
 
     if split is not None and in_order:
         _refuse("--split and --in-order exclude each other")
-    return ByColumn(split) if split else (InOrder if in_order else ByFraction)(test=test)
+    chosen: Split = _checked(
+        lambda: ByColumn(split) if split else (InOrder if in_order else ByFraction)(test=test)
+    )
+    return chosen
 
 
 def _select(
