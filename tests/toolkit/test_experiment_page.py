@@ -126,9 +126,9 @@ def test_a_variation_with_the_defaults_stands_for_its_method(results: Results) -
     for row in first.rows:
         if row.method == "lpfs++" and row.settings == {"alpha": 50.0}:
             panel.add(row)
-            panel.add(row.model_copy(update={"settings": {"alpha": 10.0}}))
+            panel.add(row.model_copy(update={"settings": {"alpha": 30.0}}))
             panel.add(row.model_copy(update={"settings": {"tau": 2.0}}))
-    assert [arm.title for arm in panel.standard] == ["LPFS++ α 10"]
+    assert [arm.title for arm in panel.standard] == ["LPFS++ α 30"]
     varied = Panel(first.data, first.model)
     for row in first.rows:
         if row.method == "lpfs++" and row.settings.keys() == {"alpha"}:

@@ -138,7 +138,7 @@ class LPFSPlusPlus(LPFS):
     name: ClassVar[str] = "lpfs++"
     kind: ClassVar[str] = "lpfs++"
     space: ClassVar[Mapping[str, Sequence[object]]] = {
-        "alpha": (10.0, 30.0, 100.0),
+        "alpha": (3.0, 10.0, 30.0, 100.0),
         "lr": (3e-4, 1e-3, 3e-3),
     }
 
