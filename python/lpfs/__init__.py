@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lpfs.checkpoint import Checkpoints
-    from lpfs.embedding import GatedEmbedding
     from lpfs.gate import FeatureGate
+    from lpfs.gated_embedding import GatedEmbedding
     from lpfs.gated_linear import GatedLinear
     from lpfs.optim import ProximalSGD
     from lpfs.plan import Budget, Penalty
@@ -45,8 +45,8 @@ __version__ = "0.1.0"
 # help should not wait. No module may have the name of what is in it: it would take its place here.
 _HOMES = {
     "checkpoint": ("Checkpoints",),
-    "embedding": ("GatedEmbedding",),
     "gate": ("FeatureGate",),
+    "gated_embedding": ("GatedEmbedding",),
     "gated_linear": ("GatedLinear",),
     "optim": ("ProximalSGD",),
     "plan": ("Budget", "Penalty"),
