@@ -18,19 +18,21 @@ namespace {
 // Found by measurement. Forward goes down the rows of a group of neighbouring columns and assembles
 // one row at a time; backward takes a tile of rows for one source after the other, which has to stay
 // in the cache meanwhile.
-constexpr int64_t kForwardGroupBytes = 1 << 14, kForwardAhead = 16;
+constexpr int64_t kForwardGroupBytes = 1 << 14, kListGroupBytes = 1 << 12, kForwardAhead = 16;
 constexpr int64_t kBackwardGroupBytes = kSourceBytes, kTileBytes = 1 << 16;
 constexpr int64_t kBufferBytes = std::max(kForwardGroupBytes, kTileBytes);
-// For streaming: `rows` of one field after the other, while as many below them are fetched. Of a list,
-// 4 KiB of each field of 16 floats, and fewer fields than there are lines in a page. Columns of one
-// tensor the processor follows by itself, row by row; unless there are gaps where fields are dead,
-// or rows wider than a page, of which it follows two at a time better than one.
+// For streaming: `rows` of one field after the other, `ahead` rows below them fetched meanwhile. A list
+// is read one field at a time; forward writes so little of it that the lines of a row come close one
+// after the other, backward takes two fields along so that it reads lines of the gradient in pairs.
+// Columns of one tensor the processor follows by itself, row by row, or rows wider than a page two at
+// a time; unless there are gaps where fields are dead.
 struct Tile {
   int64_t group_bytes, rows, ahead;
 };
-constexpr Tile kListTile{2048, 64, 64}, kNarrowTile{1 << 15, 1, 0}, kWideTile{1 << 15, 2, 2};
+constexpr Tile kListForward{512, 16, 16}, kListBackward{128, 64, 32};
+constexpr Tile kNarrow{1 << 15, 1, 0}, kWide{1 << 15, 2, 2}, kGaps{512, 8, 32};
 constexpr int64_t kWideBytes = 4096;
-static_assert(2 * kWideTile.group_bytes <= kBufferBytes);  // sums of fp16 take twice its space
+static_assert(2 * kWide.group_bytes <= kBufferBytes);  // sums of fp16 take twice its space
 // What a thread takes at a time, and what one partial sum of backward covers: of few rows, such as
 // those of a weight, little enough that there is something for every thread.
 constexpr int64_t kBlockRows = 256, kFewRows = 1024, kSmallBlockRows = 64;
@@ -173,12 +175,11 @@ bool fills_lines(const Call& call) {
   });
 }
 
-Tile streamed_tile(const Call& call, bool packed) {
-  if (!packed) return kListTile;
-  if (call.columns * call.item_bytes >= kWideBytes) return kWideTile;
+Tile packed_tile(const Call& call) {
   const bool gaps = std::any_of(call.gates.begin(), call.gates.end(),
                                 [](const GateValue& gate) { return gate.dead; });
-  return gaps ? kListTile : kNarrowTile;
+  if (gaps) return kGaps;
+  return call.columns * call.item_bytes >= kWideBytes ? kWide : kNarrow;
 }
 
 int64_t block_rows(const Call& call) {
@@ -215,11 +216,12 @@ Tensor gated_concat(const Tensors& embeddings, const Tensor& x, const Tensor& ep
   const Shape widths = maybe_widths.value_or(Shape{});
   const Call call = check({"gated_concat"}, nullptr, embeddings, widths,
                           {x, epsilon, scale, ungated, kind, alpha, tau});
+  const bool packed = !widths.empty();
   Tensor output = empty(Shape{call.batch, call.columns}, call.type);
   auto* const data = static_cast<char*>(output.mutable_data_ptr());
   const Loops& loops = loops_for(call.dtype);
   if (bytes_of(call) >= kStreamedBytes && fills_lines(call) && starts_line(output)) {
-    const Tile tile = streamed_tile(call, !widths.empty());
+    const Tile tile = packed ? packed_tile(call) : kListForward;
     const Layout layout = lay_out(call, tile.group_bytes);
     for_each_block(call, layout, [&](int64_t, int64_t first, int64_t end, const Group& group,
                                      char*) {
@@ -232,7 +234,7 @@ Tensor gated_concat(const Tensors& embeddings, const Tensor& x, const Tensor& ep
     });
     return output;
   }
-  const Layout layout = lay_out(call, kForwardGroupBytes);
+  const Layout layout = lay_out(call, packed ? kForwardGroupBytes : kListGroupBytes);
   const bool assembled = bytes_of(call) >= kAssembledBytes;
   for_each_block(call, layout, [&](int64_t, int64_t first, int64_t end, const Group& group,
                                    char* buffer) {
@@ -294,7 +296,7 @@ Tensors gated_concat_backward(const Tensor& grad, const Tensors& embeddings, con
   const bool large = bytes_of(call) >= kStreamedBytes;
   const bool streamed = large && fills_lines(call) && rows_of(grad).column_stride == 1 &&
                         std::all_of(gradients.begin(), gradients.end(), starts_line);
-  const Tile tile = streamed_tile(call, packed);
+  const Tile tile = packed ? packed_tile(call) : kListBackward;
   const Layout layout = lay_out(call, streamed ? tile.group_bytes : kBackwardGroupBytes);
   const int64_t item = call.item_bytes, count = layout.sources.size();
 

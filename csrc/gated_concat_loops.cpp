@@ -145,45 +145,90 @@ LPFS_INLINE void stream_concat(const Source* sources, int64_t count, int64_t row
   }
 }
 
-template <class T, int N, bool kScale, bool kDot>
-LPFS_INLINE void stream_flow(const Flow& flow, int64_t row, int64_t rows, int64_t ahead,
-                             Compute<T>* sums) {
-  const int64_t width = flow.source.width, stride = flow.source.rows.row_stride;
-  const int64_t ahead_bytes = ahead * sizeof(T), grad_stride = flow.grad.row_stride;
-  const T *grad = at<T>(flow.grad, row), *source = at<T>(flow.source.rows, row);
-  T* target = static_cast<T*>(flow.target) + row * flow.target_stride;
-  const Compute<T> factor = flow.source.factor;
-  for (int64_t j = 0; j < width; j += N) {
-    Vector<Compute<T>, N> upstream, value, sum;
-    load<N>(sums + j, sum);
-    for (int64_t r = 0; r < rows; ++r) {
-      fetch(grad + r * grad_stride + j, ahead_bytes * grad_stride);
-      load<N>(grad + r * grad_stride + j, upstream);
+// One vector of columns of a flow, from some row on.
+template <class T>
+struct Column {
+  const T *grad, *source;
+  T* target;
+  int64_t grad_stride, source_stride, target_stride;
+  Compute<T> factor, *sums;
+};
+
+// Down the rows of C neighbours at a time: lines that lie side by side are read together.
+template <class T, int N, bool kScale, bool kDot, int C>
+LPFS_INLINE void stream_columns(const Column<T>* columns, int64_t rows, int64_t ahead) {
+  Vector<Compute<T>, N> sums[C];
+  for (int c = 0; c < C; ++c) load<N>(columns[c].sums, sums[c]);
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int c = 0; c < C; ++c) {
+      const Column<T>& column = columns[c];
+      Vector<Compute<T>, N> upstream, value;
+      const T* grad = column.grad + r * column.grad_stride;
+      fetch(grad, ahead * column.grad_stride * sizeof(T));
+      load<N>(grad, upstream);
       if constexpr (kDot) {
-        fetch(source + r * stride + j, ahead_bytes * stride);
-        load<N>(source + r * stride + j, value);
-        sum += upstream * value;
+        const T* source = column.source + r * column.source_stride;
+        fetch(source, ahead * column.source_stride * sizeof(T));
+        load<N>(source, value);
+        sums[c] += upstream * value;
       }
-      if constexpr (kScale) put_row<T, N>(target + r * flow.target_stride + j, upstream * factor);
+      if constexpr (kScale) {
+        put_row<T, N>(column.target + r * column.target_stride, upstream * column.factor);
+      }
     }
-    store<N>(sums + j, sum);
+  }
+  for (int c = 0; c < C; ++c) store<N>(columns[c].sums, sums[c]);
+}
+
+template <class T, int N, bool kScale, bool kDot>
+LPFS_INLINE void stream_flows(const Flow* flows, const Flow* end, int64_t row, int64_t rows,
+                              int64_t ahead, Compute<T>* sums) {
+  constexpr int kTogether = 2;
+  Column<T> columns[kTogether];
+  int count = 0;
+  for (const Flow* flow = flows; flow != end; ++flow) {
+    const Rows &grad = flow->grad, &source = flow->source.rows;
+    T* const target = static_cast<T*>(flow->target) + row * flow->target_stride;
+    for (int64_t j = 0; j < flow->source.width; j += N, sums += N) {
+      columns[count++] = {at<T>(grad, row) + j,
+                          at<T>(source, row) + j,
+                          target + j,
+                          grad.row_stride,
+                          source.row_stride,
+                          flow->target_stride,
+                          static_cast<Compute<T>>(flow->source.factor),
+                          sums};
+      if (count < kTogether) continue;
+      stream_columns<T, N, kScale, kDot, kTogether>(columns, rows, ahead);
+      count = 0;
+    }
+  }
+  for (int c = 0; c < count; ++c) {
+    stream_columns<T, N, kScale, kDot, 1>(columns + c, rows, ahead);
   }
 }
 
 template <class T, int N>
 LPFS_INLINE void stream_backward(const Flow* flows, int64_t count, int64_t row, int64_t rows,
                                  int64_t ahead, Compute<T>* sums) {
-  for (const Flow* flow = flows; flow != flows + count; ++flow) {
-    if (flow->source.dead) {
-      T* target = static_cast<T*>(flow->target) + row * flow->target_stride;
-      put_zeros<T, N>(target, rows, flow->target_stride, flow->source.width);
-      if (flow->learns) stream_flow<T, N, false, true>(*flow, row, rows, ahead, sums);
-    } else if (flow->learns) {
-      stream_flow<T, N, true, true>(*flow, row, rows, ahead, sums);
-    } else {
-      stream_flow<T, N, true, false>(*flow, row, rows, ahead, sums);
+  for (const Flow *flow = flows, *next; flow != flows + count; flow = next) {
+    int64_t width = 0;
+    for (next = flow; next != flows + count && next->source.dead == flow->source.dead &&
+                      next->learns == flow->learns;
+         ++next) {
+      width += next->source.width;
+      if (!next->source.dead) continue;
+      T* target = static_cast<T*>(next->target) + row * next->target_stride;
+      put_zeros<T, N>(target, rows, next->target_stride, next->source.width);
     }
-    sums += flow->source.width;
+    if (flow->source.dead) {
+      if (flow->learns) stream_flows<T, N, false, true>(flow, next, row, rows, ahead, sums);
+    } else if (flow->learns) {
+      stream_flows<T, N, true, true>(flow, next, row, rows, ahead, sums);
+    } else {
+      stream_flows<T, N, true, false>(flow, next, row, rows, ahead, sums);
+    }
+    sums += width;
   }
 }
 

@@ -44,9 +44,9 @@ struct Loops {
   // Returns Σ grad ⊙ source, or 0 if `source.data` is null.
   double (*scale_and_dot)(Rows grad, Rows source, double factor, int64_t rows, int64_t width,
                           int64_t ahead, void* target, int64_t target_stride);
-  // The same past the cache, rows of one source after the other, where columns lie side by side
-  // and targets are whole cache lines. Backward adds grad ⊙ source to `sums`, which has an element
-  // of the type that is computed in for each column.
+  // The same past the cache, some rows of a source or two before the next, where columns lie side by
+  // side and targets are whole cache lines. Backward adds grad ⊙ source to `sums`, which has an
+  // element of the type that is computed in for each column.
   void (*stream_concat)(const Source* sources, int64_t count, int64_t row, int64_t rows,
                         int64_t ahead, void* target, int64_t target_stride);
   void (*stream_backward)(const Flow* flows, int64_t count, int64_t row, int64_t rows,
