@@ -33,7 +33,7 @@ from .launch import (
     refuse_gate_values,
 )
 
-LEAVE_OUT_FROM = 0.2
+LEAVE_OUT_FROM = 0.06
 """The share of dead columns from which a packed tensor's living ones are copied together: below,
 the copy takes more time than the smaller product saves (H = 256, 2 threads; bench/notes.md)."""
 
