@@ -155,14 +155,20 @@ class FeatureGate(nn.Module):
         )
 
     def embedding(
-        self, table: nn.Embedding, codes: Tensor, offsets: Sequence[int], fields: slice = EVERY
+        self,
+        table: nn.Embedding | nn.EmbeddingBag,
+        codes: Tensor,
+        offsets: Sequence[int],
+        fields: slice = EVERY,
+        **lookup: Any,
     ) -> Tensor:
         """`[B, ΣD]` of codes `[B, N]`, gated as they are looked up, each field in its rows of the
-        table from its offset on; rows of dead fields are not read."""
+        table from its offset on; rows of dead fields are not read. `lookup` are the bags, mode and
+        check of `lpfs_kernels.gated_embedding_concat`."""
         x, scale, ungated = self._of(fields)
-        weight, sparse = table.weight, table.sparse
         gates = x, self.epsilon, scale, ungated
-        return gated_embedding_concat(weight, codes, offsets, *gates, sparse=sparse, **self._shape)
+        options = {"sparse": table.sparse} | lookup | self._shape
+        return gated_embedding_concat(table.weight, codes, offsets, *gates, **options)
 
     @property
     def _shape(self) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from lpfs.gate import FeatureGate
 from lpfs.pruning import Place
-from lpfs_kernels import gated_embedding_concat
 
 
 class GatedEmbedding(nn.Module):
@@ -89,25 +88,10 @@ class GatedEmbedding(nn.Module):
 
         Both have what belongs to every field that the module was built with, removed ones included.
         """
-        gate = self.gate
-        if gate is None:
+        if self.gate is None:
             return self._without_gate(codes, bags)
-        return gated_embedding_concat(
-            self.table.weight,
-            codes,
-            self._offsets(),
-            gate.x_of_fields(),
-            gate.epsilon,
-            gate.scale,
-            gate.ungated,
-            bags=bags,
-            mode=self.mode,
-            sparse=self.table.sparse,
-            check=self.check,
-            kind=gate.kind,
-            alpha=gate.alpha,
-            tau=gate.tau,
-        )
+        options = {"bags": bags, "mode": self.mode, "check": self.check}
+        return self.gate.embedding(self.table, codes, self._offsets(), **options)
 
     def places(self) -> dict[str, Place]:
         """Where every field stands if the first layer reads what `forward` returns and no more; see
