@@ -159,6 +159,7 @@ class FeatureGate(nn.Module):
         table: nn.Embedding | nn.EmbeddingBag,
         codes: Tensor,
         offsets: Sequence[int],
+        *,
         fields: slice = EVERY,
         **lookup: Any,
     ) -> Tensor:

@@ -90,8 +90,8 @@ class GatedEmbedding(nn.Module):
         """
         if self.gate is None:
             return self._without_gate(codes, bags)
-        options = {"bags": bags, "mode": self.mode, "check": self.check}
-        return self.gate.embedding(self.table, codes, self._offsets(), **options)
+        lookup: dict[str, Any] = {"bags": bags, "mode": self.mode, "check": self.check}
+        return self.gate.embedding(self.table, codes, self._offsets(), **lookup)
 
     def places(self) -> dict[str, Place]:
         """Where every field stands if the first layer reads what `forward` returns and no more; see

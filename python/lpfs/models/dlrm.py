@@ -162,7 +162,7 @@ class DLRM(nn.Module):
         assert self.table is not None
         count = len(self.categories)
         codes = _columns(codes, self._category_columns, range(count))
-        looked_up = gate.embedding(self.table, codes, self._first_rows, slice(0, count))
+        looked_up = gate.embedding(self.table, codes, self._first_rows, fields=slice(0, count))
         if count == len(self.embedded):
             return looked_up
         others = self.embed(codes, numbers, range(count, len(self.embedded)))
