@@ -2,7 +2,8 @@
 
     python -m bench.experiments
 
-Every table is made from the rows of `experiments/NAME/`; the verdicts are those of the report.
+Every table is made from the rows of `experiments/NAME/`; the verdicts are those of the report; the
+prose is `experiments/notes.md`.
 """
 
 from __future__ import annotations
@@ -342,6 +343,7 @@ def page() -> str:
         "Seconds are wall time on a machine that had other work to do, and waits are in them; "
         "`bench/README.md` has what an operator costs on a quiet one.",
         "",
+        (HERE / "notes.md").read_text(encoding="utf-8"),
     ]
     return "\n".join(lines)
 
