@@ -70,6 +70,7 @@ class Plan:
             group["budget"] = None
         self._taken = torch.zeros(1, dtype=torch.int64, device=gate.x.device)
         self._revive_every, self._calls = revive_every, 0
+        self._rescales = bool(gate.rescaled.any())
         self.trajectory = Trajectory(gate, keep_every=max(1, steps // 1000))
         self._apply()
         self._refresh()
@@ -114,9 +115,13 @@ class Plan:
         step = self._taken.clamp(max=self.steps - 1)
         epsilon, lr, lam, threshold, budget = self._settings.index_select(0, step)[0].unbind()
         self.gate.epsilon.copy_(epsilon)
-        refresh_every = max(1, self.steps // self.RESCALES)
-        due = (self._taken <= self.RESCALE_UNTIL * self.steps) & (self._taken % refresh_every == 0)
-        self.gate.update_rescale(due[0])
+        if self._rescales:
+            refresh_every = max(1, self.steps // self.RESCALES)
+            due = self._taken <= self.RESCALE_UNTIL * self.steps
+            due = (due & (self._taken % refresh_every == 0))[0]
+            # Looking would wait for a GPU, but saves the CPU most of the work.
+            if due.is_cuda or due:
+                self.gate.update_rescale(due)
         group = self.optimizer.param_groups[0]
         group["lr"].copy_(lr * self.gate.rms)
         group["lam"].copy_(torch.minimum(lam, threshold / (2 * group["lr"])))

@@ -91,6 +91,7 @@ def test_backward(call: Call, layout: str, seed: int) -> None:
         (9, [5000, 1, 3000]),
         (32_000, [16, 1, 40, 0, 7, 64, 13]),  # past the cache, rows that start anywhere
         (17_001, [32, 64, 32]),  # past the cache, whole cache lines
+        (10_001, [16] * 7),  # the same, an odd number of them beside a dead field
         (130, [1024, 0, 96] * 15),
     ],
 )
