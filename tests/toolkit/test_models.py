@@ -14,8 +14,10 @@ from torch.nn import functional as F
 
 from lpfs import FeatureGate, Settings, prune, select
 from lpfs.baselines import METHODS, Feed, Task
-from lpfs.data import ClickLog, Data, InOrder, Recipe, load
+from lpfs.data import Data
 from lpfs.models import DLRM, DCNv2, DeepFM, WideDeep
+
+from .small_log import small_log
 
 MODELS = [WideDeep, DeepFM, DCNv2]
 FIELDS = {"a": 5, "n": 0, "b": 3, "m": 0, "c": 7}
@@ -138,17 +140,7 @@ def test_wrong_arguments_are_named(kind: type[DLRM]) -> None:
 
 @pytest.fixture(scope="module")
 def log() -> Data:
-    recipe = Recipe(
-        rows=2000,
-        informative=3,
-        informative_numbers=1,
-        copies=1,
-        nested=0,
-        noise=2,
-        noise_numbers=1,
-        many_values=(30, 60),
-    )
-    return load(ClickLog(recipe), label="click", split=InOrder(test=0.2), transform="log")
+    return small_log()
 
 
 @pytest.mark.parametrize("kind", MODELS)

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lpfs import Budget, FeatureGate, GatedLinear, Place, ProximalSGD, Settings, prune, select
-from lpfs.data import ClickLog, Data, InOrder, Recipe, load
+from lpfs.data import Data
 from lpfs.models import DLRM, DCNv2, DeepFM, WideDeep
 from lpfs.operators import OPERATORS
+
+from .small_log import small_log
 
 FIELDS = {"a": 5, "n": 0, "b": 3, "m": 0, "c": 7}
 CODES = torch.randint(0, 3, (40, 3), generator=torch.Generator().manual_seed(0))
@@ -229,17 +231,7 @@ def test_gated_linear_in_a_model_of_ones_own(dead: list[int]) -> None:
 
 @pytest.fixture(scope="module")
 def log() -> Data:
-    recipe = Recipe(
-        rows=2000,
-        informative=3,
-        informative_numbers=1,
-        copies=1,
-        nested=0,
-        noise=2,
-        noise_numbers=1,
-        many_values=(30, 60),
-    )
-    return load(ClickLog(recipe), label="click", split=InOrder(test=0.2), transform="log")
+    return small_log()
 
 
 @pytest.mark.parametrize("protocol", ["one-pass", "held-out"])

@@ -21,11 +21,12 @@ import pytest
 import torch
 
 from lpfs import Checkpoints, Pretrained, Selection, Settings, StoppedError, select, selection
-from lpfs.data import ClickLog, Data, InOrder, Recipe, load
+from lpfs.data import Data, load
 from lpfs.run import load_pretrained, load_summary
 from lpfs.unfinished import unfinished
 
 from .command import below, check_run, lpfs, succeed
+from .small_log import small_log
 from .victims import Died, Victims
 
 FULL = os.environ.get("LPFS_FULL") == "1"
@@ -434,18 +435,8 @@ SMALL: dict[str, Any] = {"keep": 3, "dim": 4, "top": (8,), "batch_size": 32, "ga
 
 @pytest.fixture(scope="module")
 def small() -> Data:
-    """8 fields, 2 of them numbers that are not in bins; 720 training rows."""
-    recipe = Recipe(
-        rows=1000,
-        informative=3,
-        informative_numbers=1,
-        copies=1,
-        nested=1,
-        noise=2,
-        noise_numbers=1,
-        many_values=(30, 60),
-    )
-    return load(ClickLog(recipe), label="click", split=InOrder(test=0.2), transform="log")
+    """7 fields, 2 of them numbers that are not in bins; 720 training rows."""
+    return small_log(rows=1000, nested=1)
 
 
 def everything(result: Selection) -> list[Any]:

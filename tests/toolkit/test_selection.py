@@ -17,23 +17,15 @@ from lpfs.models import DLRM
 from lpfs.selection import Protocol, choose_protocol
 from lpfs.training import DivergedError, EarlyStopping, Progress, predict
 
+from .small_log import small_log
+
 SMALL: dict[str, Any] = {"dim": 4, "top": (8,), "batch_size": 32, "gate_lr": 0.01}
 
 
 @pytest.fixture(scope="session")
 def log() -> Data:
     """7 fields, 2 of them numbers that are not in bins; 1,440 training and 160 validation rows."""
-    recipe = Recipe(
-        rows=2000,
-        informative=3,
-        informative_numbers=1,
-        copies=1,
-        nested=1,
-        noise=2,
-        noise_numbers=1,
-        many_values=(30, 60),
-    )
-    return load(ClickLog(recipe), label="click", split=InOrder(test=0.2), transform="log")
+    return small_log(nested=1)
 
 
 @pytest.fixture(autouse=True)
