@@ -8,13 +8,15 @@ prose is `experiments/notes.md`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lpfs.report.arms import FAMILY, METRICS, OURS, TITLES, Arm, Panel, foremost, panels, standing
 from lpfs.report.results import Results, Retrain, Row, is_experiment, load_results
 from lpfs.report.statistics import Estimate, difference, estimate
+
+from . import markdown
 
 HERE = Path(__file__).parents[1] / "experiments"
 AUC = METRICS["AUC"]
@@ -40,12 +42,9 @@ def shipped() -> list[Shipped]:
     return found
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """In Markdown, or nothing where there are no rows."""
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    if not lines:
-        return []
-    return [f"| {' | '.join(head)} |", "|---" * len(head) + "|", *lines, ""]
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table and an empty line, or nothing where there are no rows."""
+    return [*markdown.table(head, rows), ""] if rows else []
 
 
 def shown(value: Estimate | None, decimals: int = 4, signed: bool = False) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 from . import crosses, linears, trainings
 from .grid import Case
+from .markdown import table
 from .spellings import OURS
 
 HERE = Path(__file__).parent
@@ -120,12 +121,6 @@ def plain(measured: list[Measured], **wanted: Any) -> list[Measured]:
     wanted = {"what": "concat", "dtype": "float32", "dead": 0, "threads": 2} | wanted
     wanted = {"allocator": "tuned"} | wanted
     return [m for m in measured if all(getattr(m.case, k) == v for k, v in wanted.items())]
-
-
-def table(header: list[str], lines: Iterable[list[str]]) -> list[str]:
-    lines = list(lines)
-    rule = ["---"] * len(header)
-    return ["| " + " | ".join(cells) + " |" for cells in (header, rule, *lines)]
 
 
 def shape(case: Case) -> str:

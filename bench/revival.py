@@ -17,6 +17,8 @@ import torch
 from lpfs import Selection, Settings, select
 from lpfs.data import ClickLog, InOrder, Recipe, load
 
+from .markdown import table
+
 PAGE = Path(__file__).with_name("revival.md")
 EVERY = 1, 10, 100
 
@@ -44,14 +46,14 @@ def main() -> None:
     options = parser.parse_args()
     header = "P", "seed", "informative fields found", "noise fields kept", "AUC pruned"
     header = *header, "after hot start", "revivals", "deaths"
-    table = [" | ".join(["", *header, ""]).strip(), "|" + "---|" * len(header)]
+    lines = []
     for seed in range(options.seeds):
         log = ClickLog(Recipe(rows=options.rows, seed=seed))
         data = load(log, label="click", split=InOrder(test=0.2))
         for every in EVERY:
             result = select(data, Settings(keep=10, seed=seed, revive_every=every))
-            table.append(" | ".join(["", *line(every, seed, log, result), ""]).strip())
-            print(table[-1], flush=True)
+            lines.append(line(every, seed, log, result))
+            print(*lines[-1], sep=" | ", flush=True)
     text = [
         "# Dead gates whose gradient waits",
         "",
@@ -61,7 +63,7 @@ def main() -> None:
         "above 1 (`revive_every`), a dead gate has a gradient in one step of P alone. 1 is the "
         "method as it is.",
         "",
-        *table,
+        *table(header, lines),
         "",
     ]
     PAGE.write_text("\n".join(text))

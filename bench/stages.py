@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.data import generated
+from bench.markdown import table
 
 PAGE = Path(__file__).with_name("stages.md")
 KEEP = 10
@@ -102,16 +103,16 @@ def page(file: Path, rows: int, figures: dict[str, Any]) -> str:
         f"{figures['kept']} of 39 fields kept after {figures['steps']:,} steps of selection. "
         "Waiting: the share of the time in which batches are made from the mapped arrays.",
         "",
-        "| stage | rows | rows per second | waiting for data |",
-        "|---|---|---|---|",
     ]
+    stages = []
     for stage, title in TITLES.items():
         taken = figures["stages"][stage]
         wait = f"{100 * taken['waited'] / taken['seconds']:.1f} %" if "waited" in taken else ""
         rate = taken["rows"] / taken["seconds"]
-        lines.append(f"| {title} | {taken['rows']:,} | {rate:,.0f} | {wait} |")
+        stages.append([title, f"{taken['rows']:,}", f"{rate:,.0f}", wait])
     gib = {name: figures[name] / (1 << 30) for name in ("cache anonymous", "anonymous", "peak")}
     lines += [
+        *table(["stage", "rows", "rows per second", "waiting for data"], stages),
         "",
         f"Memory of its own: {gib['cache anonymous']:.2f} GiB after caching, at most "
         f"{gib['anonymous']:.2f} GiB in training; with the pages of the mapped cache, which the "
