@@ -10,8 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from lpfs.baselines.method import only
 from lpfs.data import Data
-from lpfs.models import DLRM
-from lpfs.selection import Settings, learn_gates
+from lpfs.selection import Settings, learn_gates, new_model
 from lpfs.training import Metrics, ProgressCallback, evaluate, train_step
 
 BATCH = 256
@@ -87,7 +86,7 @@ def follow(
     if settings.groups or settings.always_keep:
         raise ValueError("a path needs a gate of its own for every field")
     with torch.device("meta"):
-        features = len(_network(data, settings).features)
+        features = len(new_model(data, settings).features)
     for keep in keeps:
         if not 1 <= keep <= features:
             raise ValueError(f"keep must be between 1 and {features}, got {keep}")
@@ -122,9 +121,7 @@ def _keeping(settings: Settings, keep: int) -> Settings:
 
 def _judged(data: Data, settings: Settings, kept: list[str], seconds: float) -> Subset:
     begin = time.perf_counter()
-    with torch.random.fork_rng():
-        torch.manual_seed(settings.seed)
-        everything = _network(data, settings).to(settings.device)
+    everything = new_model(data, settings).to(settings.device)
     model, optimizer = only(
         everything, torch.optim.Adagrad(everything.parameters(), lr=settings.lr), kept
     )
@@ -134,13 +131,4 @@ def _judged(data: Data, settings: Settings, kept: list[str], seconds: float) -> 
     took = time.perf_counter() - begin
     return Subset(
         kept=kept, test=evaluate(model, data.test), select_seconds=seconds, retrain_seconds=took
-    )
-
-
-def _network(data: Data, settings: Settings) -> DLRM:
-    return DLRM(
-        {field.name: field.cardinality for field in data.fields},
-        dim=settings.dim,
-        top=settings.top,
-        numbers=settings.numbers,
     )

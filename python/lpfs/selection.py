@@ -144,9 +144,8 @@ def select(
 
     Gates learn from rows that the weights have not seen: in one pass, pre-training on the first
     30 % of the training rows (60 % of few) and selecting on the rest, when that gives enough steps;
-    otherwise on
-    a held-out part, in turn with the weights, whose tables then stay as pre-trained. Nothing is
-    chosen on the test part.
+    otherwise on a held-out part, in turn with the weights, whose tables then stay as pre-trained.
+    Nothing is chosen on the test part.
 
     Args:
         data: what `lpfs.data.load` returned.
@@ -212,11 +211,10 @@ def choose_protocol(rows: int, settings: Settings) -> tuple[Protocol, int]:
     sizes = [64, 32, 16] if few else [512, 256, 128]
     if settings.batch_size:
         sizes = [settings.batch_size]
-    share, enough = (
-        (PRETRAIN_SHARE_OF_FEW, ENOUGH_STEPS_LATE) if few else (PRETRAIN_SHARE, ENOUGH_STEPS)
-    )
+    left = (1 - pretrain_share(rows, settings)) * rows
+    enough = ENOUGH_STEPS_LATE if few else ENOUGH_STEPS
     for size in sizes:
-        if (1 - share) * rows / size >= enough and settings.protocol != "held-out":
+        if left / size >= enough and settings.protocol != "held-out":
             return "one-pass", size
     if settings.protocol == "one-pass":
         return "one-pass", sizes[-1]
@@ -236,6 +234,23 @@ def has_few_rows(rows: int, settings: Settings) -> bool:
     return not settings.batch_size and (1 - PRETRAIN_SHARE) * rows / 128 < ENOUGH_STEPS
 
 
+def pretrain_share(rows: int, settings: Settings) -> float:
+    """The share of the training rows that one pass pre-trains on."""
+    return PRETRAIN_SHARE_OF_FEW if has_few_rows(rows, settings) else PRETRAIN_SHARE
+
+
+def new_model(data: Data, settings: Settings, build: Callable[..., DLRM] = DLRM) -> DLRM:
+    """A network for all fields of the data; equal seeds give equal weights."""
+    with torch.random.fork_rng():
+        torch.manual_seed(settings.seed)
+        return build(
+            {field.name: field.cardinality for field in data.fields},
+            dim=settings.dim,
+            top=settings.top,
+            numbers=settings.numbers,
+        )
+
+
 class _Run:
     """One selection while it runs."""
 
@@ -250,11 +265,9 @@ class _Run:
     ) -> None:
         self.data, self.settings, self.build, self.progress = data, settings, build, progress
         self.protocol, self.batch_size = choose_protocol(len(data.train), settings)
-        share = 1 - HELD_OUT_SHARE
-        if self.protocol == "one-pass":
-            few = has_few_rows(len(data.train), settings)
-            share = PRETRAIN_SHARE_OF_FEW if few else PRETRAIN_SHARE
-        border = int(share * len(data.train))
+        rows = len(data.train)
+        one_pass = self.protocol == "one-pass"
+        border = int((pretrain_share(rows, settings) if one_pass else 1 - HELD_OUT_SHARE) * rows)
         self.first_rows, self.last_rows = data.train[:border], data.train[border:]
         self.probe = data.validation[:PROBE_ROWS]
         config = self._require_possible()
@@ -367,15 +380,7 @@ class _Run:
         return config
 
     def _new_model(self) -> DLRM:
-        settings = self.settings
-        with torch.random.fork_rng():
-            torch.manual_seed(settings.seed)
-            return self.build(
-                {field.name: field.cardinality for field in self.data.fields},
-                dim=settings.dim,
-                top=settings.top,
-                numbers=settings.numbers,
-            )
+        return new_model(self.data, self.settings, self.build)
 
     def _learner(self) -> tuple[DLRM, torch.optim.Optimizer]:
         """A new model on the device, and its optimiser."""
