@@ -33,10 +33,12 @@ def linears(
     epsilon = torch.tensor(0.1, device=device)
     living = torch.linspace(0.5, 1.5, fields)
     x = torch.where(torch.arange(fields) % 10 < dead // 10, 0.0, living).to(device)
+    alive = x.nonzero().flatten().tolist()
     x.requires_grad_()
 
     def run(kind: str) -> Tensor:
-        return gated_linear(embeddings, x, epsilon, weight, bias, widths, kind=kind)
+        gates: dict[str, Any] = {"living": alive, "revive": True, "kind": kind}
+        return gated_linear(embeddings, x, epsilon, weight, bias, widths, **gates)
 
     def ungated() -> Tensor:
         return F.linear(embeddings[0] if packed else torch.cat(embeddings, 1), weight, bias)

@@ -10,19 +10,20 @@ has the size of the weight and not of the batch. This is what `gated_concat` com
 H rows, and the rest is the vendor's matrix product: so this is a composition of the two. A list of
 embeddings has to be put side by side in any case: `gated_concat` does that, and gates meanwhile, in
 less time than `torch.cat` does it without.
+
+Which fields live is for the caller to know: here nobody looks at x.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from . import reference
-from .gated_concat import gated_concat
 from .launch import (
     check_device,
     check_dtype,
@@ -32,7 +33,9 @@ from .launch import (
     fault,
     refuse_gate_values,
 )
+from .library import apply, below_autograd
 
+OPERATOR = "gated_linear"
 LEAVE_OUT_FROM = 0.06
 """The share of dead columns from which a packed tensor's living ones are copied together: below,
 the copy takes more time than the smaller product saves (H = 256, 2 threads; bench/notes.md)."""
@@ -40,28 +43,100 @@ the copy takes more time than the smaller product saves (H = 256, 2 threads; ben
 T = TypeVar("T")
 
 
+class _Gates(NamedTuple):
+    """What `gated_concat` takes besides fields and widths, the kind by its place in `KINDS`."""
+
+    x: Tensor
+    epsilon: Tensor
+    scale: Tensor | None
+    ungated: Tensor | None
+    kind: int
+    alpha: float
+    tau: float
+
+    def of(self, chosen: Sequence[bool]) -> _Gates:
+        if all(chosen):
+            return self
+        index = torch.tensor([i for i, c in enumerate(chosen) if c], device=self.x.device)
+        scale = None if self.scale is None else self.scale[index]
+        ungated = None if self.ungated is None else self.ungated[index]
+        return self._replace(x=self.x[index], scale=scale, ungated=ungated)
+
+    def concat(self, fields: Sequence[Tensor], widths: Sequence[int] = ()) -> Tensor:
+        x, epsilon, *rest = self
+        operator = torch.ops.lpfs.gated_concat.default
+        return cast(Tensor, operator(fields, x, epsilon, widths or None, *rest))
+
+
+class _Product(torch.autograd.Function):
+    """e Ŵᵀ + b. Ŵ is made, and its gradient taken apart, below autograd: on a cache that the
+    product has emptied, a node of its own for Ŵ takes longer than Ŵ (bench/notes.md)."""
+
+    @staticmethod
+    def forward(
+        packed: Tensor, weight: Tensor, bias: Tensor | None, widths: list[int], *gates: Any
+    ) -> tuple[Tensor, Tensor]:
+        x, epsilon, *rest = gates
+        operator = torch.ops.lpfs.gated_concat.default
+        columns = below_autograd(operator, [weight], x, epsilon, widths, *rest)
+        return F.linear(packed, columns, bias), columns
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        packed, weight, _, ctx.widths, x, epsilon, scale, ungated, *ctx.gate = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(packed, weight, x, epsilon, scale, ungated, output[1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            return _once(ctx, grad)
+        return _gradients(ctx, grad)
+
+
+def _gradients(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * 11
+    packed, weight, x, epsilon, scale, ungated, columns = ctx.saved_tensors
+    wants_packed, wants_weight, wants_bias, _, wants_x, *_ = ctx.needs_input_grad
+    grad_packed = grad_weight = grad_x = None
+    if wants_weight or wants_x:
+        into = (grad.T @ packed.to(grad.dtype)).to(weight.dtype)
+        gates = x, epsilon, ctx.widths, scale, ungated, *ctx.gate
+        operator = torch.ops.lpfs.gated_concat_backward.default
+        grad_weight, grad_x = below_autograd(operator, into, [weight], *gates)
+    if wants_packed:
+        grad_packed = (grad @ columns.to(grad.dtype)).to(packed.dtype)
+    grad_bias = grad.sum(0).to(weight.dtype) if wants_bias else None
+    return grad_packed, grad_weight, grad_bias, None, grad_x, *[None] * 6
+
+
+_once = torch.autograd.function.once_differentiable(_gradients)
+
+
 class _Revival(torch.autograd.Function):
     """y as it is; backward, the gradient of x of dead fields, which y does not depend on."""
 
     @staticmethod
     def forward(
-        y: Tensor, x: Tensor, embeddings: Tensor, weight: Tensor, widths: list[int], *gate: Any
+        y: Tensor, packed: Tensor, weight: Tensor, widths: list[int], *gates: Any
     ) -> Tensor:
         return y.view_as(y)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, x, embeddings, weight, ctx.widths, epsilon, scale, *ctx.gate = inputs
-        ctx.save_for_backward(x, embeddings, weight, epsilon, scale)
+        _, packed, weight, ctx.widths, x, epsilon, scale, ungated, *ctx.gate = inputs
+        ctx.save_for_backward(packed, weight, x, epsilon, scale, ungated)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, embeddings, weight, epsilon, scale = ctx.saved_tensors
-        into = (grad.T @ embeddings.to(grad.dtype)).to(weight.dtype)
-        call = into, [weight], x, epsilon, ctx.widths, scale, None, *ctx.gate
+        packed, weight, x, epsilon, scale, ungated = ctx.saved_tensors
+        into = (grad.T @ packed.to(grad.dtype)).to(weight.dtype)
+        call = into, [weight], x, epsilon, ctx.widths, scale, ungated, *ctx.gate
         _, grad_x = torch.ops.lpfs.gated_concat_backward.default(*call)
-        return grad, grad_x, *[None] * 8
+        return grad, None, None, None, grad_x, *[None] * 6
 
 
 class _Selected(torch.autograd.Function):
@@ -70,8 +145,7 @@ class _Selected(torch.autograd.Function):
 
     @staticmethod
     def forward(packed: Tensor, widths: list[int], chosen: list[bool]) -> Tensor:
-        pieces = zip(packed.split(widths, 1), chosen, strict=True)
-        return _concat([piece for piece, c in pieces if c], packed, None)
+        return _concat(_of(packed.split(widths, 1), chosen), packed, None)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -95,20 +169,15 @@ def _concat(fields: list[Tensor], like: Tensor, alive: list[bool] | None) -> Ten
     compute = torch.float64 if like.dtype == torch.float64 else torch.float32
     x = torch.zeros(len(fields), dtype=compute, device=like.device)
     ungated = torch.tensor(alive or [True] * len(fields), device=like.device)
-    return gated_concat(fields, x, x.new_ones(()), ungated=ungated)
+    return _Gates(x, x.new_ones(()), None, ungated, 0, 0.0, 1.0).concat(fields)
 
 
-def _take(
-    embeddings: Sequence[Tensor], widths: Sequence[int], chosen: Sequence[bool], packed: bool
-) -> Tensor:
-    """The columns of the chosen fields, `[B, …]`; a list's others get no gradient at all."""
-    first = embeddings[0]
-    if not any(chosen):
-        return first[:, :0]
-    if not packed:
-        return torch.cat([field for field, c in zip(embeddings, chosen, strict=True) if c], 1)
+def _select(packed: Tensor, widths: Sequence[int], chosen: Sequence[bool]) -> Tensor:
+    """The columns of the chosen fields."""
     if all(chosen):
-        return first
+        return packed
+    if not any(chosen):
+        return packed[:, :0]
     sizes: list[int] = []
     kept: list[bool] = []
     for width, c in zip(widths, chosen, strict=True):
@@ -117,27 +186,7 @@ def _take(
         else:
             sizes.append(width)
             kept.append(c)
-    return cast(Tensor, _Selected.apply(first, sizes, kept))  # type: ignore[no-untyped-call]
-
-
-def _gated(
-    fields: Sequence[Tensor],
-    x: Tensor,
-    epsilon: Tensor,
-    scale: Tensor | None,
-    ungated: Tensor | None,
-    chosen: Sequence[bool],
-    gate: dict[str, Any],
-) -> Tensor:
-    if not any(chosen):
-        # Nothing, but a function of x: its gradient is zero and not missing.
-        return _gated(fields, x, epsilon, scale, ungated, [True] * len(fields), gate)[:, :0]
-    if not all(chosen):
-        index = torch.tensor([i for i, c in enumerate(chosen) if c], device=x.device)
-        fields, x = _of(fields, chosen), x[index]
-        scale = None if scale is None else scale[index]
-        ungated = None if ungated is None else ungated[index]
-    return gated_concat(fields, x, epsilon, (), scale, ungated, **gate)
+    return cast(Tensor, _Selected.apply(packed, sizes, kept))  # type: ignore[no-untyped-call]
 
 
 def _of(values: Sequence[T], chosen: Sequence[bool]) -> list[T]:
@@ -155,21 +204,20 @@ def gated_linear(
     ungated: Tensor | None = None,
     *,
     living: Sequence[int] | None = None,
+    revive: bool = False,
     kind: str = "lpfs++",
     alpha: float = 10.0,
     tau: float = 2.0,
 ) -> Tensor:
     """`linear(gated_concat(embeddings, x, …), weight, bias)` at the price of `linear` and `cat`.
 
-    On the CPU, fields whose x is 0 are found and left out of the product. Where that would wait for
-    a device, or a program is being compiled, `living` says which fields to compute; one that has
-    died since is multiplied by its gate, 0, and must be finite until the next list. Without
-    `living`, `gated_concat` and `linear` themselves are called there.
+    `living` says which fields to compute: x is not looked at. Without it, `gated_concat` and
+    `linear` themselves are called, and the gates of a packed tensor take a pass over it.
 
     Args:
         embeddings: one `[B, Dᵢ]` per field or, with `widths`, one packed `[B, ΣD]`, as in
-            `gated_concat`; packed, the columns of `living` alone will do. A list's field that is
-            left out gets no gradient at all.
+            `gated_concat`; packed, the columns of `living` alone will do unless they `revive`. A
+            list's field that is left out gets no gradient at all.
         x: `[N]`, one gate parameter per field; float32, or float64 for float64 embeddings.
         epsilon: ε > 0, of x's dtype and without dimensions.
         weight: `[H, ΣD]`, in the embeddings' dtype (under autocast, any).
@@ -177,9 +225,11 @@ def gated_linear(
         widths: how to cut the packed tensor; empty for a list.
         scale: `[N]`, of x's dtype; 1 where it is missing. No gradient.
         ungated: `[N]`, bool; these fields' factor is `scale` alone.
-        living: the fields to compute, in order, such as `x.nonzero()` of some earlier step; all by
-            default. The others add nothing and get no gradient, neither their columns nor their
-            gates, so that under LPFS++ none of them comes back before the next, longer list.
+        living: the fields to compute, in order: `x.nonzero()` of now or of some earlier step, or
+            `range(N)`. One that has died since is multiplied by its gate, 0, and of a packed tensor
+            must be finite. The others add nothing, whatever they hold, and get no gradient.
+        revive: whether the gates of the others get their gradient all the same, which under LPFS++
+            may bring them back.
         kind: one of `KINDS`.
         alpha: α ≥ 0 of `lpfs++`.
         tau: τ > 0 of `lpfs++`.
@@ -196,126 +246,122 @@ def gated_linear(
     >>> gated_linear(fields, x, torch.tensor(1.0), weight, torch.tensor([1.0]), kind="lpfs")
     tensor([[3.]])
     """
-    gates = x, epsilon, widths, scale, ungated
+    if kind not in reference.KINDS:
+        fault(OPERATOR, "kind", f"be one of {reference.KINDS}", repr(kind))
+    gates = _Gates(x, epsilon, scale, ungated, reference.KINDS.index(kind), alpha, tau)
     try:
-        return _linear(embeddings, *gates, weight, bias, living, kind, alpha, tau)
+        if living is None:
+            return F.linear(gates.concat(embeddings, widths), weight, bias)
+        return _linear(embeddings, weight, bias, widths, gates, living, revive)
     except (RuntimeError, ValueError, TypeError):
         # What it is made of finds faults too, and calls them by other names.
-        _check(embeddings, *gates, weight, bias, kind, alpha, tau)
+        _check(embeddings, weight, bias, widths, gates, living)
         raise
 
 
 def _linear(
     embeddings: Sequence[Tensor],
-    x: Tensor,
-    epsilon: Tensor,
-    widths: Sequence[int],
-    scale: Tensor | None,
-    ungated: Tensor | None,
     weight: Tensor,
     bias: Tensor | None,
-    living: Sequence[int] | None,
-    kind: str,
-    alpha: float,
-    tau: float,
+    widths: Sequence[int],
+    gates: _Gates,
+    living: Sequence[int],
+    revive: bool,
 ) -> Tensor:
-    packed = bool(widths)
+    packed, first = bool(widths), embeddings[0]
     widths = list(widths) if packed else [field.shape[1] for field in embeddings]
-    gate: dict[str, Any] = {"kind": kind, "alpha": alpha, "tau": tau}
-    waits = x.device.type != "cpu" or torch.compiler.is_compiling()
-    if living is not None:
-        _check_living(living, len(widths))
-    every = living is None or len(living) == len(widths)
-    all_alive = every and not waits and 0.0 not in x.tolist()
-    if (waits and living is None) or (all_alive and not packed):
-        cut = widths if packed else ()
-        gated = gated_concat(embeddings, x, epsilon, cut, scale, ungated, **gate)
-        return F.linear(gated, weight, bias)
-    if all_alive:
-        columns = gated_concat([weight], x, epsilon, widths, scale, ungated, **gate)
-        return F.linear(embeddings[0], columns, bias)
-    chosen = [True] * len(widths)
-    if living is not None:
-        among = set(living)
-        chosen = [i in among for i in range(len(widths))]
-    alive = chosen
-    if not waits:
-        dead = x == 0 if ungated is None else (x == 0) & ~ungated
-        alive = [c and not d for c, d in zip(chosen, dead.tolist(), strict=True)]
-        if packed and all(chosen) and not all(alive) and _may_stay(embeddings[0], widths, alive):
-            alive = chosen
-    # What the embeddings hold: all fields, or the chosen ones.
-    held = [True] * len(widths)
-    if packed and embeddings[0].shape[1] != sum(widths):
-        held = chosen
-    own = _of(widths, held)
-    if packed:
-        taken = _take(embeddings, own, _of(alive, held), packed)
-        columns = gated_concat([weight], x, epsilon, widths, scale, ungated, **gate)
+    alive = _chosen(living, len(widths))
+    if all(alive):
+        if packed:
+            return _product(first, weight, bias, widths, gates)
+        return F.linear(gates.concat(embeddings), weight, bias)
+
+    dead = [not a for a in alive]
+    held = first.shape[1] == sum(widths) if packed else True
+    revives = revive and reference.revives(reference.KINDS[gates.kind], gates.alpha)
+    if revives and not held:
+        required = f"have the {sum(widths)} columns of all fields where they may revive"
+        fault(OPERATOR, "embeddings[0]", required, first.shape[1])
+    if packed and held and not revives and _may_stay(first, widths, dead):
+        factor = torch.tensor(alive, dtype=gates.x.dtype)
+        scale = factor if gates.scale is None else factor * gates.scale
+        return _product(first, weight, bias, widths, gates._replace(scale=scale))
+
+    columns, own = _select(weight, widths, alive), _of(widths, alive)
+    if not any(alive):
+        # Nothing, but a function of x: its gradient is zero and not missing.
+        columns = gates.concat([weight], widths)[:, :0]
+        y = F.linear(first[:, :0], columns, bias)
+    elif packed:
+        fields = _select(first, widths, alive) if held else first
+        y = _product(fields, columns, bias, own, gates.of(alive))
     else:
-        taken = _gated(embeddings, x, epsilon, scale, ungated, alive, gate)
-        columns = weight
-    y = F.linear(taken, _take([columns], widths, alive, True), bias)
-
-    rest = [c and not a for c, a in zip(chosen, alive, strict=True)]
-    if not (reference.revives(kind, alpha) and any(rest)):
+        y = F.linear(gates.of(alive).concat(_of(embeddings, alive)), columns, bias)
+    if not revives:
         return y
-    index = torch.tensor([i for i, r in enumerate(rest) if r], device=x.device)
     with torch.no_grad():
-        unread = _take(embeddings, own, _of(rest, held), packed)
-        reading = _take([weight], widths, rest, True)
-    scales = None if scale is None else scale[index]
-    options = _of(widths, rest), epsilon, scales, reference.KINDS.index(kind), alpha, tau
-    return cast(Tensor, _Revival.apply(y, x[index], unread, reading, *options))  # type: ignore[no-untyped-call]
+        unread = _select(first, widths, dead) if packed else torch.cat(_of(embeddings, dead), 1)
+        columns, own = _select(weight, widths, dead), _of(widths, dead)
+    return cast(Tensor, _Revival.apply(y, unread, columns, own, *gates.of(dead)))  # type: ignore[no-untyped-call]
 
 
-def _may_stay(packed: Tensor, widths: Sequence[int], alive: Sequence[bool]) -> bool:
+def _chosen(living: Sequence[int], fields: int) -> list[bool]:
+    chosen = [False] * fields
+    before = -1
+    for field in living:
+        if not before < field < fields:
+            required = f"hold fields from 0 to {fields - 1} in rising order"
+            fault(OPERATOR, "living", required, list(living))
+        chosen[field], before = True, field
+    return chosen
+
+
+def _product(
+    packed: Tensor, weight: Tensor, bias: Tensor | None, widths: list[int], gates: _Gates
+) -> Tensor:
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return F.linear(packed, gates.concat([weight], widths), bias)
+    y, _ = apply(_Product, packed, weight, bias, widths, *gates)
+    return cast(Tensor, y)
+
+
+def _may_stay(packed: Tensor, widths: Sequence[int], dead: Sequence[bool]) -> bool:
     """Whether the dead are so few that leaving them out takes longer than multiplying them by 0,
-    and such that the result is 0."""
-    unread = [not a for a in alive]
-    if sum(_of(widths, unread)) >= LEAVE_OUT_FROM * sum(widths):
+    and such that the result is 0. Looking would wait for a GPU."""
+    if packed.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    if sum(_of(widths, dead)) >= LEAVE_OUT_FROM * sum(widths):
         return False
     with torch.no_grad():
-        return bool(_take([packed], widths, unread, True).isfinite().all())
-
-
-def _check_living(living: Sequence[int], fields: int) -> None:
-    if list(living) != sorted({i for i in living if 0 <= i < fields}):
-        required = f"hold fields from 0 to {fields - 1} in rising order"
-        fault("gated_linear", "living", required, list(living))
+        return bool(_select(packed, widths, dead).isfinite().all())
 
 
 def _check(
     embeddings: Sequence[Tensor],
-    x: Tensor,
-    epsilon: Tensor,
-    widths: Sequence[int],
-    scale: Tensor | None,
-    ungated: Tensor | None,
     weight: Tensor,
     bias: Tensor | None,
-    kind: str,
-    alpha: float,
-    tau: float,
+    widths: Sequence[int],
+    gates: _Gates,
+    living: Sequence[int] | None,
 ) -> None:
-    operator = "gated_linear"
-    if kind not in reference.KINDS:
-        fault(operator, "kind", f"be one of {reference.KINDS}", repr(kind))
+    x, epsilon, *_ = gates
     casts = torch.is_autocast_enabled(x.device.type)
-    check_fields(operator, embeddings, widths, promoted=casts)
-    gates = x, epsilon, scale, ungated, reference.KINDS.index(kind), alpha, tau
-    check_gates(
-        operator, "embeddings[0]", embeddings[0], len(widths or embeddings), "field", *gates
-    )
+    held: Sequence[int] = widths
+    if widths and living is not None and embeddings and len(living) < len(widths):
+        own = _of(widths, _chosen(living, len(widths)))
+        held = own if embeddings[0].shape[-1:] == (sum(own),) else widths
+    check_fields(OPERATOR, embeddings, held, promoted=casts)
+    first = embeddings[0]
+    check_gates(OPERATOR, "embeddings[0]", first, len(widths or embeddings), "field", *gates)
     columns = sum(widths) or sum(field.shape[1] for field in embeddings)
-    check_device(operator, "weight", weight, "x", x.device)
+    check_device(OPERATOR, "weight", weight, "x", x.device)
     if not casts:
-        check_dtype(operator, "weight", weight, embeddings[0].dtype, "like embeddings[0]")
+        check_dtype(OPERATOR, "weight", weight, first.dtype, "like embeddings[0]")
     if weight.dim() != 2 or weight.shape[1] != columns:
-        fault(operator, "weight", f"have shape [H, {columns}]", list(weight.shape))
+        fault(OPERATOR, "weight", f"have shape [H, {columns}]", list(weight.shape))
     if bias is not None:
-        check_device(operator, "bias", bias, "x", x.device)
-        check_dtype(operator, "bias", bias, weight.dtype, "like weight")
-        check_shape(operator, "bias", bias, [len(weight)], ", one element per row of weight")
+        check_device(OPERATOR, "bias", bias, "x", x.device)
+        check_dtype(OPERATOR, "bias", bias, weight.dtype, "like weight")
+        check_shape(OPERATOR, "bias", bias, [len(weight)], ", one element per row of weight")
     if x.device.type == "cpu":
-        refuse_gate_values(operator, x, epsilon)
+        refuse_gate_values(OPERATOR, x, epsilon)

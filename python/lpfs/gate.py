@@ -150,7 +150,8 @@ class FeatureGate(nn.Module):
             self.widths if packed else (),
             self.scale,
             self.ungated,
-            living=self.computed(),
+            living=self._living_now(),
+            revive=self._revives,
             **self._shape,
         )
 
@@ -181,21 +182,27 @@ class FeatureGate(nn.Module):
             return x, self.scale, ungated
         return x[fields], self.scale[fields], None if ungated is None else ungated[fields]
 
-    def computed(self) -> list[int]:
-        """The places of the fields that `linear` computes, in order.
+    @property
+    def _revives(self) -> bool:
+        return self.revive and reference.revives(self.kind, self.alpha)
 
-        All whose gradient may not be zero: those that live and, where they may `revive`, the dead.
-        On the CPU those that live are looked at. Elsewhere that would wait, so there, and in a
-        compiled program, they are as `refresh_living` found them last.
-        """
-        if self.revive and reference.revives(self.kind, self.alpha):
-            return list(range(len(self.fields)))
+    def computed(self) -> Sequence[int]:
+        """The places of the fields whose embeddings `linear` reads, in order: of all where the dead
+        may come back, else of those that live."""
+        return range(len(self.fields)) if self._revives else self._living_now()
+
+    def _living_now(self) -> Sequence[int]:
+        """On the CPU the gates are looked at. Elsewhere that would wait, so there, and in a
+        compiled program, fields are as `refresh_living` found them last; all of them where they may
+        have come back since."""
         if self.x.device.type == "cpu" and not torch.compiler.is_compiling():
             self.refresh_living()
+        elif self._revives:
+            return range(len(self.fields))
         return self.living
 
     def refresh_living(self) -> None:
-        """Look which fields live, for `computed`; waits for the device. A plan calls it."""
+        """Look which fields live, for `linear`; waits for the device. A plan calls it."""
         alive = self.x.detach() != 0
         if self.gate_of_field is not None:
             alive = alive[self.gate_of_field]

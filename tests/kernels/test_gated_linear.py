@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -80,16 +81,29 @@ def assert_near(got: Tensor, want: Tensor, magnitude: Tensor, dtype: torch.dtype
     assert bool((off <= bound).all()), (off, bound)
 
 
-@settings(max_examples=200, deadline=None)
-@given(calls(st.integers(0, 7), WIDTHS), st.integers(0, 4), st.booleans())
-def test_the_same_as_gating_and_multiplying(call: Call, hidden: int, with_bias: bool) -> None:
+def alive(call: Call) -> dict[str, Any]:
+    """What a caller passes who has looked just now."""
+    return {"living": (~call.dead).nonzero().flatten().tolist(), "revive": True}
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    calls(st.integers(0, 7), WIDTHS),
+    st.integers(0, 4),
+    st.booleans(),
+    st.sampled_from(["not said", "all", "alive"]),
+)
+def test_the_same_as_gating_and_multiplying(
+    call: Call, hidden: int, with_bias: bool, living: str
+) -> None:
     weight, bias = layer(call, hidden)
     use = bias if with_bias else None
     leaves = [*call.embeddings, call.x, weight, bias]
     call.x.requires_grad_()
     for leaf in (*call.embeddings, weight, bias):
         leaf.requires_grad_()
-    got = run(call, weight, use)
+    options = {"not said": {}, "all": {"living": range(len(call.x))}, "alive": alive(call)}[living]
+    got = run(call, weight, use, **options)
     generator = torch.Generator().manual_seed(3)
     upstream = matrix(*got.shape, got.dtype, "contiguous", generator)
     grads = torch.autograd.grad(got, leaves, upstream, allow_unused=True, materialize_grads=True)
@@ -119,16 +133,20 @@ def some_dead(rows: int, dead: list[int], packed: bool, kind: str = "lpfs++", n:
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("dead", [[1], [4], [0, 2, 3], [0, 1, 2, 3, 4, 5]])
 @pytest.mark.parametrize("kind", ["lpfs", "lpfs++"])
-def test_a_dead_field_adds_exactly_nothing(kind: str, dead: list[int], packed: bool) -> None:
+@pytest.mark.parametrize("said", [False, True])
+def test_a_dead_field_adds_exactly_nothing(
+    said: bool, kind: str, dead: list[int], packed: bool
+) -> None:
     call = some_dead(5, dead, packed, kind)
     weight, bias = layer(call, 4)
+    options = alive(call) if said else {}
     want = run(call, weight, bias)
     for i in dead:
         call.fields[i].fill_(float("nan"))
     weight.requires_grad_()
     for leaf in (call.x, *call.embeddings):
         leaf.requires_grad_()
-    got = run(call, weight, bias)
+    got = run(call, weight, bias, **options)
     torch.testing.assert_close(got, want)
     leaves = [*call.embeddings, weight]
     grads = torch.autograd.grad(
@@ -164,18 +182,54 @@ def test_only_the_living_are_computed(kind: str, packed: bool) -> None:
     assert not x[[1, 3]].any()
     assert bool(all_x[[1, 2, 3]].all()) == (kind == "lpfs++")
     torch.testing.assert_close(grad_weight, all_weight)
+    again = run(call, weight, bias, living=living, revive=True)
+    (x,) = torch.autograd.grad(again.sum(), call.x)
+    torch.testing.assert_close(x[[0, 2, 3, 4, 5]], all_x[[0, 2, 3, 4, 5]])
     # A list from before a field came back: it adds nothing before the next one.
     with torch.no_grad():
         call.x[3] = 1.0
     torch.testing.assert_close(run(call, weight, bias, living=living), everything)
 
 
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_few_dead_columns_stay_and_add_nothing(value: float) -> None:
+    """Field 1 is left out by the list, whatever its gate and its embedding are."""
+    call = a_call(5, [20, 1, 20], torch.float64, packed=True)
+    call.x[1] = value
+    weight, bias = layer(call, 4)
+    x = call.x.requires_grad_()
+    weight.requires_grad_()
+    got = run(call, weight, bias, living=[0, 2])
+    grads = torch.autograd.grad(got.sum(), (x, weight))
+    call.embeddings[0][:, 20] = float("nan")
+    copied = run(call, weight, bias, living=[0, 2])
+    torch.testing.assert_close(got, copied)
+    for mine, theirs in zip(grads, torch.autograd.grad(copied.sum(), (x, weight)), strict=True):
+        torch.testing.assert_close(mine, theirs)
+    assert grads[0][1] == 0
+    assert not grads[1][:, 20].any()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_x_is_not_looked_at(packed: bool) -> None:
+    """Which fields live is the caller's to know: on a GPU, looking waits."""
+    with FakeTensorMode():
+        # No tensor has values here.
+        call = some_dead(5, [1, 3], packed)
+        weight, bias = layer(call, 4)
+        call.x.requires_grad_()
+        run(call, weight, bias, living=[0, 2, 4, 5], revive=True).sum().backward()
+        run(call, weight, bias).sum().backward()
+        with pytest.raises(DataDependentOutputException):
+            call.x.tolist()
+
+
 def test_tables_of_dead_fields_are_left_alone() -> None:
     tables = [nn.Embedding(9, 3, sparse=True) for _ in range(4)]
     codes = torch.arange(8)
     x = torch.tensor([1.0, 0.0, 0.5, 0.0])
-    weight = torch.randn(5, 12)
-    y = gated_linear([table(codes) for table in tables], x, torch.tensor(0.1), weight, kind="lpfs")
+    fields, weight = [table(codes) for table in tables], torch.randn(5, 12)
+    y = gated_linear(fields, x, torch.tensor(0.1), weight, living=[0, 2], kind="lpfs")
     y.sum().backward()
     assert [table.weight.grad is None for table in tables] == [False, True, False, True]
 
@@ -193,8 +247,10 @@ def test_gradcheck(kind: str, dead: list[int], packed: bool) -> None:
     for leaf in leaves:
         leaf.requires_grad_()
 
+    options = alive(call)
+
     def function(*_: Tensor) -> Tensor:
-        return run(call, weight, bias)
+        return run(call, weight, bias, **options)
 
     torch.autograd.gradcheck(function, leaves)
 
@@ -228,7 +284,7 @@ def test_the_gates_need_no_pass_over_the_batch(packed: bool) -> None:
         return F.linear(e, weight, bias)
 
     counted = []
-    for compute in (ungated, lambda: run(call, weight, bias)):
+    for compute in (ungated, lambda: run(call, weight, bias, living=range(6))):
         with Watch(101 * 15) as watch:
             compute().sum().backward()
         counted.append(watch.passes)
@@ -272,29 +328,43 @@ def test_compile(kind: str, living: list[int] | None, packed: bool) -> None:
 
 
 @pytest.mark.parametrize("dead", [[], [0, 2]])
-def test_autocast(dead: list[int]) -> None:
+@pytest.mark.parametrize("said", [False, True])
+def test_autocast(said: bool, dead: list[int]) -> None:
     call = some_dead(7, dead, packed=True)
     call = Call(**{**vars(call), "embeddings": [call.embeddings[0].bfloat16()]})
     call = Call(**{**vars(call), "x": call.x.float(), "epsilon": call.epsilon.float()})
     weight, bias = layer(call, 4, torch.float32)
     call.x.requires_grad_()
     weight.requires_grad_()
+    call.embeddings[0].requires_grad_()
+    options = alive(call) if said else {}
     with torch.autocast("cpu"):
-        got = run(call, weight, bias)
+        got = run(call, weight, bias, **options)
     assert got.dtype == torch.bfloat16
     # 15 products of numbers that were rounded twice, and the sum.
     bound = 8 * torch.finfo(got.dtype).eps * magnitudes(call, weight, got)[0] + 0.02
     assert bool(((got.double() - exact(call, weight, bias)).abs() <= bound).all())
     got.sum().backward()
-    assert call.x.grad is not None
-    assert call.x.grad.isfinite().all()
+    upstream = torch.ones_like(got)
+    wanted = exact_gradients(call, weight, upstream)
+    size = magnitudes(call, weight, upstream)
+    # What autocast rounds to bfloat16 is rounded as if all were: bias and sum as above.
+    for leaf, want, magnitude in (
+        (call.embeddings[0], wanted[0][0], size[1]),
+        (call.x, wanted[1][0], size[2]),
+        (weight, wanted[2][0], size[3]),
+    ):
+        assert leaf.grad is not None
+        assert leaf.grad.dtype == leaf.dtype
+        assert_near(leaf.grad, want, magnitude, got.dtype)
 
 
 def test_the_same_bits_every_time() -> None:
     call = some_dead(64, [2], packed=True)
     weight, bias = layer(call, 4)
     call.x.requires_grad_()
-    grads = [torch.autograd.grad(run(call, weight, bias).sum(), call.x)[0] for _ in range(5)]
+    runs = (run(call, weight, bias, **alive(call)) for _ in range(5))
+    grads = [torch.autograd.grad(y.sum(), call.x)[0] for y in runs]
     assert all(torch.equal(grads[0], grad) for grad in grads)
 
 
@@ -324,3 +394,51 @@ def test_faults() -> None:
     for living in ([1, 0], [0, 0], [2], [-1]):
         with pytest.raises(ValueError, match="living must hold fields from 0 to 1 in rising order"):
             gated_linear(*args, weight, living=living)
+    with pytest.raises(ValueError, match=r"must have the 5 columns of all fields where they may"):
+        gated_linear([torch.ones(3, 2)], *args[1:], weight, None, [2, 3], living=[0], revive=True)
+    with pytest.raises(ValueError, match=r"widths must add up to the 4 columns of embeddings\[0\]"):
+        gated_linear([torch.ones(3, 4)], *args[1:], weight, None, [2, 3], living=[0])
+
+
+def test_differentiable_once() -> None:
+    call = some_dead(3, [], packed=True)
+    weight, bias = layer(call, 4)
+    (e,) = call.embeddings
+    for leaf in (call.x, weight, e):
+        leaf.requires_grad_()
+    y = run(call, weight, bias, living=range(6))
+    grads = torch.autograd.grad(y.square().sum(), (call.x, weight, e), create_graph=True)
+    for grad in grads:
+        with pytest.raises(RuntimeError, match="differentiate twice"):
+            grad.sum().backward(retain_graph=True)
+
+
+def test_in_torch_func() -> None:
+    call = some_dead(3, [1], packed=True)
+    weight, bias = layer(call, 4)
+
+    def loss(x: Tensor, weight: Tensor, e: Tensor) -> Tensor:
+        gates = call.epsilon, weight, bias, call.widths
+        return gated_linear([e], x, *gates, living=range(6), kind="lpfs").square().sum()
+
+    leaves = [call.x, weight, call.embeddings[0]]
+    got = torch.func.grad(loss, argnums=(0, 1, 2))(*leaves)
+    want = torch.autograd.grad(loss(*(leaf.requires_grad_() for leaf in leaves)), leaves)
+    for mine, theirs in zip(got, want, strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize("wanted", ["x", "weight", "packed", "bias"])
+def test_one_gradient_alone(wanted: str) -> None:
+    call = some_dead(3, [], packed=True)
+    weight, bias = layer(call, 4)
+    leaves = {"x": call.x, "weight": weight, "packed": call.embeddings[0], "bias": bias}
+
+    def gradient(leaf: Tensor) -> Tensor:
+        y = run(call, weight, bias, living=range(6))
+        return torch.autograd.grad(y.square().sum(), leaf)[0]
+
+    alone = gradient(leaves[wanted].requires_grad_())
+    for leaf in leaves.values():
+        leaf.requires_grad_()
+    assert torch.equal(alone, gradient(leaves[wanted]))
