@@ -23,6 +23,7 @@ from torch import Tensor
 from . import reference
 from .gates import gate, gate_derivative
 from .launch import (
+    REGISTERS,
     check_device,
     check_dtype,
     check_fields,
@@ -453,6 +454,7 @@ def launch_backward(
             BLOCK_PARTIALS=256,
             num_warps=plan.warps,
             enable_fp_fusion=False,
+            **(REGISTERS if plan.constants["SOURCE"] == "table" else {}),
         )
     return [*grad_embeddings, grad_x]
 

@@ -29,6 +29,7 @@ from torch import Tensor
 from . import reference
 from .gates import gate, gate_derivative
 from .launch import (
+    REGISTERS,
     check_device,
     check_dtype,
     check_embeddings,
@@ -498,10 +499,6 @@ registers, has small ones, and larger than that only where there are very many s
 
 ENOUGH = 528
 """Programs that fill 132 multiprocessors four times over: with more, each takes several tiles."""
-
-
-REGISTERS = {} if torch.version.hip else {"maxnreg": 255}
-"""Backward may take what there is; by itself the compiler spills some for the sake of occupancy."""
 
 
 class Arrangement(NamedTuple):

@@ -23,6 +23,7 @@ from torch import Tensor
 from . import reference
 from .gates import gate, gate_derivative
 from .launch import (
+    REGISTERS,
     check_device,
     check_dtype,
     check_embeddings,
@@ -647,6 +648,7 @@ class Arrangement(NamedTuple):
     strides: tuple[int, ...]
     warps: int
     chunks: int
+    registers: dict[str, int]
     constants: dict[str, Any]
 
 
@@ -685,7 +687,8 @@ def _arrange(
     }
     steps = codes.stride() if bags is None else (codes.stride(0), 0)
     strides = (*weight.stride(), *steps, *(() if grad is None else grad.stride()))
-    return Arrangement(batch, strides, warps, constants["CHUNKS"], constants)
+    registers = REGISTERS if vector <= 1 else {}
+    return Arrangement(batch, strides, warps, constants["CHUNKS"], registers, constants)
 
 
 def _batch(codes: Tensor, offsets: Sequence[int], bags: Tensor | None) -> int:
@@ -759,6 +762,7 @@ def launch_forward(
             **plan.constants,
             num_warps=plan.warps,
             enable_fp_fusion=False,
+            **plan.registers,
         )
     return y
 
@@ -801,6 +805,7 @@ def launch_backward(
         "BLOCK_PARTIALS": 256,
         "num_warps": plan.warps,
         "enable_fp_fusion": False,
+        **plan.registers,
     }
     fields, width, constants = len(offsets), weight.shape[1], plan.constants
     # Where there is no program, nobody writes.

@@ -25,6 +25,11 @@ def jit(function: Callable[..., Any]) -> Any:
     return function if triton is None else triton.jit(function)
 
 
+REGISTERS = {} if torch.version.hip else {"maxnreg": 255}
+"""For kernels that may take what there is: by itself the compiler spills some for the sake of
+occupancy. Most take more than they need, then: given where something is spilled without."""
+
+
 def fault(
     operator: str, argument: str, expected: str, got: object, error: type[Exception] = ValueError
 ) -> NoReturn:
