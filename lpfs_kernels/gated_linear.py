@@ -36,7 +36,7 @@ from .launch import (
 from .library import apply, below_autograd
 
 OPERATOR = "gated_linear"
-LEAVE_OUT_FROM = 0.06
+LEAVE_OUT_FROM = 0.09
 """The share of dead columns from which a packed tensor's living ones are copied together: below,
 the copy takes more time than the smaller product saves (H = 256, 2 threads; bench/notes.md)."""
 
