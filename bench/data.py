@@ -25,6 +25,8 @@ from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 
+from .markdown import table
+
 PAGE = Path(__file__).with_name("data.md")
 ROUNDS, STEPS, BATCH = 3, 1_000, 512
 Figures = dict[str, float]
@@ -114,21 +116,16 @@ def page(file: Path, rows: int) -> str:
         f"processes; those of the second table took turns {ROUNDS} times, and a ratio is the "
         "median of those within a turn.",
         "",
-        f"| cached, then trained for 2 × {STEPS:,} steps of {BATCH} rows in one process | |",
-        "|---|---|",
-        f"| peak memory | {trained['peak GiB']:.2f} GiB |",
     ]
+    first = [["peak memory", f"{trained['peak GiB']:.2f} GiB"]]
     for order in ("in order", "shuffled"):
-        lines += [
-            f"| a step, {order} | {trained[f'{order} ms']:.2f} ms |",
-            f"| of which waiting for data | {100 * trained[f'{order} wait']:.1f} % |",
+        first += [
+            [f"a step, {order}", f"{trained[f'{order} ms']:.2f} ms"],
+            ["of which waiting for data", f"{100 * trained[f'{order} wait']:.1f} %"],
         ]
-    lines += [
-        "",
-        "| | rows per second, median | processor seconds, imports included | peak memory, GiB "
-        "| rate of `lpfs` over this one's |",
-        "|---|---|---|---|---|",
-    ]
+    title = f"cached, then trained for 2 × {STEPS:,} steps of {BATCH} rows in one process"
+    lines += [*table([title, ""], first), ""]
+    second = []
     for stage, title in (
         ("cache", "`lpfs.data.load` into a cache"),
         ("polars count", "polars, streaming: `scan_csv(…).select(all().count())`"),
@@ -137,13 +134,21 @@ def page(file: Path, rows: int) -> str:
         rates = [rows / turn[stage]["seconds"] for turn in rounds]
         ratios = [turn[stage]["seconds"] / turn["cache"]["seconds"] for turn in rounds]
         values = [
+            title,
             f"{statistics.median(rates):,.0f}",
             f"{statistics.median(turn[stage]['cpu'] for turn in rounds):.1f}",
             f"{max(turn[stage]['peak GiB'] for turn in rounds):.2f}",
             f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
         ]
-        lines.append(f"| {title} | {' | '.join(values)} |")
-    return "\n".join([*lines, ""])
+        second.append(values)
+    header = [
+        "",
+        "rows per second, median",
+        "processor seconds, imports included",
+        "peak memory, GiB",
+        "rate of `lpfs` over this one's",
+    ]
+    return "\n".join([*lines, *table(header, second), ""])
 
 
 def generated(rows: int, directory: Path) -> Path:

@@ -20,6 +20,8 @@ import torch
 from lpfs.data import ClickLog, Recipe
 from lpfs.run import Summary, load_summary
 
+from .markdown import table
+
 PAGE = Path(__file__).with_name("selection.md")
 SEEDS, BUDGETS = range(5), (5, 10, 15, 20)
 
@@ -32,25 +34,26 @@ def run(out: Path, *arguments: str) -> tuple[Summary, float]:
     return load_summary(out), time.monotonic() - begin
 
 
-def row(first: str, summary: Summary, seconds: float) -> str:
-    """One line of a table."""
+def row(first: str, summary: Summary, seconds: float) -> list[str]:
+    """The cells of a selection."""
     aucs = [f"{summary.metrics[key].auc:.4f}" for key in ("all", "pruned", "hot_start")]
     change = f"{summary.max_logit_change:.1g}"
     steps = f"{summary.last_step_change:.3f} / {summary.first_step_change:.3f}"
-    return " | ".join(["", first, *aucs, change, steps, f"{seconds:.0f} s", ""]).strip()
+    return [first, *aucs, change, steps, f"{seconds:.0f} s"]
 
 
-def table(first: str, rows: list[str]) -> list[str]:
-    """A table in Markdown."""
-    names = [
+def selections(first: str, rows: list[list[str]]) -> list[str]:
+    """Their table, between empty lines."""
+    header = [
         first,
         "AUC all fields",
         "pruned",
         "hot start",
         "max abs Δlogit",
         "step before / after",
+        "time",
     ]
-    return ["", f"| {' | '.join(names)} | |", "|---" * 7 + "|", *rows, ""]
+    return ["", *table(header, rows), ""]
 
 
 def main() -> None:
@@ -74,7 +77,7 @@ def main() -> None:
             found, noise = ClickLog(Recipe(seed=seed)).judge(summary.kept)
             rows.append(row(f"{seed}: {found} of 10 found, {noise} noise", summary, seconds))
             print(rows[-1], flush=True)
-        lines += table("seed", rows)
+        lines += selections("seed", rows)
         for census in sys.argv[1:]:
             lines.append(
                 "## `lpfs select census_income_kdd.parquet --split split --keep K`: 40 fields"
@@ -84,7 +87,7 @@ def main() -> None:
                 arguments = [census, "--label", "label", "--split", "split", "--keep", str(keep)]
                 rows.append(row(str(keep), *run(Path(place, f"k{keep}"), "select", *arguments)))
                 print(rows[-1], flush=True)
-            lines += table("K", rows)
+            lines += selections("K", rows)
     PAGE.write_text("\n".join(lines))
 
 

@@ -33,7 +33,7 @@ from .launch import (
     fault,
     refuse_gate_values,
 )
-from .library import apply, below_autograd
+from .library import below_autograd
 
 OPERATOR = "gated_linear"
 LEAVE_OUT_FROM = 0.09
@@ -79,7 +79,9 @@ class _Product(torch.autograd.Function):
         x, epsilon, *rest = gates
         operator = torch.ops.lpfs.gated_concat.default
         columns = below_autograd(operator, [weight], x, epsilon, widths, *rest)
-        return F.linear(packed, columns, bias), columns
+        transposed = columns.t()
+        y = packed.mm(transposed) if bias is None else torch.addmm(bias, packed, transposed)
+        return y, columns
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -102,13 +104,12 @@ def _gradients(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
     wants_packed, wants_weight, wants_bias, _, wants_x, *_ = ctx.needs_input_grad
     grad_packed = grad_weight = grad_x = None
     if wants_weight or wants_x:
-        into = (grad.T @ packed.to(grad.dtype)).to(weight.dtype)
         gates = x, epsilon, ctx.widths, scale, ungated, *ctx.gate
         operator = torch.ops.lpfs.gated_concat_backward.default
-        grad_weight, grad_x = below_autograd(operator, into, [weight], *gates)
+        grad_weight, grad_x = below_autograd(operator, grad.t().mm(packed), [weight], *gates)
     if wants_packed:
-        grad_packed = (grad @ columns.to(grad.dtype)).to(packed.dtype)
-    grad_bias = grad.sum(0).to(weight.dtype) if wants_bias else None
+        grad_packed = grad.mm(columns)
+    grad_bias = grad.sum(0) if wants_bias else None
     return grad_packed, grad_weight, grad_bias, None, grad_x, *[None] * 6
 
 
@@ -287,14 +288,13 @@ def _linear(
         scale = factor if gates.scale is None else factor * gates.scale
         return _product(first, weight, bias, widths, gates._replace(scale=scale))
 
-    columns, own = _select(weight, widths, alive), _of(widths, alive)
+    columns = _select(weight, widths, alive)
     if not any(alive):
         # Nothing, but a function of x: its gradient is zero and not missing.
-        columns = gates.concat([weight], widths)[:, :0]
-        y = F.linear(first[:, :0], columns, bias)
+        y = F.linear(first[:, :0], gates.concat([weight], widths)[:, :0], bias)
     elif packed:
         fields = _select(first, widths, alive) if held else first
-        y = _product(fields, columns, bias, own, gates.of(alive))
+        y = _product(fields, columns, bias, _of(widths, alive), gates.of(alive))
     else:
         y = F.linear(gates.of(alive).concat(_of(embeddings, alive)), columns, bias)
     if not revives:
@@ -306,8 +306,9 @@ def _linear(
 
 
 def _chosen(living: Sequence[int], fields: int) -> list[bool]:
-    chosen = [False] * fields
-    before = -1
+    if list(living) == list(range(fields)):
+        return [True] * fields
+    chosen, before = [False] * fields, -1
     for field in living:
         if not before < field < fields:
             required = f"hold fields from 0 to {fields - 1} in rising order"
@@ -319,9 +320,14 @@ def _chosen(living: Sequence[int], fields: int) -> list[bool]:
 def _product(
     packed: Tensor, weight: Tensor, bias: Tensor | None, widths: list[int], gates: _Gates
 ) -> Tensor:
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    """e Ŵᵀ + b, as `_Product` where nobody wants to see what it is made of."""
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or torch.is_autocast_enabled(packed.device.type)
+    ):
         return F.linear(packed, gates.concat([weight], widths), bias)
-    y, _ = apply(_Product, packed, weight, bias, widths, *gates)
+    y, _ = super(torch.autograd.Function, _Product).apply(packed, weight, bias, widths, *gates)  # type: ignore[no-untyped-call]
     return cast(Tensor, y)
 
 

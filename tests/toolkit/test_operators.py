@@ -229,6 +229,31 @@ def test_gated_linear_in_a_model_of_ones_own(dead: list[int]) -> None:
     assert [t.weight.grad is None for t in tables] == [i in dead for i in range(4)]
 
 
+# Of dynamo's own making.
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated")
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("kind", ["lpfs", "lpfs++"])
+def test_a_compiled_layer_computes_what_was_found_last(kind: str, packed: bool) -> None:
+    torch.manual_seed(0)
+    layer = GatedLinear(SIZES, 6, kind=kind)
+    assert layer.gate is not None
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    fields = [torch.randn(5, width) for width in SIZES.values()]
+    for dead in ([], [1], [0, 2]):
+        layer.gate.x.data.fill_(0.5)
+        layer.gate.x.data[dead] = 0
+        layer.gate.refresh_living()
+        given = torch.cat(fields, 1) if packed else fields
+        got, want = compiled(given), layer(given)
+        torch.testing.assert_close(got, want)
+        for mine, theirs in zip(
+            torch.autograd.grad(got.square().sum(), list(layer.parameters())),
+            torch.autograd.grad(want.square().sum(), list(layer.parameters())),
+            strict=True,
+        ):
+            torch.testing.assert_close(mine, theirs)
+
+
 @pytest.fixture(scope="module")
 def log() -> Data:
     return small_log()
