@@ -11,10 +11,19 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lpfs import Budget, FeatureGate, GatedLinear, Place, ProximalSGD, Settings, prune, select
+from lpfs import (
+    Budget,
+    FeatureGate,
+    GatedLinear,
+    Place,
+    ProximalSGD,
+    Selection,
+    Settings,
+    prune,
+    select,
+)
 from lpfs.data import Data
 from lpfs.models import DLRM, DCNv2, DeepFM, WideDeep
-from lpfs.operators import OPERATORS
 
 from .small_log import small_log
 
@@ -259,32 +268,62 @@ def log() -> Data:
     return small_log()
 
 
+ROUNDINGS = 4
+"""Places of the last digit by which a gradient may differ from one operator to the next."""
+
+
+def rounded_otherwise(log: Data, settings: Settings, seed: int) -> Selection:
+    """The same selection, every gradient off by up to so many roundings of its largest element."""
+    generator = torch.Generator().manual_seed(seed)
+    insert_gate = DLRM.insert_gate
+
+    def disturb(parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        grad = parameter.grad._values() if parameter.grad.is_sparse else parameter.grad
+        noise = 2 * torch.rand(grad.shape, generator=generator) - 1
+        grad.add_(ROUNDINGS * torch.finfo(grad.dtype).eps * grad.abs().max() * noise)
+
+    def disturbed(model: DLRM, *args: Any, **options: Any) -> DLRM:
+        for parameter in insert_gate(model, *args, **options).parameters():
+            parameter.register_post_accumulate_grad_hook(disturb)
+        return model
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DLRM, "insert_gate", disturbed)
+        return select(log, settings)
+
+
+def apart(one: Selection, other: Selection) -> tuple[float, float]:
+    """The largest differences of losses and of gates."""
+    losses = (abs(a - b) for a, b in zip(one.losses, other.losses, strict=True))
+    return max(losses), max(abs(g - other.gates[name]) for name, g in one.gates.items())
+
+
 @pytest.mark.parametrize("protocol", ["one-pass", "held-out"])
 @pytest.mark.parametrize("gate", ["lpfs", "lpfs++"])
 def test_selections_agree(log: Data, gate: str, protocol: str) -> None:
-    """The same fields, gates that differ by rounding, and pruning and hot start in each."""
-    results = {
-        operator: select(
-            log,
-            Settings(
-                keep=3,
-                dim=4,
-                top=(8,),
-                batch_size=32,
-                gate_lr=0.01,
-                protocol=protocol,
-                gate=gate,
-                operator=operator,
-            ),
-        )
-        for operator in OPERATORS
-    }
-    want = results.pop("concat")
+    """The same fields, gates that differ by rounding, and pruning and hot start in each.
+
+    Every step moves by what the last ones have rounded, which no formula follows. So how far that
+    may lead is what the same selection shows when its gradients are rounded otherwise, twice; a
+    third draw may go further than those, but not four times as far.
+    """
+    settings = Settings(
+        keep=3, dim=4, top=(8,), batch_size=32, gate_lr=0.01, protocol=protocol, gate=gate
+    )
+    first, *others = (settings.model_copy(update={"operator": o}) for o in DLRM(FIELDS).operators)
+    want = select(log, first)
+    results = {other.operator: select(log, other) for other in others}
+    draws = [rounded_otherwise(log, first, seed) for seed in range(2)]
+    assert all(draw.kept == want.kept for draw in draws)
+    losses, gates = (4 * max(each) for each in zip(*(apart(d, want) for d in draws), strict=True))
+    assert 0 < losses < 1e-3
+    assert 0 < gates < 1e-2
     for operator, got in results.items():
         assert got.kept == want.kept, operator
-        # 40 steps, each of which rounds and moves by what the last ones have rounded.
-        assert got.losses == pytest.approx(want.losses, rel=1e-4)
-        assert got.gates == pytest.approx(want.gates, rel=1e-3, abs=1e-6)
+        off = apart(got, want)
+        assert off[0] <= losses, operator
+        assert off[1] <= gates, operator
         assert got.logit_change <= got.logit_bound
         assert got.steps["hot_start"] > 0
         assert got.metrics["hot_start"].auc == pytest.approx(
