@@ -307,7 +307,9 @@ def main() -> None:
         except Exception:
             traceback.print_exc()
             continue
-        row = plan["identity"] | {
+        row = {
+            "sources": entry["sources"],
+            "commit": plan["commit"],
             "device": torch.cuda.get_device_name() if case.device == "cuda" else processor(),
             "cpus": os.cpu_count(),
             "torch": torch.__version__,

@@ -383,10 +383,10 @@ def environment(rows: list[Row]) -> str:
     dates = sorted(row["date"] for row in rows)
     loads = [row["others"] for row in rows if row["others"] is not None]
     noise = f"; other programs took {max(loads):.0%} of it at most" if loads else ""
+    commits = ", ".join(dict.fromkeys(row["commit"] for row in rows))
     return (
         f"{last['device']}, {last['cpus']} processors, torch {last['torch']}, Python "
-        f"{last['python']}, {dates[0]} to {dates[-1]}, commit {last['commit']} "
-        f"(sources {last['sources']}){noise}."
+        f"{last['python']}, {dates[0]} to {dates[-1]}, commit {commits}{noise}."
     )
 
 
@@ -428,7 +428,8 @@ def report(device: str, measured: list[Measured]) -> list[str]:
 
 def write() -> None:
     rows = read(RESULTS / "cpu.jsonl")
-    rows = [row for row in rows if row["sources"] == rows[-1]["sources"]]
+    newest = {row["case"]["what"]: row["sources"] for row in rows}
+    rows = [row for row in rows if row["sources"] == newest[row["case"]["what"]]]
     quiet = [row for row in rows if is_quiet(row)]
     measured = group(quiet)
     intro = (HERE / "intro.md").read_text().rstrip()

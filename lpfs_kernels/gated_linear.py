@@ -30,6 +30,7 @@ from .launch import (
     check_fields,
     check_gates,
     check_shape,
+    device_table,
     fault,
     refuse_gate_values,
 )
@@ -57,7 +58,7 @@ class _Gates(NamedTuple):
     def of(self, chosen: Sequence[bool]) -> _Gates:
         if all(chosen):
             return self
-        index = torch.tensor([i for i, c in enumerate(chosen) if c], device=self.x.device)
+        index = _table([i for i, c in enumerate(chosen) if c], self.x.device)
         scale = None if self.scale is None else self.scale[index]
         ungated = None if self.ungated is None else self.ungated[index]
         return self._replace(x=self.x[index], scale=scale, ungated=ungated)
@@ -66,6 +67,13 @@ class _Gates(NamedTuple):
         x, epsilon, *rest = self
         operator = torch.ops.lpfs.gated_concat.default
         return cast(Tensor, operator(fields, x, epsilon, widths or None, *rest))
+
+
+def _table(values: Sequence[int], device: torch.device) -> Tensor:
+    """`values` on the device, without waiting for it; a compiler makes a constant of them."""
+    if torch.compiler.is_compiling():
+        return torch.tensor(values, dtype=torch.int64, device=device)
+    return device_table(values, device)
 
 
 class _Product(torch.autograd.Function):
@@ -169,7 +177,7 @@ class _Selected(torch.autograd.Function):
 def _concat(fields: list[Tensor], like: Tensor, alive: list[bool] | None) -> Tensor:
     compute = torch.float64 if like.dtype == torch.float64 else torch.float32
     x = torch.zeros(len(fields), dtype=compute, device=like.device)
-    ungated = torch.tensor(alive or [True] * len(fields), device=like.device)
+    ungated = _table(alive or [True] * len(fields), like.device).bool()
     return _Gates(x, x.new_ones(()), None, ungated, 0, 0.0, 1.0).concat(fields)
 
 

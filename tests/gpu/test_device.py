@@ -212,6 +212,40 @@ def test_one_launch_each() -> None:
         assert len(names) == 1, names
 
 
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("kind", ["lpfs", "lpfs++"])
+def test_folded_gates_compute_the_same_and_do_not_wait(kind: str, packed: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    widths = [3, 8, 5, 16]
+    fields, weight, upstream = [normal(300, w) for w in widths], normal(7, 32), normal(300, 7)
+    embeddings = [torch.cat(fields, 1)] if packed else fields
+    x, epsilon = torch.tensor([0.5, 0.0, -1.0, 0.3]).double(), torch.tensor(0.1).double()
+
+    def computed(device: str) -> list[Tensor | None]:
+        leaves = [t.to(device).requires_grad_() for t in (x, weight, *embeddings)]
+        own_x, own_weight, *own = leaves
+        call = own, own_x, epsilon.to(device), own_weight, None, widths if packed else []
+        grad = upstream.to(device)
+        if device == DEVICE:
+            torch.cuda.set_sync_debug_mode("error")
+        try:
+            y = lpfs_kernels.gated_linear(*call, living=[0, 2, 3], revive=True, kind=kind)
+            return [y, *torch.autograd.grad(y, leaves, grad, allow_unused=True)]
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    for _ in range(2):
+        for got, want in zip(computed(DEVICE), computed("cpu"), strict=True):
+            assert (got is None) == (want is None)
+            if got is not None:
+                # Sums of 300 products and fewer, in another order.
+                torch.testing.assert_close(got.cpu(), want, rtol=1e-11, atol=1e-11)
+
+
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
 def test_compile(mode: str) -> None:
     embeddings, x, epsilon, _, grad = a_model(27, 512)
