@@ -111,13 +111,14 @@ def _gradients(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
     packed, weight, x, epsilon, scale, ungated, columns = ctx.saved_tensors
     wants_packed, wants_weight, wants_bias, _, wants_x, *_ = ctx.needs_input_grad
     grad_packed = grad_weight = grad_x = None
+    # What is large comes last: until then the cache holds what the others read.
     if wants_weight or wants_x:
         gates = x, epsilon, ctx.widths, scale, ungated, *ctx.gate
         operator = torch.ops.lpfs.gated_concat_backward.default
         grad_weight, grad_x = below_autograd(operator, grad.t().mm(packed), [weight], *gates)
+    grad_bias = grad.sum(0) if wants_bias else None
     if wants_packed:
         grad_packed = grad.mm(columns)
-    grad_bias = grad.sum(0) if wants_bias else None
     return grad_packed, grad_weight, grad_bias, None, grad_x, *[None] * 6
 
 
