@@ -24,6 +24,7 @@ from lpfs import (
 )
 from lpfs.data import Data
 from lpfs.models import DLRM, DCNv2, DeepFM, WideDeep
+from lpfs.operators import OPERATORS
 
 from .small_log import small_log
 
@@ -312,7 +313,7 @@ def test_selections_agree(log: Data, gate: str, protocol: str) -> None:
     settings = Settings(
         keep=3, dim=4, top=(8,), batch_size=32, gate_lr=0.01, protocol=protocol, gate=gate
     )
-    first, *others = (settings.model_copy(update={"operator": o}) for o in DLRM(FIELDS).operators)
+    first, *others = (settings.model_copy(update={"operator": o}) for o in OPERATORS)
     want = select(log, first)
     results = {other.operator: select(log, other) for other in others}
     draws = [rounded_otherwise(log, first, seed) for seed in range(2)]
