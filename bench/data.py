@@ -47,8 +47,8 @@ def train(file: Path) -> Figures:
     import torch
 
     from lpfs.data import InOrder, load
+    from lpfs.lifecycle.training import train_step
     from lpfs.models import DLRM
-    from lpfs.training import train_step
 
     figures: Figures = {}
     with tempfile.TemporaryDirectory(dir=file.parent) as directory:

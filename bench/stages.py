@@ -35,8 +35,8 @@ def run(file: Path) -> dict[str, Any]:
     import torch
 
     from lpfs.data import InOrder, Part, load
-    from lpfs.selection import Settings, learn_gates
-    from lpfs.training import Progress
+    from lpfs.lifecycle.selection import Settings, learn_gates
+    from lpfs.lifecycle.training import Progress
 
     torch.set_num_threads(1)
     figures: dict[str, Any] = {"stages": {}}

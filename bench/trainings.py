@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from lpfs import Penalty, ProximalSGD
+from lpfs.method.schedule import Constant
 from lpfs.models import DLRM
-from lpfs.schedule import Constant
 
 TOP = (1024, 512, 256)
 """The paper's."""

@@ -4,17 +4,17 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lpfs.checkpoint import Checkpoints
-    from lpfs.gate import FeatureGate
-    from lpfs.gated_embedding import GatedEmbedding
-    from lpfs.gated_linear import GatedLinear
-    from lpfs.optim import ProximalSGD
-    from lpfs.plan import Budget, Penalty
-    from lpfs.pretrained import Pretrained
-    from lpfs.pruning import Place, Prunable, prune
-    from lpfs.selection import Selection, Settings, select
-    from lpfs.shrinking import Shrunk, shrink
-    from lpfs.trajectory import Death, Trajectory
+    from lpfs.lifecycle.checkpoint import Checkpoints
+    from lpfs.lifecycle.pretrained import Pretrained
+    from lpfs.lifecycle.selection import Selection, Settings, select
+    from lpfs.lifecycle.shrinking import Shrunk, shrink
+    from lpfs.method.gate import FeatureGate
+    from lpfs.method.gated_embedding import GatedEmbedding
+    from lpfs.method.gated_linear import GatedLinear
+    from lpfs.method.optim import ProximalSGD
+    from lpfs.method.plan import Budget, Penalty
+    from lpfs.method.pruning import Place, Prunable, prune
+    from lpfs.method.trajectory import Death, Trajectory
     from lpfs.unfinished import StoppedError
 
 __all__ = [
@@ -44,17 +44,17 @@ __version__ = "0.1.0"
 # Imported with the first use of a name: torch and scikit-learn take seconds, for which a page of
 # help should not wait. No module may have the name of what is in it: it would take its place here.
 _HOMES = {
-    "checkpoint": ("Checkpoints",),
-    "gate": ("FeatureGate",),
-    "gated_embedding": ("GatedEmbedding",),
-    "gated_linear": ("GatedLinear",),
-    "optim": ("ProximalSGD",),
-    "plan": ("Budget", "Penalty"),
-    "pretrained": ("Pretrained",),
-    "pruning": ("Place", "Prunable", "prune"),
-    "selection": ("Selection", "Settings", "select"),
-    "shrinking": ("Shrunk", "shrink"),
-    "trajectory": ("Death", "Trajectory"),
+    "lifecycle.checkpoint": ("Checkpoints",),
+    "lifecycle.pretrained": ("Pretrained",),
+    "lifecycle.selection": ("Selection", "Settings", "select"),
+    "lifecycle.shrinking": ("Shrunk", "shrink"),
+    "method.gate": ("FeatureGate",),
+    "method.gated_embedding": ("GatedEmbedding",),
+    "method.gated_linear": ("GatedLinear",),
+    "method.optim": ("ProximalSGD",),
+    "method.plan": ("Budget", "Penalty"),
+    "method.pruning": ("Place", "Prunable", "prune"),
+    "method.trajectory": ("Death", "Trajectory"),
     "unfinished": ("StoppedError",),
 }
 

@@ -26,9 +26,9 @@ from lpfs.unfinished import StoppedError, unfinished, working_on
 
 if TYPE_CHECKING:
     from lpfs.data import Data, Split
+    from lpfs.lifecycle.selection import Selection, Settings
     from lpfs.report.terminal import StageBars
     from lpfs.run import Summary
-    from lpfs.selection import Selection, Settings
 
 # torch, pyarrow and matplotlib are imported where they are used: --help should not wait for them.
 
@@ -121,7 +121,7 @@ def demo(
     """Generate a click log with 27 fields, 10 of them informative, and find those."""
     _require_new(out, resume)
     from lpfs.data import ClickLog, InOrder, Recipe, load
-    from lpfs.selection import Settings
+    from lpfs.lifecycle.selection import Settings
 
     log = ClickLog(Recipe(rows=rows, seed=seed))
     console.print(f"A click log of {rows:,} rows: 27 fields, 10 of which decide about the click.")
@@ -221,7 +221,7 @@ def select(
     """Select fields of a log, remove the others, and train the smaller model on."""
     _require_new(out, resume)
     from lpfs.data import load
-    from lpfs.selection import Settings
+    from lpfs.lifecycle.selection import Settings
 
     settings = _checked(
         lambda: Settings.model_validate(
@@ -310,10 +310,10 @@ def path(
     if not all(count.isascii() and count.isdigit() for count in counts):
         _refuse(f"--keep: expected whole numbers with commas between them, got {keep!r}")
     from lpfs.data import load
-    from lpfs.path import follow
+    from lpfs.lifecycle.path import follow
+    from lpfs.lifecycle.selection import Settings
+    from lpfs.lifecycle.training import DivergedError
     from lpfs.report.terminal import StageBars, print_path
-    from lpfs.selection import Settings
-    from lpfs.training import DivergedError
 
     settings = _checked(
         lambda: Settings.model_validate(
@@ -366,7 +366,7 @@ def predict(
     _require_one_process("predict")
     _require_new_file(out, ".parquet")
     from lpfs.report.terminal import StageBars
-    from lpfs.scoring import score_file
+    from lpfs.run.scoring import score_file
 
     with StageBars(console) as bars:
         scored = _checked(lambda: score_file(run, data, out, label=label, progress=bars.reading))
@@ -565,13 +565,14 @@ def _select(
     checkpoint_every: float = 60.0,
     start: Path | None = None,
 ) -> Summary:
-    from lpfs import distributed
-    from lpfs.checkpoint import Checkpoints
+    from lpfs.lifecycle import distributed
+    from lpfs.lifecycle.checkpoint import Checkpoints
+    from lpfs.lifecycle.selection import select
+    from lpfs.lifecycle.training import DivergedError, Progress
+    from lpfs.report.illustrations import illustrate
     from lpfs.report.tensorboard import Scalars
     from lpfs.report.terminal import StageBars, print_columns, print_summary
     from lpfs.run import load_pretrained, save, summarise
-    from lpfs.selection import select
-    from lpfs.training import DivergedError, Progress
 
     started_from = str(start) if start else None
     if resume and (finished := _finished(out, settings, source, started_from)):
@@ -633,7 +634,11 @@ def _select(
             f"Protocol: {selection.protocol}, batches of {selection.batch_size}"
             + (" (chosen by the number of rows)" if settings.protocol is None else "")
         )
-        write = summarise if console.quiet else partial(save, directory=out, scratch=place)
+        write = (
+            summarise
+            if console.quiet
+            else partial(save, directory=out, scratch=place, illustrate=illustrate)
+        )
         summary: Summary = _checked(
             lambda: write(selection, data, source=source, notes=notes, started_from=started_from)
         )
@@ -647,8 +652,8 @@ def _finished(
     out: Path, settings: Settings, source: str, started_from: str | None
 ) -> Summary | None:
     """The result of this very run, if it is there. Refuses that of another."""
+    from lpfs.lifecycle.stages import first_difference
     from lpfs.run import load_summary
-    from lpfs.stages import first_difference
 
     def find() -> Summary | None:
         if not _is_taken(out):
@@ -676,7 +681,7 @@ def _finished(
 
 def _load_once(load: Callable[[], Data]) -> Data:
     """One process of each machine reads the log, the others map what it has made of it."""
-    from lpfs import distributed
+    from lpfs.lifecycle import distributed
 
     if distributed.size() > 1:
         _checked(lambda: load() if distributed.first_on_machine() else None)
@@ -779,7 +784,7 @@ def _checked(action: Callable[[], Any]) -> Any:
     except (ValueError, OSError) as error:
         fault = str(error)
     if _one_of_several():
-        from lpfs import distributed
+        from lpfs.lifecycle import distributed
 
         fault = next(filter(None, distributed.exchange(fault)), None)
     if fault is not None:
@@ -812,7 +817,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     Of several processes that torchrun started, the first speaks and writes.
     """
     if _one_of_several():
-        from lpfs.distributed import joined
+        from lpfs.lifecycle.distributed import joined
 
         console.quiet = os.environ["RANK"] != "0"
         with joined():

@@ -15,8 +15,8 @@ import torch
 
 from lpfs.cli import main
 from lpfs.data import Data, Part
+from lpfs.lifecycle.training import evaluate
 from lpfs.run import Summary, load_encoders, load_model, load_summary
-from lpfs.training import evaluate
 
 QUICK = ["--protocol", "one-pass", "--batch-size", "64", "--epochs", "0"]
 """Options with which a run on a few thousand rows takes a second."""

@@ -154,7 +154,7 @@ def meet(end: dict[str, Any], rank: int) -> None:
     """Prepare the end. Of several processes, the first is the one that dies of writing."""
     import resource
 
-    from lpfs.checkpoint import Checkpoints
+    from lpfs.lifecycle.checkpoint import Checkpoints
     from lpfs.report.terminal import StageBars
 
     # Each is called at most once in a place, so the number of calls names the moment.

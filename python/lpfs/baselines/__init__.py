@@ -15,13 +15,11 @@ from lpfs.baselines.lpfs import LPFS, LPFSPlusPlus
 from lpfs.baselines.method import (
     Change,
     Feed,
-    Kept,
     Method,
     Outcome,
     Revived,
     RowsOfGates,
     Task,
-    only,
     split_rows,
 )
 from lpfs.baselines.permutation import Permutation
@@ -32,6 +30,7 @@ from lpfs.baselines.single_field import SingleField
 from lpfs.baselines.stg import STG
 from lpfs.baselines.trees import Trees
 from lpfs.baselines.umec import UMEC
+from lpfs.method.keeping import Kept, only
 
 METHODS: dict[str, type[Method]] = {
     method.name: method

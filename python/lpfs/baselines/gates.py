@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lpfs.baselines.method import Task
 from lpfs.data import Batch, Part
-from lpfs.training import finite, forward_loss, train_step
-
-if TYPE_CHECKING:
-    from lpfs.baselines.method import Task
+from lpfs.lifecycle.training import finite, forward_loss, train_step
 
 
 class FieldGate(nn.Module):
@@ -74,17 +71,6 @@ class Recorder(FieldGate):
     def apply_to(self, packed: Tensor) -> Tensor:
         self.seen = packed
         return packed
-
-
-@contextmanager
-def gate_in(model: nn.Module, gate: nn.Module) -> Iterator[None]:
-    """A model with another gate, for as long as the block lasts."""
-    before: Any = model.gate
-    model.gate = gate
-    try:
-        yield
-    finally:
-        model.gate = before
 
 
 def tables_of(model: nn.Module) -> list[Tensor]:

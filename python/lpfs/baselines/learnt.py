@@ -8,9 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from lpfs.baselines.gates import FieldGate, Recorder, gate_in, train
+from lpfs.baselines.gates import FieldGate, Recorder, train
 from lpfs.baselines.method import Method, Outcome, Task
 from lpfs.data import Part
+from lpfs.method.keeping import gate_in
 
 
 class LearntGates(Method):

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from lpfs.baselines.gates import train
 from lpfs.baselines.method import Method, Outcome, Revived, Task
-from lpfs.gate import EPSILON_START, FeatureGate
-from lpfs.optim import ProximalSGD
-from lpfs.plan import Budget, Penalty, Plan
-from lpfs.schedule import Constant, Geometric
+from lpfs.method.gate import EPSILON_START, FeatureGate
+from lpfs.method.optim import ProximalSGD
+from lpfs.method.plan import Budget, Penalty, Plan
+from lpfs.method.schedule import Constant, Geometric
 
 
 class LPFS(Method):

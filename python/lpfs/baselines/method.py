@@ -18,13 +18,12 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict
-from torch import Tensor, nn
+from torch import nn
 
-from lpfs.baselines.gates import FieldGate, gate_in
 from lpfs.data import Part
-from lpfs.pruning import prune
-from lpfs.training import predict
-from lpfs.trajectory import Trajectory
+from lpfs.lifecycle.training import predict
+from lpfs.method.keeping import only
+from lpfs.method.trajectory import Trajectory
 
 RowsOfGates = Literal["one-pass", "held-out", "same-rows"]
 
@@ -152,7 +151,7 @@ class Outcome:
     seconds: float = 0.0
     """Wall time of the whole method: its steps and its scoring."""
     trajectory: Trajectory | None = None
-    """What the gates did step by step, where a `lpfs.plan.Plan` moved them."""
+    """What the gates did step by step, where a `lpfs.method.plan.Plan` moved them."""
     revived: Revived | None = None
     """Where gates die while they learn."""
 
@@ -184,46 +183,6 @@ class Outcome:
         before, after = predict(self.model, part), predict(smaller, part)
         moved = (after - before).abs()
         return Change(moved.max().item(), moved.mean().item(), before.abs().max().item())
-
-
-def only(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    kept: Sequence[str],
-    factors: Mapping[str, float] | None = None,
-) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """A copy of a model, and of its optimiser, with the kept features alone and no gate.
-
-    With a model just built, this is the model to retrain cold.
-    """
-    prunable: Any = model
-    gate = Kept(prunable.features, factors or dict.fromkeys(kept, 1.0))
-    with gate_in(model, gate):
-        smaller, smaller_optimizer = prune(prunable, optimizer)
-    return smaller, smaller_optimizer
-
-
-class Kept(FieldGate):
-    """Constant factors for the kept fields and exact zeros for the others."""
-
-    def __init__(self, fields: Mapping[str, int], factors: Mapping[str, float]) -> None:
-        super().__init__(fields)
-        self.kept_factors = dict(factors)
-        values = [self.kept_factors.get(name, 0.0) for name in fields]
-        self.register_buffer("values", torch.tensor(values))
-
-    def weights(self, packed: Tensor) -> Tensor:
-        values = self.values
-        assert isinstance(values, Tensor)
-        return values.to(packed)
-
-    def kept(self) -> list[str]:
-        """See `lpfs.FeatureGate`."""
-        return [name for name in self.fields if name in self.kept_factors]
-
-    def gates(self) -> dict[str, float]:
-        """See `lpfs.FeatureGate`."""
-        return {name: self.kept_factors.get(name, 0.0) for name in self.fields}
 
 
 class Method(BaseModel, ABC):

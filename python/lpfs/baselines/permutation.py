@@ -11,10 +11,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lpfs.baselines.gates import FieldGate, Recorder, gate_in, train_weights
+from lpfs.baselines.gates import FieldGate, Recorder, train_weights
 from lpfs.baselines.method import Method, Outcome, Task
 from lpfs.data import Batch, Part
-from lpfs.training import score
+from lpfs.lifecycle.training import score
+from lpfs.method.keeping import gate_in
 
 
 class Permutation(Method):

@@ -10,9 +10,10 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lpfs.baselines.gates import FieldGate, Recorder, gate_in, train_weights
+from lpfs.baselines.gates import FieldGate, Recorder, train_weights
 from lpfs.baselines.method import Method, Outcome, Task
 from lpfs.data import Part
+from lpfs.method.keeping import gate_in
 
 
 class SHARK(Method):

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from lpfs.data import Data
-from lpfs.training import predict, score
+from lpfs.lifecycle.training import predict, score
 
 
 @dataclass(frozen=True)

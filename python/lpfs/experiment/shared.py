@@ -25,8 +25,8 @@ from lpfs.experiment.config import Experiment, File, Network, Synthetic, Trainin
 from lpfs.experiment.networks import NETWORKS
 from lpfs.experiment.scores import Scores, scores_of
 from lpfs.files import write_durably
-from lpfs.pretrained import Pretrained
-from lpfs.training import train_step
+from lpfs.lifecycle.pretrained import Pretrained
+from lpfs.lifecycle.training import train_step
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from lpfs.experiment.memory import Peak
 from lpfs.experiment.scores import Scores, scores_of, scores_of_logits
 from lpfs.experiment.shared import Log, Shared
 from lpfs.files import write_durably
-from lpfs.training import EarlyStopping, predict, train_step
+from lpfs.lifecycle.training import EarlyStopping, predict, train_step
 
 STEPS_KEPT = 200
 """Of a selection, in `steps.parquet`."""

@@ -9,9 +9,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from lpfs.method.pruning import Place
 from lpfs.models.crosses import OPERATORS, Crosses
 from lpfs.models.dlrm import DLRM
-from lpfs.pruning import Place
 
 Term = tuple[str, ...]
 

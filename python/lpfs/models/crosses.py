@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lpfs.gate import FeatureGate
+from lpfs.method.gate import FeatureGate
 from lpfs_kernels import gated_cross_concat, gated_cross_linear, reference
 
 OPERATORS = ("concat", "linear")

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lpfs.method.pruning import Cut, Place
 from lpfs.models.dlrm import DLRM
 from lpfs.models.wide_deep import require_fields
-from lpfs.pruning import Cut, Place
 
 
 class DCNv2(DLRM):

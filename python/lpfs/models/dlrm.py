@@ -9,9 +9,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from lpfs.gate import FeatureGate
-from lpfs.operators import choose_operator
-from lpfs.pruning import Place
+from lpfs.method.gate import FeatureGate
+from lpfs.method.operators import choose_operator
+from lpfs.method.pruning import Place
 
 DENSE = "numbers"
 """The name of the one feature that all numeric columns become with `numbers="mlp"`."""
@@ -119,7 +119,7 @@ class DLRM(nn.Module):
 
     @property
     def operators(self) -> list[str]:
-        """Where this model can multiply its gates in, see `lpfs.operators`; the fastest first."""
+        """Where this model can multiply its gates in, the fastest first (`choose_operator`)."""
         return ["linear", *self._lookups]
 
     @property

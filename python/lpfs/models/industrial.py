@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lpfs.gate import FeatureGate
+from lpfs.method.gate import FeatureGate
+from lpfs.method.operators import choose_operator
+from lpfs.method.pruning import Cut, Place
 from lpfs.models.crosses import OPERATORS, Crosses
-from lpfs.operators import choose_operator
-from lpfs.pruning import Cut, Place
 
 NOTHING = slice(0, 0)
 

@@ -8,8 +8,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from lpfs.method.pruning import Place
 from lpfs.models.dlrm import DLRM
-from lpfs.pruning import Place
 
 
 class WideDeep(DLRM):

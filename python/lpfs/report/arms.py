@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from lpfs.baselines import METHODS
 from lpfs.report.results import Results, Retrain, Row
 from lpfs.report.statistics import Estimate, area, difference, estimate
 
@@ -78,8 +79,6 @@ def symbol(name: str) -> str:
 
 def _defaults(method: str) -> dict[str, Any]:
     """Its hyper-parameters where nothing is said; of a method unknown here, none."""
-    from lpfs.baselines import METHODS
-
     return METHODS[method]().model_dump() if method in METHODS else {}
 
 

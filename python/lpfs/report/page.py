@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,9 +24,7 @@ from lpfs.report.curves import (
     scale,
     ticks,
 )
-
-if TYPE_CHECKING:
-    from lpfs.run import Summary
+from lpfs.run import Summary
 
 LABEL_HEIGHT = 14
 POINTS = 400

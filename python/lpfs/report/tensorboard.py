@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lpfs.training import Progress
+from lpfs.lifecycle.training import Progress
 
 POINTS = 500
 

@@ -17,9 +17,9 @@ from rich.table import Table
 
 from lpfs.data import Field
 from lpfs.data import Progress as Reading
-from lpfs.path import Path
+from lpfs.lifecycle.path import Path
+from lpfs.lifecycle.training import Progress as Step
 from lpfs.run import Summary
-from lpfs.training import Progress as Step
 
 TITLES = {
     "read": "Reading",

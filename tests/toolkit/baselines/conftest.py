@@ -12,8 +12,8 @@ import torch
 
 from lpfs.baselines import RowsOfGates, Task, split_rows
 from lpfs.data import ClickLog, Data, InOrder, Recipe, load
+from lpfs.lifecycle.training import train_step
 from lpfs.models import DLRM
-from lpfs.training import train_step
 
 RECIPE = Recipe(
     rows=8_000,

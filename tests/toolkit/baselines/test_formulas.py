@@ -17,7 +17,7 @@ from lpfs.baselines.adafs import AdaFS
 from lpfs.baselines.autofield import AutoField
 from lpfs.baselines.first_layer import Groups, taken_from
 from lpfs.baselines.fscd import FSCD
-from lpfs.baselines.gates import Recorder, gate_in
+from lpfs.baselines.gates import Recorder
 from lpfs.baselines.hard_concrete import HardConcreteGate
 from lpfs.baselines.inputs import columns_of
 from lpfs.baselines.permutation import importances
@@ -26,6 +26,7 @@ from lpfs.baselines.shuffle_gate import ShuffleGate
 from lpfs.baselines.stg import StochasticGate
 from lpfs.baselines.umec import UMEC, _Minimax
 from lpfs.data import Part
+from lpfs.method.keeping import gate_in
 from lpfs.models import DLRM
 
 from .conftest import MakeTask

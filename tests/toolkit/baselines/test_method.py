@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from lpfs.baselines import METHODS, Method, Outcome, RowsOfGates, Task, only, split_rows
 from lpfs.data import ClickLog
-from lpfs.training import predict, train_step
+from lpfs.lifecycle.training import predict, train_step
 
 from .conftest import MakeTask
 

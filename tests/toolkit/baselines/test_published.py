@@ -22,8 +22,8 @@ from lpfs.baselines.hard_concrete import HardConcreteGate
 from lpfs.baselines.learnt import mean_weights
 from lpfs.baselines.permutation import importances
 from lpfs.data import ClickLog, InOrder, Part, Recipe, load
+from lpfs.lifecycle.training import evaluate, train_step
 from lpfs.models import DLRM
-from lpfs.training import evaluate, train_step
 
 Scores = Mapping[str, float]
 

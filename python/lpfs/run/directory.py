@@ -1,0 +1,277 @@
+"""The directory that a run leaves. Plain formats only; it appears whole or not at all.
+
+selection.json      what was selected, with which settings, and how good it is (`Summary`)
+history.parquet     gates, ε, λ, η, number of living gates and loss over the selection steps
+model.safetensors   the weights of the pruned and hot-started model
+model.json          what it is built from (`DLRM(**model.json)`)
+pretrained.safetensors  the model with all fields as it was before the gates came, with its
+                    optimiser's state, for other selections to start from
+encoders.json       vocabularies and transforms of the fields that the model still reads
+gates.png           the gates' trajectories and where they ended
+report.html         all of it on one page
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import platform
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import safetensors
+import safetensors.torch
+import torch
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+import lpfs
+from lpfs.data import Data, DataError, Encoder
+from lpfs.files import parents_made, sync
+from lpfs.lifecycle.pretrained import Pretrained
+from lpfs.lifecycle.selection import Protocol, Scored, Selection, Settings
+from lpfs.lifecycle.training import Metrics
+from lpfs.models import DLRM
+
+ENCODERS = TypeAdapter(list[Encoder])
+History = Mapping[str, Sequence[float]]
+"""The columns of `history.parquet`."""
+
+
+class Died(BaseModel):
+    """A field that is not kept, and the step (from 1) at which it died for the last time."""
+
+    model_config = ConfigDict(extra="forbid")
+    name: str
+    step: int
+
+
+class Cut(BaseModel):
+    """A death with the gate still above a tenth of its start just before it."""
+
+    model_config = ConfigDict(extra="forbid")
+    names: tuple[str, ...]
+    step: int
+    gate_before: float
+
+
+class Summary(BaseModel):
+    """`selection.json`."""
+
+    model_config = ConfigDict(extra="forbid")
+    schema_version: Literal[1] = 1
+    source: str
+    """What was read, as it was named."""
+    started_from: str | None = None
+    """The directory of the run whose pre-trained model it started from, as it was named."""
+    notes: dict[str, str] = {}
+    """What is known about fields from elsewhere: their truth in a generated log."""
+    kept: list[str]
+    """The names of the kept fields, in the model's order."""
+    gates: dict[str, float]
+    """Every field's factor as pruning folded it, 0 exactly for a removed field."""
+    died: list[Died]
+    """The removed fields in the order in which they died for the last time."""
+    deaths: int
+    """Deaths in all; a field may die, come back and die again."""
+    revivals: int
+    cuts: list[Cut]
+    metrics: dict[Scored, Metrics]
+    """On the test part. `all` is the same network with all fields, trained on the same rows for at
+    most as many steps."""
+    max_logit_change: float
+    """max|Δlogit| over the test part at pruning."""
+    max_logit_change_allowed: float
+    last_step_change: float
+    """Mean |Δlogit| of the last step before pruning, on 4,096 validation rows."""
+    first_step_change: float | None
+    """The same of the first step after pruning; null without hot start."""
+    protocol: Protocol
+    batch_size: int
+    steps: dict[str, int]
+    """Training steps by stage."""
+    rows: dict[str, int]
+    """Rows of the train, validation and test part."""
+    not_finite: dict[str, int] = {}
+    """Column → rows in which NaN or an infinity was taken for a missing number."""
+    settings: Settings
+    reading: dict[str, Any]
+    """How the log was read: label, split, types and transforms; see `lpfs.data.load`."""
+    versions: dict[str, str]
+    seed: int
+
+
+Illustrate = Callable[[Summary, History, Path], None]
+"""Writes files about a run into the directory, which is still to appear."""
+
+
+def summarise(
+    selection: Selection,
+    data: Data,
+    source: str = "",
+    notes: Mapping[str, str] | None = None,
+    started_from: str | None = None,
+) -> Summary:
+    """What `selection.json` says of a selection."""
+    trajectory = selection.trajectory
+    return Summary(
+        source=source,
+        started_from=started_from,
+        notes=dict(notes or {}),
+        kept=selection.kept,
+        gates=selection.gates,
+        died=[Died(name=name, step=step) for name, step in trajectory.path()],
+        deaths=len(trajectory.deaths),
+        revivals=trajectory.revivals,
+        cuts=[
+            Cut(names=death.fields, step=death.step, gate_before=death.gate_before)
+            for death in trajectory.cuts
+        ],
+        metrics=selection.metrics,
+        max_logit_change=selection.logit_change,
+        max_logit_change_allowed=selection.logit_bound,
+        last_step_change=selection.last_step_change,
+        first_step_change=selection.first_step_change,
+        protocol=selection.protocol,
+        batch_size=selection.batch_size,
+        steps=selection.steps,
+        rows={name: len(getattr(data, name)) for name in ("train", "validation", "test")},
+        not_finite={field.name: field.not_finite for field in data.fields if field.not_finite},
+        settings=selection.settings,
+        reading=data.options,
+        versions={
+            "lpfs": lpfs.__version__,
+            "numpy": np.__version__,
+            "pyarrow": pa.__version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+        },
+        seed=selection.settings.seed,
+    )
+
+
+def save(
+    selection: Selection,
+    data: Data,
+    directory: Path,
+    source: str = "",
+    notes: Mapping[str, str] | None = None,
+    started_from: str | None = None,
+    scratch: Path | None = None,
+    illustrate: Illustrate | None = None,
+) -> Summary:
+    """Write the files of a run into a directory that must not exist yet or be empty.
+
+    Args:
+        selection: what `select` returned.
+        data: what it was given.
+        directory: where to.
+        source: the name of the data, for people.
+        notes: field → what is known about it.
+        started_from: the directory of the run whose pre-trained model it started from.
+        scratch: a directory on the same disk in which to make what takes that name in the end.
+        illustrate: writes what people look at, as `lpfs.report.illustrations.illustrate` does.
+
+    Raises:
+        OSError: if that cannot be done; then nothing is left behind.
+    """
+    summary = summarise(selection, data, source, notes, started_from)
+    history = selection.trajectory.table()
+    history["loss"] = [selection.losses[int(step) - 1] for step in history["step"]]
+    model = selection.model
+    assert isinstance(model, DLRM)
+    config = model.config()
+    read = set(config["fields"])
+    with _appearing(directory, scratch or directory.parent) as place:
+        (place / "selection.json").write_text(summary.model_dump_json(indent=2) + "\n")
+        pyarrow.parquet.write_table(pa.table(history), place / "history.parquet")
+        weights = {name: value.contiguous() for name, value in model.state_dict().items()}
+        (place / "model.safetensors").write_bytes(safetensors.torch.save(weights))
+        (place / "model.json").write_text(json.dumps(config, indent=2) + "\n")
+        selection.pretrained.write(place / "pretrained.safetensors")
+        encoders = [encoder for encoder in data.encoders if encoder.name in read]
+        (place / "encoders.json").write_bytes(ENCODERS.dump_json(encoders) + b"\n")
+        if illustrate is not None:
+            illustrate(summary, history, place)
+    return summary
+
+
+def load_summary(directory: Path) -> Summary:
+    """Read `selection.json`. Raises DataError where there is none or it is not one."""
+    with _readable(directory, "selection.json") as path:
+        return Summary.model_validate_json(path.read_bytes())
+
+
+def load_history(directory: Path) -> dict[str, list[float]]:
+    """The columns of `history.parquet`. Raises DataError."""
+    with _readable(directory, "history.parquet") as path:
+        columns: dict[str, list[float]] = pa.parquet.read_table(path).to_pydict()
+        return columns
+
+
+def load_model(directory: Path) -> DLRM:
+    """The pruned and hot-started model of a run, without its optimiser. Raises DataError."""
+    with _readable(directory, "model.json") as path:
+        config: dict[str, Any] = json.loads(path.read_bytes())
+        model = DLRM(**config)
+    with _readable(directory, "model.safetensors") as path:
+        model.load_state_dict(safetensors.torch.load_file(path))
+    return model
+
+
+def load_pretrained(directory: Path) -> Pretrained:
+    """The pre-trained model of a run, for `lpfs.select` to start from. Raises DataError."""
+    with _readable(directory, "pretrained.safetensors") as path:
+        return Pretrained.read(path)
+
+
+def load_encoders(directory: Path) -> list[Encoder]:
+    """The encoders of the fields that the model reads, in the order of its columns. Raises
+    DataError."""
+    with _readable(directory, "encoders.json") as path:
+        return ENCODERS.validate_json(path.read_bytes())
+
+
+@contextlib.contextmanager
+def _readable(directory: Path, name: str) -> Iterator[Path]:
+    """Around the reading of a file: whatever is wrong with it is a DataError that names it."""
+    path = directory / name
+    if not path.is_file():
+        raise DataError(str(directory), f"expected the directory of a run, there is no {name}")
+    try:
+        yield path
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "content"
+        raise DataError(str(path), where, first["msg"]) from error
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        RuntimeError,
+        pa.ArrowException,
+        safetensors.SafetensorError,
+    ) as error:
+        raise DataError(str(path), "cannot be read", str(error)[:200]) from error
+
+
+@contextlib.contextmanager
+def _appearing(directory: Path, scratch: Path) -> Iterator[Path]:
+    """A directory in `scratch`, which takes the wanted name once it is complete."""
+    with parents_made(directory):
+        place = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=scratch))
+        try:
+            yield place
+            place.chmod(0o755)
+            for path in (*place.iterdir(), place):
+                sync(path)
+            place.rename(directory)
+            sync(directory.parent)
+        except BaseException:
+            shutil.rmtree(place, ignore_errors=True)
+            raise

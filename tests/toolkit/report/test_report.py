@@ -1,0 +1,156 @@
+"""lpfs show and lpfs report: everything about a run, in the terminal and on a page."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from lpfs.report.page import page
+from lpfs.run import Summary, load_history, load_summary
+
+from ..browser import Page, check_alone, needs_browser, opened
+from ..command import QUICK, below, lpfs, succeed
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("place")
+    log = place / "log <b>&.parquet"
+    succeed("generate", log, "--rows", 3000)
+    # So few steps leave gates of a larger α near zero, where a picture shows none.
+    options = ["--label", "click", "--keep", 8, "--always-keep", "C1", "--alpha", 10, *QUICK]
+    succeed("select", log, "--out", place / "run", *options)
+    return place / "run"
+
+
+def test_the_page_holds_the_run(run: Path) -> None:
+    summary, text = load_summary(run), (run / "report.html").read_text()
+    page = Page(text)
+    said = " ".join(page.text.split())
+    for name in summary.gates:
+        assert f" {name} " in said
+    torch = summary.versions["torch"]
+    assert len(page.all("tr", **{"class": "kept"})) == 8
+    assert len(page.all("tr", **{"class": "gone"})) == 19
+    curves = [has for has in page.all("polyline") if "data-i" in has]
+    assert len(curves) == 27
+    for has in curves:
+        points = [tuple(map(float, p.split(","))) for p in (has["points"] or "").split()]
+        assert len(points) == summary.steps["select"]
+        assert all(0 <= x <= 1000 and 0 <= y <= 1000 for x, y in points)
+        assert (points[-1][1] == 1000) == (has["class"] == "gone")
+    for metrics in summary.metrics.values():
+        assert f"{metrics.auc:.4f}" in said
+        assert f"{metrics.log_loss:.4f}" in said
+    for death in summary.died:
+        assert f"{death.name} {death.step}" in said
+    for setting in ("keep 8", "always_keep C1", "batch_size 64", "seed 0", f"torch {torch}"):
+        assert setting in said
+    assert "always kept, without a gate" in said
+    assert "log <b>&.parquet : 8 of 27 fields kept" in said
+
+
+def test_the_page_needs_nothing_else(run: Path) -> None:
+    check_alone((run / "report.html").read_text())
+
+
+def test_report_again(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "page.html"
+    assert "Written to" in succeed("report", run, "--out", out)
+    assert out.read_bytes() == (run / "report.html").read_bytes()
+    for bad, words in (
+        ([run, "--out", out], ["page.html", "already exists"]),
+        ([run, "--out", tmp_path / "page.pdf"], ["--out", ".html"]),
+        ([tmp_path, "--out", tmp_path / "new.html"], ["directory of a run", "selection.json"]),
+    ):
+        before = below(tmp_path)
+        ended = lpfs("report", *bad)
+        assert (ended.status, ended.err.count("\n")) == (2, 1)
+        assert all(word in ended.err for word in words)
+        assert below(tmp_path) == before
+
+
+def test_show(run: Path, tmp_path: Path) -> None:
+    summary, said = load_summary(run), succeed("show", run)
+    for name in summary.kept:
+        assert f"{name} │ {summary.gates[name]:+.3f}" in said
+    for death in summary.died:
+        assert f"{death.name} ({death.step})" in said
+    for metrics in summary.metrics.values():
+        assert f"{metrics.auc:.4f}" in said
+    assert "one-pass" in said
+    ended = lpfs("show", tmp_path / "none")
+    assert (ended.status, ended.out) == (2, "")
+    assert "expected the directory of a run" in ended.err
+
+
+def changed(run: Path, **changes: object) -> tuple[Summary, dict[str, list[float]]]:
+    summary = load_summary(run).model_dump() | changes
+    return Summary.model_validate(summary), load_history(run)
+
+
+def test_odd_runs_have_a_page_too(run: Path) -> None:
+    one = {name: values[-1:] for name, values in load_history(run).items()}
+    Page(page(load_summary(run), one))
+    constant = load_history(run)
+    for column in ("epsilon", "lam", "loss", "alive"):
+        constant[column] = [0.1] * len(constant[column])
+    Page(page(load_summary(run), constant))
+    none_died, history = changed(run, died=[], source="", first_step_change=0.5)
+    assert "No field was removed" in Page(page(none_died, history)).text
+    notes = {"C1": "<script>alert(1)</script>"}
+    assert "<script>alert" not in page(changed(run, notes=notes)[0], history)
+
+
+def test_a_thousand_fields(run: Path) -> None:
+    names = [f"f{i}" for i in range(1000)]
+    old = load_history(run)
+    history = {name: values for name, values in old.items() if not name.startswith("gate:")}
+    history |= {f"gate:{name}": old["gate:C1"] for name in names}
+    summary, _ = changed(
+        run,
+        kept=names[:900],
+        gates={name: float(i < 900) for i, name in enumerate(names)},
+        died=[{"name": name, "step": 1} for name in names[900:]],
+        cuts=[],
+    )
+    text = page(summary, history)
+    assert len([has for has in Page(text).all("polyline") if "data-i" in has]) == 1000
+    assert len(text) < 3_000_000
+
+
+POINT = """
+<script>
+const plot = document.querySelector("#gates .big svg"), box = plot.getBoundingClientRect();
+plot.dispatchEvent(new PointerEvent("pointermove", {
+  bubbles: true, clientX: box.right - 1, clientY: box.bottom }));
+document.body.dataset.tip = document.querySelector(".tip").innerText;
+document.body.dataset.picked = document.querySelectorAll("polyline.on").length;
+document.body.dataset.wide = document.documentElement.scrollWidth > innerWidth;
+document.body.dataset.drawn = [...document.querySelectorAll("polyline")]
+  .filter(line => line.getBoundingClientRect().width > 40).length;
+document.body.dataset.ink = getComputedStyle(document.querySelector("polyline.kept")).stroke;
+</script></body>"""
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [500, 1200])
+@pytest.mark.parametrize(
+    ("scheme", "ink"),
+    [("1", "rgb(22, 104, 184)"), ("0", "rgb(98, 168, 238)")],
+    ids=["light", "dark"],
+)
+def test_in_a_browser(run: Path, tmp_path: Path, width: int, scheme: str, ink: str) -> None:
+    path = tmp_path / "page.html"
+    path.write_text((run / "report.html").read_text().replace("</body>", POINT))
+    left = opened(path, width, f"--blink-settings=preferredColorScheme={scheme}")
+    assert 'data-ready="27"' in left
+    assert 'data-picked="19"' in left
+    assert re.search(r'data-tip="19 fields\s+step \d+ · gate 0"', left)
+    assert 'data-wide="false"' in left
+    assert f'data-ink="{ink}"' in left
+    drawn = re.search(r'data-drawn="(\d+)"', left)
+    assert drawn is not None
+    assert int(drawn[1]) >= 27 + 27 + 3

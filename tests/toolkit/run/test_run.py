@@ -1,0 +1,113 @@
+"""The run directory appears whole or not at all, and is checked when it is read."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pydantic
+import pytest
+
+from lpfs.data import ClickLog, Data, DataError, InOrder, Recipe, load
+from lpfs.lifecycle import selection
+from lpfs.lifecycle.selection import Selection, Settings
+from lpfs.report.illustrations import illustrate
+from lpfs.run import Summary, load_encoders, load_history, load_model, load_summary, save
+
+from ..command import below, check_run
+
+
+@pytest.fixture(scope="module")
+def data() -> Data:
+    return load(ClickLog(Recipe(rows=2000)), label="click", split=InOrder(0.2))
+
+
+@pytest.fixture(scope="module")
+def selected(data: Data) -> Selection:
+    return selection.select(
+        data, Settings(keep=7, dim=4, batch_size=64, protocol="one-pass", epochs=0)
+    )
+
+
+def test_a_run_holds_what_was_selected(selected: Selection, data: Data, tmp_path: Path) -> None:
+    summary = save(selected, data, tmp_path / "run", "a log of mine", illustrate=illustrate)
+    assert summary == check_run(tmp_path / "run", data)
+    assert (summary.kept, summary.gates) == (selected.kept, selected.gates)
+    assert [(d.name, d.step) for d in summary.died] == selected.trajectory.path()
+    assert summary.metrics == selected.metrics
+    assert summary.source == "a log of mine"
+
+
+@pytest.mark.parametrize("error", [RuntimeError, OSError, KeyboardInterrupt, MemoryError])
+@pytest.mark.parametrize("step", ["json.dumps", "safetensors.torch.save", "pa.table"])
+def test_what_breaks_off_leaves_nothing(
+    selected: Selection,
+    data: Data,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    step: str,
+    error: type[BaseException],
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error("no space left")
+
+    monkeypatch.setattr(f"lpfs.run.directory.{step}", fail)
+    (tmp_path / "mine").write_text("mine")
+    before = below(tmp_path)
+    for directory in ("run", "a/b/run"):
+        with pytest.raises(error):
+            save(selected, data, tmp_path / directory)
+        assert below(tmp_path) == before
+
+
+def test_a_directory_with_something_in_it_stays_as_it_is(
+    selected: Selection, data: Data, tmp_path: Path
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mine").write_text("mine")
+    before = below(tmp_path)
+    with pytest.raises(OSError, match="not empty"):
+        save(selected, data, tmp_path / "run")
+    assert below(tmp_path) == before
+
+
+def test_a_summary_is_checked_when_it_is_read(
+    selected: Selection, data: Data, tmp_path: Path
+) -> None:
+    save(selected, data, tmp_path / "run")
+    path = tmp_path / "run" / "selection.json"
+    good = json.loads(path.read_text())
+    assert load_summary(tmp_path / "run").model_dump(mode="json") == good
+    for change in ({"schema_version": 2}, {"kept": None}, {"more": 1}, {"metrics": {"best": {}}}):
+        path.write_text(json.dumps({**good, **change}))
+        with pytest.raises(DataError, match=rf"selection\.json: {next(iter(change))}"):
+            load_summary(tmp_path / "run")
+    del good["gates"]
+    with pytest.raises(pydantic.ValidationError, match="gates"):
+        Summary.model_validate(good)
+    for read in (load_summary, load_history, load_model, load_encoders):
+        with pytest.raises(DataError, match="there is no"):
+            read(tmp_path)
+
+
+def test_damaged_files_are_named(selected: Selection, data: Data, tmp_path: Path) -> None:
+    save(selected, data, tmp_path / "run")
+    for read, name in (
+        (load_summary, "selection.json"),
+        (load_history, "history.parquet"),
+        (load_model, "model.json"),
+        (load_model, "model.safetensors"),
+        (load_encoders, "encoders.json"),
+    ):
+        path = tmp_path / "run" / name
+        whole = path.read_bytes()
+        for damaged in (b"", whole[: len(whole) // 2], b"junk" * 100, b"[]", b"{}", b"\xff"):
+            path.write_bytes(damaged)
+            if (name, damaged) == ("encoders.json", b"[]"):
+                continue
+            with pytest.raises(DataError, match=re.escape(str(path))) as caught:
+                read(tmp_path / "run")
+            assert "\n" not in str(caught.value)
+        path.write_bytes(whole)
+        read(tmp_path / "run")
