@@ -33,6 +33,7 @@ from .launch import (
     device_table,
     fault,
     jit,
+    jit_for_any,
     on_stream,
     refuse_gate_values,
     tl,
@@ -144,7 +145,7 @@ def _tile(
     return row[:, None], column[None, :]
 
 
-@jit
+@jit_for_any("rows")
 def _forward_kernel(
     y,
     fields,
@@ -195,7 +196,7 @@ def _forward_kernel(
     tl.store(y + row * columns + (first + column), value.to(y.dtype.element_ty), mask=inside)
 
 
-@jit
+@jit_for_any("rows", "blocks")
 def _backward_kernel(
     grad_fields,
     grad_x,

@@ -37,6 +37,7 @@ from .launch import (
     check_shape,
     fault,
     jit,
+    jit_for_any,
     on_stream,
     refuse_gate_values,
     tl,
@@ -139,7 +140,7 @@ def _gate_of(
     return factor, alive, learns
 
 
-@jit
+@jit_for_any("rows", "count", "steps")
 def _forward_kernel(
     y,
     embeddings,
@@ -221,7 +222,7 @@ def _forward_kernel(
             tl.store(out, value.to(y.dtype.element_ty), mask=inside & writes)
 
 
-@jit
+@jit_for_any("rows", "gates", "first_count", "steps", "blocks")
 def _backward_kernel(
     grad_embeddings,
     grad_x,

@@ -34,6 +34,7 @@ from .launch import (
     dtype_name,
     fault,
     jit,
+    jit_for_any,
     on_stream,
     refuse_earlier,
     refuse_gate_values,
@@ -267,7 +268,7 @@ def _pool(
     return total
 
 
-@jit
+@jit_for_any("rows", "sample_stride", "field_stride")
 def _forward_kernel(
     y,
     weight,
@@ -371,7 +372,7 @@ def _finish(
         tl.store(counters + field, 0)
 
 
-@jit
+@jit_for_any("rows", "living", "sample_stride", "field_stride", "blocks")
 def _sparse_kernel(
     entry_rows,
     values,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NoReturn
 
 import torch
@@ -23,6 +23,15 @@ except ImportError:  # Triton exists on Linux only; elsewhere no kernel is ever 
 def jit(function: Callable[..., Any]) -> Any:
     """`triton.jit`, or nothing where there is no Triton."""
     return function if triton is None else triton.jit(function)
+
+
+def jit_for_any(*names: str) -> Callable[[Callable[..., Any]], Any]:
+    """`jit` for a kernel whose integers of these names vary from call to call.
+
+    Triton would compile it anew for multiples of 16, for 1 and for the rest: a training would stop
+    for it at an epoch's last batch.
+    """
+    return jit if triton is None else partial(triton.jit, do_not_specialize=names)
 
 
 REGISTERS = {} if torch.version.hip else {"maxnreg": 255}

@@ -172,7 +172,7 @@ def _largest(stepped, total, rank, BLOCK: tl.constexpr):
 
 @jit
 def _kernel(
-    params,
+    parameters,
     grads,
     momentum_buffers,
     sizes,
@@ -201,7 +201,7 @@ def _kernel(
     v = stepped
     if TABLE:
         for i in range(COUNT):
-            param = tl.load(params + i).to(POINTER)
+            param = tl.load(parameters + i).to(POINTER)
             grad = tl.load(grads + i).to(POINTER)
             buffer = tl.load(momentum_buffers + i).to(POINTER)
             size = tl.load(sizes + i).to(tl.int32)
@@ -211,7 +211,7 @@ def _kernel(
             v += size
     else:
         for i in tl.static_range(COUNT):
-            param, grad, buffer = params[i], grads[i], momentum_buffers[i]
+            param, grad, buffer = parameters[i], grads[i], momentum_buffers[i]
             _momentum_step(
                 param, grad, buffer, v, sizes[i], eta, momentum, rate, NESTEROV, MAXIMIZE, BLOCK
             )
@@ -231,11 +231,11 @@ def _kernel(
     if TABLE:
         for i in range(COUNT):
             size = tl.load(sizes + i).to(tl.int32)
-            alive += _shrink(tl.load(params + i).to(POINTER), v, size, threshold, BLOCK)
+            alive += _shrink(tl.load(parameters + i).to(POINTER), v, size, threshold, BLOCK)
             v += size
     else:
         for i in tl.static_range(COUNT):
-            alive += _shrink(params[i], v, sizes[i], threshold, BLOCK)
+            alive += _shrink(parameters[i], v, sizes[i], threshold, BLOCK)
             v += sizes[i]
     tl.store(live, alive)
     tl.store(used, tl.where(eta == 0, 0.0, divide(threshold, 2 * eta)))

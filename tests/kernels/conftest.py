@@ -3,4 +3,5 @@
 import os
 
 interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-collect_ignore = ["test_compiled.py", "test_interpreted.py"] if interpreted else ["interpreted"]
+compiled = ["test_compiled.py", "test_interpreted.py", "test_launches.py"]
+collect_ignore = compiled if interpreted else ["interpreted"]
