@@ -5,7 +5,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-# Both can be overridden, see "With another torch" in README.md.
+# Both can be overridden, see docs/guides/other-torch.md.
 TORCH ?= torch==2.13.0
 CONSTRAINTS ?= constraints.txt
 PIP := $(VENV)/bin/pip --disable-pip-version-check
@@ -35,8 +35,8 @@ gpu:
 $(INSTALLED): pyproject.toml setup.py $(CONSTRAINTS) $(wildcard csrc/*)
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install -q -c $(CONSTRAINTS) $(TORCH) setuptools ninja numpy
-	$(PIP) install -q -c $(CONSTRAINTS) --no-build-isolation -e ".[test]"
+	$(PIP) install -q -c $(CONSTRAINTS) --no-build-isolation -e ".[docs,test]"
 	touch $@
 
 clean:
-	rm -rf $(VENV) build demo-run *.egg-info lpfs_kernels/*.so .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) build demo-run site docs/pictures *.egg-info lpfs_kernels/*.so .mypy_cache .ruff_cache .pytest_cache

@@ -201,20 +201,20 @@ def save(
     return summary
 
 
-def load_summary(directory: Path) -> Summary:
+def load_summary(directory: str | Path) -> Summary:
     """Read `selection.json`. Raises DataError where there is none or it is not one."""
     with _readable(directory, "selection.json") as path:
         return Summary.model_validate_json(path.read_bytes())
 
 
-def load_history(directory: Path) -> dict[str, list[float]]:
+def load_history(directory: str | Path) -> dict[str, list[float]]:
     """The columns of `history.parquet`. Raises DataError."""
     with _readable(directory, "history.parquet") as path:
         columns: dict[str, list[float]] = pa.parquet.read_table(path).to_pydict()
         return columns
 
 
-def load_model(directory: Path) -> DLRM:
+def load_model(directory: str | Path) -> DLRM:
     """The pruned and hot-started model of a run, without its optimiser. Raises DataError."""
     with _readable(directory, "model.json") as path:
         config: dict[str, Any] = json.loads(path.read_bytes())
@@ -224,13 +224,13 @@ def load_model(directory: Path) -> DLRM:
     return model
 
 
-def load_pretrained(directory: Path) -> Pretrained:
+def load_pretrained(directory: str | Path) -> Pretrained:
     """The pre-trained model of a run, for `lpfs.select` to start from. Raises DataError."""
     with _readable(directory, "pretrained.safetensors") as path:
         return Pretrained.read(path)
 
 
-def load_encoders(directory: Path) -> list[Encoder]:
+def load_encoders(directory: str | Path) -> list[Encoder]:
     """The encoders of the fields that the model reads, in the order of its columns. Raises
     DataError."""
     with _readable(directory, "encoders.json") as path:
@@ -238,9 +238,9 @@ def load_encoders(directory: Path) -> list[Encoder]:
 
 
 @contextlib.contextmanager
-def _readable(directory: Path, name: str) -> Iterator[Path]:
+def _readable(directory: str | Path, name: str) -> Iterator[Path]:
     """Around the reading of a file: whatever is wrong with it is a DataError that names it."""
-    path = directory / name
+    path = Path(directory) / name
     if not path.is_file():
         raise DataError(str(directory), f"expected the directory of a run, there is no {name}")
     try:
