@@ -38,6 +38,29 @@ void fill(const std::vector<GateValue>& gates, const std::vector<double>& sums, 
   }
 }
 
+template <class C>
+void add_parts_of(const std::vector<std::vector<int64_t>>& parts_of_gate,
+                         const std::vector<int64_t>& rows_of_part, const C* products,
+                         int64_t batch, std::vector<Moments>& moments) {
+  constexpr int64_t kBlockRows = 256;
+  torch::stable::parallel_for(0, parts_of_gate.size(), 1, [&](int64_t first, int64_t end) {
+    for (int64_t gate = first; gate < end; ++gate) {
+      if (parts_of_gate[gate].empty()) continue;
+      Moments total;
+      for (int64_t row = 0; row < batch; row += kBlockRows) {
+        C sums[kBlockRows]{};
+        for (const int64_t part : parts_of_gate[gate]) {
+          const C* const own = products + part * batch + row;
+          const int64_t count = std::min(kBlockRows, rows_of_part[part] - row);
+          for (int64_t r = 0; r < count; ++r) sums[r] += own[r];
+        }
+        for (const double sum : sums) total.sum += sum, total.square += sum * sum;
+      }
+      moments[gate] += total;
+    }
+  });
+}
+
 }  // namespace
 
 std::vector<GateValue> GateArguments::evaluate(const Checks& checks, const Tensor& embeddings,
@@ -64,6 +87,83 @@ std::vector<GateValue> GateArguments::evaluate(const Checks& checks, const Tenso
   }
   return type == ScalarType::Double ? values_of<double>(checks, *this, count)
                                     : values_of<float>(checks, *this, count);
+}
+
+MomentPlan::MomentPlan(const Checks& checks, const MomentArguments& arguments, const Tensor& x,
+                       const std::vector<GateValue>& gates, int64_t batch, const char* each)
+    : batch_(batch), dead_rows_(batch), type_(x.scalar_type()) {
+  const auto& [moments, gate_of_field, dead_rows] = arguments;
+  const int64_t fields = gates.size();
+  checks.dtype({"moments"}, moments, type_, " like x");
+  const auto sizes = moments.sizes();
+  const bool own = !gate_of_field.has_value();
+  if (sizes.size() != 2 || sizes[0] != 3 || (own && sizes[1] != fields)) {
+    checks.fault({"moments"},
+                 own ? text("have shape ", list(Shape{3, fields}), ", one column per ", each)
+                     : std::string("have shape [3, G]"),
+                 list(sizes));
+  }
+  gates_ = sizes[1];
+  if (own) {
+    for (int64_t i = 0; i < fields; ++i) gate_of_.push_back(i);
+  } else {
+    gate_of_ = *gate_of_field;
+    if (static_cast<int64_t>(gate_of_.size()) != fields) {
+      checks.fault({"gate_of_field"}, text("hold ", fields, " numbers like x"), gate_of_.size());
+    }
+    for (int64_t i = 0; i < fields; ++i) {
+      if (gate_of_[i] < 0 || gate_of_[i] >= gates_) {
+        checks.fault({"gate_of_field", i}, text("name one of the ", gates_, " columns of moments"),
+                     gate_of_[i]);
+      }
+    }
+  }
+  if (dead_rows) {
+    checks.dtype({"dead_rows"}, *dead_rows, ScalarType::Long);
+    checks.shape({"dead_rows"}, *dead_rows, Shape{});
+    const int64_t rows = *static_cast<const int64_t*>(dead_rows->const_data_ptr());
+    if (rows < 0) checks.fault({"dead_rows"}, "be at least 0", rows);
+    dead_rows_ = std::min(rows, batch);
+  }
+  for (const GateValue& gate : gates) rows_.push_back(gate.dead ? dead_rows_ : batch);
+}
+
+void MomentPlan::add_parts(const std::vector<int64_t>& field_of_part, const char* products,
+                           std::vector<Moments>& moments) const {
+  std::vector<std::vector<int64_t>> parts_of_gate(gates_);
+  std::vector<int64_t> rows_of_part;
+  for (size_t part = 0; part < field_of_part.size(); ++part) {
+    parts_of_gate[gate_of(field_of_part[part])].push_back(part);
+    rows_of_part.push_back(rows_of(field_of_part[part]));
+  }
+  if (type_ == ScalarType::Double) {
+    add_parts_of(parts_of_gate, rows_of_part, reinterpret_cast<const double*>(products), batch_,
+                 moments);
+  } else {
+    add_parts_of(parts_of_gate, rows_of_part, reinterpret_cast<const float*>(products), batch_,
+                 moments);
+  }
+}
+
+Tensor MomentPlan::result(const std::vector<Moments>& moments) const {
+  Tensor result = empty(Shape{3, gates_}, type_);
+  std::vector<int64_t> rows(gates_);
+  for (size_t i = 0; i < gate_of_.size(); ++i) {
+    rows[gate_of_[i]] = std::max(rows[gate_of_[i]], rows_[i]);
+  }
+  const auto write = [&](auto* data) {
+    for (int64_t gate = 0; gate < gates_; ++gate) {
+      data[gate] = moments[gate].sum;
+      data[gates_ + gate] = moments[gate].square;
+      data[2 * gates_ + gate] = rows[gate];
+    }
+  };
+  if (type_ == ScalarType::Double) {
+    write(static_cast<double*>(result.mutable_data_ptr()));
+  } else {
+    write(static_cast<float*>(result.mutable_data_ptr()));
+  }
+  return result;
 }
 
 Dtype dtype_of(const Checks& checks, const Name& name, const Tensor& embeddings) {

@@ -6,6 +6,7 @@
 
 #include "gated_concat_loops.h"
 #include "launch.h"
+#include "moments.h"
 
 namespace lpfs {
 
@@ -28,6 +29,41 @@ struct GateArguments {
   // is wrong with any argument.
   std::vector<GateValue> evaluate(const Checks& checks, const Tensor& embeddings, int64_t count,
                                   const char* each) const;
+};
+
+// What is asked for beside the gradients: sums over rows of the row products of every gate, and of
+// their squares.
+struct MomentArguments {
+  const Tensor& moments;
+  const std::optional<Shape>& gate_of_field;
+  const MaybeTensor& dead_rows;
+};
+
+// Whose row products are taken, from which rows, and where they go.
+class MomentPlan {
+ public:
+  // Of `gates`, one for each field; or of pairs, or whatever else has one.
+  MomentPlan(const Checks& checks, const MomentArguments& arguments, const Tensor& x,
+             const std::vector<GateValue>& gates, int64_t batch, const char* each);
+
+  // The rows from which row products of what is dead are taken: the first ones.
+  int64_t dead_rows() const { return dead_rows_; }
+  int64_t rows_of(int64_t field) const { return rows_[field]; }
+  int64_t gate_of(int64_t field) const { return gate_of_[field]; }
+  int64_t gates() const { return gates_; }
+
+  // `parts` are the fields, or pieces of them, whose row products are not whole; they lie in rows of
+  // `batch` products each. Adds what comes of their sums to `moments`, one per gate.
+  void add_parts(const std::vector<int64_t>& field_of_part, const char* products,
+                 std::vector<Moments>& moments) const;
+
+  // [3, G]: sums, sums of squares, rows.
+  Tensor result(const std::vector<Moments>& moments) const;
+
+ private:
+  int64_t batch_, gates_, dead_rows_;
+  ScalarType type_;
+  std::vector<int64_t> gate_of_, rows_;
 };
 
 // Faults embeddings that are not of a type that has loops.

@@ -280,16 +280,30 @@ void add_sums(const Layout& layout, const Group& group, const char* columns, dou
   }
 }
 
-Tensors gated_concat_backward(const Tensor& grad, const Tensors& embeddings, const Tensor& x,
-                              const Tensor& epsilon, const MaybeShape& maybe_widths,
-                              const MaybeTensor& scale, const MaybeTensor& ungated, int64_t kind,
-                              double alpha, double tau) {
+// Which sources, pieces of fields, leave their row products for later, because there is more than one
+// behind their gate: the number of each among those, or −1.
+std::vector<int64_t> parts_of(const Layout& layout, const MomentPlan& plan) {
+  std::vector<int64_t> sources(plan.gates()), parts;
+  for (const int64_t field : layout.field_of) ++sources[plan.gate_of(field)];
+  int64_t next = 0;
+  for (const int64_t field : layout.field_of) {
+    parts.push_back(sources[plan.gate_of(field)] > 1 ? next++ : -1);
+  }
+  return parts;
+}
+
+Tensors backward(const Checks& checks, const Tensor& grad, const Tensors& embeddings,
+                 const MaybeShape& maybe_widths, const GateArguments& gates,
+                 const MomentArguments* moment_arguments) {
   const Shape widths = maybe_widths.value_or(Shape{});
-  const Call call = check({"gated_concat_backward"}, &grad, embeddings, widths,
-                          {x, epsilon, scale, ungated, kind, alpha, tau});
+  const Call call = check(checks, &grad, embeddings, widths, gates);
+  std::optional<MomentPlan> plan;
+  if (moment_arguments) {
+    plan.emplace(checks, *moment_arguments, gates.x, call.gates, call.batch, "field");
+  }
   const bool packed = !widths.empty();
   Tensors gradients;
-  gradients.reserve(embeddings.size() + 1);
+  gradients.reserve(embeddings.size() + 2);
   for (const Tensor& embedding : embeddings) {
     gradients.push_back(empty(embedding.sizes(), call.type));
   }
@@ -299,6 +313,16 @@ Tensors gated_concat_backward(const Tensor& grad, const Tensors& embeddings, con
   const Tile tile = packed ? packed_tile(call) : kListBackward;
   const Layout layout = lay_out(call, streamed ? tile.group_bytes : kBackwardGroupBytes);
   const int64_t item = call.item_bytes, count = layout.sources.size();
+
+  std::vector<int64_t> parts, field_of_part;
+  if (plan) {
+    parts = parts_of(layout, *plan);
+    for (int64_t i = 0; i < count; ++i) {
+      if (parts[i] >= 0) field_of_part.push_back(layout.field_of[i]);
+    }
+  }
+  const int64_t compute_bytes = call.dtype == Dtype::float64 ? 8 : 4;
+  const Scratch products(field_of_part.size() * call.batch * compute_bytes);
 
   std::vector<Flow> flows;
   flows.reserve(count);
@@ -310,12 +334,16 @@ Tensors gated_concat_backward(const Tensor& grad, const Tensors& embeddings, con
     flows.push_back({layout.sources[i], advance(rows_of(grad), item, 0, column), call.gates[f].learns,
                      data + (packed ? column : layout.column_in_field[i]) * item,
                      packed ? call.columns : field.width});
+    if (plan && parts[i] >= 0) {
+      flows.back().products = products.aligned + parts[i] * call.batch * compute_bytes;
+    }
     column += layout.sources[i].width;
   }
 
   // Tiles and blocks depend on the call alone, so the sums do not depend on the threads.
   const int64_t blocks = blocks_of(call);
   const std::unique_ptr<double[]> partial(new double[blocks * count]());
+  const std::unique_ptr<Moments[]> partial_moments(plan ? new Moments[blocks * count] : nullptr);
   const Loops& loops = loops_for(call.dtype);
   if (streamed) {
     const bool doubles = call.dtype == Dtype::float64;
@@ -324,8 +352,13 @@ Tensors gated_concat_backward(const Tensor& grad, const Tensors& embeddings, con
                                      char* sums) {
       std::memset(sums, 0, group.width * (doubles ? sizeof(double) : sizeof(float)));
       for (int64_t row = first; row < end; row += tile.rows) {
-        loops.stream_backward(&flows[group.first], group.end - group.first, row,
-                              std::min(tile.rows, end - row), tile.ahead, sums);
+        const int64_t rows = std::min(tile.rows, end - row), size = group.end - group.first;
+        if (plan) {
+          const Watch watch{&partial_moments[block * count + group.first], plan->dead_rows()};
+          loops.stream_and_watch(&flows[group.first], size, row, rows, tile.ahead, sums, watch);
+        } else {
+          loops.stream_backward(&flows[group.first], size, row, rows, tile.ahead, sums);
+        }
       }
       add(layout, group, sums, &partial[block * count]);
     });
@@ -346,12 +379,23 @@ Tensors gated_concat_backward(const Tensor& grad, const Tensors& embeddings, con
                                  : packed ? Target{next, group.width * item}
                                           : Target{buffer, bytes};
           if (source.dead) zero(written, rows, bytes);
-          if (flow.learns || !source.dead) {
-            partial[block * count + i] += loops.scale_and_dot(
-                advance(flow.grad, item, row, 0),
-                flow.learns ? advance(source.rows, item, row, 0) : Rows{}, source.factor, rows,
-                source.width, tile_rows, source.dead ? nullptr : written.data,
-                written.stride / item);
+          const int64_t watched =
+              plan ? std::clamp<int64_t>(plan->rows_of(layout.field_of[i]) - row, 0, rows) : 0;
+          const Rows upstream = advance(flow.grad, item, row, 0);
+          const Rows values = advance(source.rows, item, row, 0);
+          void* const to = source.dead ? nullptr : written.data;
+          double& sum = partial[block * count + i];
+          if (watched) {
+            // Rows of what does not learn are needed no longer than it is watched.
+            const int64_t all = source.dead && !flow.learns ? watched : rows;
+            void* const own = flow.products ? static_cast<char*>(flow.products) + row * compute_bytes
+                                            : nullptr;
+            sum += loops.watch_and_dot(upstream, values, source.factor, all, source.width,
+                                       tile_rows, to, written.stride / item, watched, own,
+                                       &partial_moments[block * count + i]);
+          } else if (flow.learns || !source.dead) {
+            sum += loops.scale_and_dot(upstream, flow.learns ? values : Rows{}, source.factor, rows,
+                                       source.width, tile_rows, to, written.stride / item);
           }
           if (large && !packed) stream_rows(target, buffer, rows, bytes);
           next += bytes;
@@ -367,8 +411,40 @@ Tensors gated_concat_backward(const Tensor& grad, const Tensors& embeddings, con
   for (int64_t block = 0; block < blocks; ++block) {
     for (int64_t i = 0; i < count; ++i) sums[layout.field_of[i]] += partial[block * count + i];
   }
-  gradients.push_back(grad_of_x(x, call.gates, sums));
+  gradients.push_back(grad_of_x(gates.x, call.gates, sums));
+  if (plan) {
+    std::vector<Moments> moments(plan->gates());
+    for (int64_t block = 0; block < blocks; ++block) {
+      for (int64_t i = 0; i < count; ++i) {
+        if (parts[i] < 0) {
+          moments[plan->gate_of(layout.field_of[i])] += partial_moments[block * count + i];
+        }
+      }
+    }
+    plan->add_parts(field_of_part, products.aligned, moments);
+    gradients.push_back(plan->result(moments));
+  }
   return gradients;
+}
+
+Tensors gated_concat_backward(const Tensor& grad, const Tensors& embeddings, const Tensor& x,
+                              const Tensor& epsilon, const MaybeShape& widths,
+                              const MaybeTensor& scale, const MaybeTensor& ungated, int64_t kind,
+                              double alpha, double tau) {
+  return backward({"gated_concat_backward"}, grad, embeddings, widths,
+                  {x, epsilon, scale, ungated, kind, alpha, tau}, nullptr);
+}
+
+Tensors gated_concat_backward_moments(const Tensor& grad, const Tensors& embeddings,
+                                      const Tensor& x, const Tensor& epsilon,
+                                      const MaybeShape& widths, const MaybeTensor& scale,
+                                      const MaybeTensor& ungated, const Tensor& moments,
+                                      const MaybeShape& gate_of_field,
+                                      const MaybeTensor& dead_rows, int64_t kind, double alpha,
+                                      double tau) {
+  const MomentArguments moment_arguments{moments, gate_of_field, dead_rows};
+  return backward({"gated_concat_backward"}, grad, embeddings, widths,
+                  {x, epsilon, scale, ungated, kind, alpha, tau}, &moment_arguments);
 }
 
 }  // namespace
@@ -377,4 +453,5 @@ Tensors gated_concat_backward(const Tensor& grad, const Tensors& embeddings, con
 STABLE_TORCH_LIBRARY_IMPL(lpfs, CPU, library) {
   library.impl("gated_concat", TORCH_BOX(&lpfs::gated_concat));
   library.impl("gated_concat_backward", TORCH_BOX(&lpfs::gated_concat_backward));
+  library.impl("gated_concat_backward.moments", TORCH_BOX(&lpfs::gated_concat_backward_moments));
 }

@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "moments.h"
+
 namespace lpfs {
 
 enum class Dtype { float64, float32, float16, bfloat16 };
@@ -22,17 +24,26 @@ struct Source {
   bool dead;
 };
 
-// What passes one source in backward. Its target holds factor · grad, or zero where it is dead.
+// What passes one source in backward. Its target holds factor · grad, or zero where it is dead. Row
+// products, of the type that is computed in, go into `products`, if any, from row 0 on.
 struct Flow {
   Source source;
   Rows grad;
   bool learns;
   void* target;
   int64_t target_stride;
+  void* products = nullptr;
+};
+
+// Where the moments of each flow go, of all rows of what lives and of the first ones of what is dead.
+struct Watch {
+  Moments* moments;
+  int64_t dead_rows;
 };
 
 // No source is wider than this, so that lane sums stay short and buffers small.
 constexpr int64_t kSourceBytes = 2048;
+constexpr int64_t kRowsWatched = 128;
 
 // `ahead` is how many rows further down to fetch into the cache: a processor follows a few streams
 // by itself, a list has one per field.
@@ -44,6 +55,10 @@ struct Loops {
   // Returns Σ grad ⊙ source, or 0 if `source.data` is null.
   double (*scale_and_dot)(Rows grad, Rows source, double factor, int64_t rows, int64_t width,
                           int64_t ahead, void* target, int64_t target_stride);
+  // The same; and of the first rows, as many as are `watched`, the moments and products.
+  double (*watch_and_dot)(Rows grad, Rows source, double factor, int64_t rows, int64_t width,
+                          int64_t ahead, void* target, int64_t target_stride, int64_t watched,
+                          void* products, Moments* moments);
   // The same past the cache, some rows of a source or two before the next, where columns lie side by
   // side and targets are whole cache lines. Backward adds grad ⊙ source to `sums`, which has an
   // element of the type that is computed in for each column.
@@ -51,6 +66,9 @@ struct Loops {
                         int64_t ahead, void* target, int64_t target_stride);
   void (*stream_backward)(const Flow* flows, int64_t count, int64_t row, int64_t rows,
                           int64_t ahead, void* sums);
+  // The same, with the moments of each flow; no more than kRowsWatched rows.
+  void (*stream_and_watch)(const Flow* flows, int64_t count, int64_t row, int64_t rows,
+                           int64_t ahead, void* sums, Watch watch);
 };
 
 constexpr int64_t kLineBytes = 64;

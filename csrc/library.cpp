@@ -10,6 +10,14 @@ STABLE_TORCH_LIBRARY_FRAGMENT(lpfs, library) {
       "int[]? widths, Tensor? scale, Tensor? ungated, int kind, float alpha, float tau) "
       "-> Tensor[]");
   library.def(
+      "gated_concat.moments(Tensor[] embeddings, Tensor x, Tensor epsilon, int[]? widths, "
+      "Tensor? scale, Tensor? ungated, Tensor moments, int[]? gate_of_field, Tensor? dead_rows, "
+      "int kind, float alpha, float tau) -> Tensor");
+  library.def(
+      "gated_concat_backward.moments(Tensor grad, Tensor[] embeddings, Tensor x, Tensor epsilon, "
+      "int[]? widths, Tensor? scale, Tensor? ungated, Tensor moments, int[]? gate_of_field, "
+      "Tensor? dead_rows, int kind, float alpha, float tau) -> Tensor[]");
+  library.def(
       "gated_cross_concat(Tensor embeddings, Tensor pairs, Tensor x, Tensor epsilon, "
       "Tensor? scale, Tensor? ungated, bool before, int kind, float alpha, float tau) -> Tensor");
   library.def(

@@ -7,6 +7,7 @@
 #include <type_traits>
 
 #define LPFS_INLINE inline __attribute__((always_inline))
+#define LPFS_INLINE_LAMBDA __attribute__((always_inline))
 
 // Vectors of 8 and more are those of AVX2 and AVX-512, and such processors convert fp16. Clang looks
 // at the registers of an asm statement before it knows the instruction set of the caller.

@@ -12,7 +12,7 @@ With factor(xᵢ) = g(xᵢ; ε) · scaleᵢ, or scaleᵢ alone where a field is 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import reduce
+from functools import partial, reduce
 from itertools import accumulate, chain
 from math import gcd
 from typing import Any, NamedTuple, cast
@@ -28,6 +28,7 @@ from .launch import (
     check_dtype,
     check_fields,
     check_gates,
+    check_moments,
     check_shape,
     constant_table,
     device_table,
@@ -35,6 +36,7 @@ from .launch import (
     jit,
     jit_for_any,
     on_stream,
+    refuse_dead_rows,
     refuse_gate_values,
     tl,
     triton,
@@ -44,10 +46,17 @@ from .library import LIBRARY, apply, below_autograd, define, implement
 
 ARGUMENTS = """(
     {grad}Tensor[] embeddings, Tensor x, Tensor epsilon, int[]? widths, Tensor? scale,
-    Tensor? ungated, int kind, float alpha, float tau
+    Tensor? ungated, {moments}int kind, float alpha, float tau
 ) -> """
-define("gated_concat" + ARGUMENTS.format(grad="") + "Tensor")
-define("gated_concat_backward" + ARGUMENTS.format(grad="Tensor grad, ") + "Tensor[]")
+ASKED = "Tensor moments, int[]? gate_of_field, Tensor? dead_rows, "
+define("gated_concat" + ARGUMENTS.format(grad="", moments="") + "Tensor")
+define("gated_concat.moments" + ARGUMENTS.format(grad="", moments=ASKED) + "Tensor")
+define("gated_concat_backward" + ARGUMENTS.format(grad="Tensor grad, ", moments="") + "Tensor[]")
+define(
+    "gated_concat_backward.moments"
+    + ARGUMENTS.format(grad="Tensor grad, ", moments=ASKED)
+    + "Tensor[]"
+)
 
 
 def _check(
@@ -73,6 +82,18 @@ def _check(
         check_dtype(operator, "grad", grad, first.dtype, "like embeddings[0]")
         shape = [first.shape[0], sum(field.shape[1] for field in embeddings)]
         check_shape(operator, "grad", grad, shape, " like the output")
+
+
+def _check_with_moments(grad: Tensor | None, *call: Any) -> None:
+    _check(grad, *_without_moments(*call))
+    operator = "gated_concat" if grad is None else "gated_concat_backward"
+    _, x, _, _, _, _, moments, gate_of_field, dead_rows, *_ = call
+    check_moments(operator, moments, gate_of_field, dead_rows, x, "field")
+
+
+def _without_moments(*call: Any) -> tuple[Any, ...]:
+    """The arguments of the operator that is not asked for them."""
+    return *call[:6], *call[9:]
 
 
 @jit
@@ -482,8 +503,26 @@ def _reference_backward(grad: Tensor, *call: Any) -> list[Tensor]:
     return [*grad_embeddings, grad_x]
 
 
+def _forward_with_moments(*call: Any) -> Tensor:
+    """The same output: only backward makes more."""
+    _check_with_moments(None, *call)
+    return cast(Tensor, torch.ops.lpfs.gated_concat.default(*_without_moments(*call)))
+
+
+def _reference_backward_with_moments(grad: Tensor, *call: Any) -> list[Tensor]:
+    _check_with_moments(grad, *call)
+    embeddings, x, _, widths, _, ungated, moments, gate_of_field, dead_rows, *_ = call
+    refuse_dead_rows("gated_concat_backward", dead_rows)
+    results = _reference_backward(grad, *_without_moments(*call))
+    gates = moments.shape[1], gate_of_field, dead_rows
+    data = grad, embeddings, x, widths or (), ungated
+    return [*results, reference.gated_concat_moments(*data, *gates)]
+
+
 implement("gated_concat", "CPU", _reference_forward)
 implement("gated_concat_backward", "CPU", _reference_backward)
+implement("gated_concat.moments", "CompositeExplicitAutograd", _forward_with_moments)
+implement("gated_concat_backward.moments", "CPU", _reference_backward_with_moments)
 
 
 def _fake_forward(embeddings: list[Tensor], *rest: Any) -> Tensor:
@@ -497,8 +536,24 @@ def _fake_backward(grad: Tensor, embeddings: list[Tensor], x: Tensor, *rest: Any
     return [*(field.new_empty(field.shape) for field in embeddings), x.new_empty(x.shape)]
 
 
+def _fake_forward_with_moments(*call: Any) -> Tensor:
+    _check_with_moments(None, *call)
+    return _fake_forward(*_without_moments(*call))
+
+
+def _fake_backward_with_moments(grad: Tensor, *call: Any) -> list[Tensor]:
+    _check_with_moments(grad, *call)
+    moments: Tensor = call[6]
+    results = _fake_backward(grad, *_without_moments(*call))
+    return [*results, moments.new_empty(moments.shape)]
+
+
 torch.library.register_fake("lpfs::gated_concat", _fake_forward, lib=LIBRARY)
+torch.library.register_fake("lpfs::gated_concat.moments", _fake_forward_with_moments, lib=LIBRARY)
 torch.library.register_fake("lpfs::gated_concat_backward", _fake_backward, lib=LIBRARY)
+torch.library.register_fake(
+    "lpfs::gated_concat_backward.moments", _fake_backward_with_moments, lib=LIBRARY
+)
 
 
 def _whole(
@@ -555,15 +610,57 @@ class _GatedConcat(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, epsilon, scale, ungated, *embeddings = ctx.saved_tensors
         widths, *gate = ctx.rest
-        fields, cut = _whole(embeddings, widths)
-        operator = torch.ops.lpfs.gated_concat_backward.default
-        args = grad, fields, x, epsilon, cut, scale, ungated, *gate
-        # Where a second derivative may follow, autograd has to see the operator to refuse it.
-        results = operator(*args) if torch.is_grad_enabled() else below_autograd(operator, *args)
-        *grad_fields, grad_x = results
-        if len(fields) < len(embeddings):
-            grad_fields = grad_fields[0].split(cut, 1)
+        gates = x, epsilon, scale, ungated
+        grad_fields, grad_x = _backward_of(grad, embeddings, widths, *gates, None, *gate)
         return grad_x, *[None] * 7, *grad_fields
+
+
+class _GatedConcatMoments(torch.autograd.Function):
+    """The same with moments as the gradient of the tensor that asks for them, if it has one."""
+
+    @staticmethod
+    def forward(*args: Any) -> Tensor:
+        return _GatedConcat.forward(*args[3:])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        moments, ctx.gate_of_field, dead_rows, x, epsilon, widths, *rest = inputs
+        scale, ungated, kind, alpha, tau, *embeddings = rest
+        ctx.save_for_backward(moments, dead_rows, x, epsilon, scale, ungated, *embeddings)
+        ctx.rest = widths, kind, alpha, tau
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        moments, dead_rows, x, epsilon, scale, ungated, *embeddings = ctx.saved_tensors
+        widths, *gate = ctx.rest
+        asked = (moments, ctx.gate_of_field, dead_rows) if ctx.needs_input_grad[0] else None
+        gates = x, epsilon, scale, ungated
+        grad_fields, grad_x, *own = _backward_of(grad, embeddings, widths, *gates, asked, *gate)
+        return own[0] if own else None, None, None, grad_x, *[None] * 7, *grad_fields
+
+
+def _backward_of(
+    grad: Tensor,
+    embeddings: Sequence[Tensor],
+    widths: list[int] | None,
+    x: Tensor,
+    epsilon: Tensor,
+    scale: Tensor | None,
+    ungated: Tensor | None,
+    moments: tuple[Any, ...] | None,
+    *gate: Any,
+) -> tuple[Any, ...]:
+    """Gradients of the embeddings, that of x, and the moments that are asked for."""
+    fields, cut = _whole(embeddings, widths)
+    overloads = torch.ops.lpfs.gated_concat_backward
+    operator = overloads.default if moments is None else overloads.moments
+    args = grad, fields, x, epsilon, cut, scale, ungated, *(moments or ()), *gate
+    # Where a second derivative may follow, autograd has to see the operator to refuse it.
+    results = operator(*args) if torch.is_grad_enabled() else below_autograd(operator, *args)
+    grad_fields, rest = results[: len(fields)], results[len(fields) :]
+    if len(fields) < len(embeddings):
+        grad_fields = grad_fields[0].split(cut, 1)
+    return grad_fields, *rest
 
 
 def _autograd_forward(
@@ -572,11 +669,16 @@ def _autograd_forward(
     return cast(Tensor, apply(_GatedConcat, x, epsilon, widths, *rest, *embeddings))
 
 
+def _autograd_forward_with_moments(embeddings: list[Tensor], *call: Any) -> Tensor:
+    _check_with_moments(None, embeddings, *call)
+    data, moments, gate = call[:5], call[5:8], call[8:]
+    return cast(Tensor, apply(_GatedConcatMoments, *moments, *data, *gate, *embeddings))
+
+
 class _GatedConcatBackward(torch.autograd.Function):
     @staticmethod
-    def forward(*args: Any) -> tuple[Tensor, ...]:
-        rest, (grad, *embeddings) = args[:8], args[8:]
-        operator = torch.ops.lpfs.gated_concat_backward.default
+    def forward(operator: Any, count: int, *args: Any) -> tuple[Tensor, ...]:
+        rest, (grad, *embeddings) = args[:count], args[count:]
         return tuple(below_autograd(operator, grad, embeddings, *rest))
 
     @staticmethod
@@ -589,27 +691,39 @@ class _GatedConcatBackward(torch.autograd.Function):
 
 
 def _autograd_backward(grad: Tensor, embeddings: list[Tensor], *rest: Any) -> list[Tensor]:
-    return list(apply(_GatedConcatBackward, *rest, grad, *embeddings))
+    operator = torch.ops.lpfs.gated_concat_backward.default
+    return list(apply(_GatedConcatBackward, operator, len(rest), *rest, grad, *embeddings))
+
+
+def _autograd_backward_with_moments(
+    grad: Tensor, embeddings: list[Tensor], *rest: Any
+) -> list[Tensor]:
+    operator = torch.ops.lpfs.gated_concat_backward.moments
+    return list(apply(_GatedConcatBackward, operator, len(rest), *rest, grad, *embeddings))
 
 
 implement("gated_concat", "Autograd", _autograd_forward)
+implement("gated_concat.moments", "Autograd", _autograd_forward_with_moments)
 implement("gated_concat_backward", "Autograd", _autograd_backward)
+implement("gated_concat_backward.moments", "Autograd", _autograd_backward_with_moments)
 
 
-def _autocast_forward(embeddings: list[Tensor], *rest: Any) -> Tensor:
+def _autocast(operator: Any, embeddings: list[Tensor], *rest: Any) -> Tensor:
     """Under autocast, embeddings of several types become the widest, as in `torch.cat`."""
     dtypes = {field.dtype for field in embeddings}
     if len(dtypes) > 1 and all(dtype.is_floating_point for dtype in dtypes):
         widest = reduce(torch.promote_types, dtypes)
         embeddings = [field.to(widest) for field in embeddings]
     with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST):
-        return cast(Tensor, torch.ops.lpfs.gated_concat.default(embeddings, *rest))
+        return cast(Tensor, operator(embeddings, *rest))
 
 
 _AUTOCAST = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
 _AUTOCAST |= torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCUDA)
-implement("gated_concat", "AutocastCPU", _autocast_forward)
-implement("gated_concat", "AutocastCUDA", _autocast_forward)
+for _key in ("AutocastCPU", "AutocastCUDA"):
+    implement("gated_concat", _key, partial(_autocast, torch.ops.lpfs.gated_concat.default))
+    _asked = torch.ops.lpfs.gated_concat.moments
+    implement("gated_concat.moments", _key, partial(_autocast, _asked))
 
 
 def gated_concat(
@@ -620,6 +734,9 @@ def gated_concat(
     scale: Tensor | None = None,
     ungated: Tensor | None = None,
     *,
+    moments: Tensor | None = None,
+    gate_of_field: Sequence[int] | None = None,
+    dead_rows: Tensor | None = None,
     kind: str = "lpfs++",
     alpha: float = 10.0,
     tau: float = 2.0,
@@ -637,6 +754,17 @@ def gated_concat(
         widths: how to cut the packed tensor; empty for a list.
         scale: `[N]`, of x's dtype; 1 where it is missing. No gradient.
         ungated: `[N]`, bool; these fields' factor is `scaleᵢ` alone, whatever x holds.
+        moments: `[3, G]`, of x's dtype, which asks for what removal costs are made of. What it
+            holds is never read. Its gradient is by definition, for each gate, Σ p, Σ p² and the
+            number of rows that these are taken from, where p = ⟨∂L/∂y_r, e_r⟩ is the row product of
+            upstream gradient and embedding: the derivative by the row's factor.
+        gate_of_field: to which of the G columns each field belongs, neighbours or not: the products
+            of a gate's fields are added before they are squared. Default: a column per field. An
+            ungated field wants a column of its own. Without `moments` it is of no effect, like
+            `dead_rows`.
+        dead_rows: int64 without dimensions: from how many rows, the first ones, the moments of dead
+            fields are taken; of the others nothing is read. Default: all. A schedule may change it
+            in place.
         kind: one of `KINDS`.
         alpha: α ≥ 0 of `lpfs++`: how strongly a dead field can come back.
         tau: τ > 0 of `lpfs++`.
@@ -672,9 +800,13 @@ def gated_concat(
     if kind not in reference.KINDS:
         fault("gated_concat", "kind", f"be one of {reference.KINDS}", repr(kind))
     gate = reference.KINDS.index(kind), alpha, tau
+    call: tuple[Any, ...] = embeddings, x, epsilon, widths or None, scale, ungated
     operator = torch.ops.lpfs.gated_concat.default
+    if moments is not None:
+        operator = torch.ops.lpfs.gated_concat.moments
+        call = *call, moments, gate_of_field, dead_rows
     try:
-        y = operator(embeddings, x, epsilon, widths or None, scale, ungated, *gate)
+        y = operator(*call, *gate)
     except RuntimeError as error:
         if "gated_concat: " not in str(error):
             raise

@@ -154,6 +154,37 @@ def check_gates(
         check_shape(operator, "ungated", ungated, [count], " like x")
 
 
+def check_moments(
+    operator: str,
+    moments: Tensor,
+    gate_of_field: Sequence[int] | None,
+    dead_rows: Tensor | None,
+    x: Tensor,
+    each: str,
+) -> None:
+    """What asks a gated operator for moments; `each` is what has a gate."""
+    check_device(operator, "moments", moments, "x", x.device)
+    check_dtype(operator, "moments", moments, x.dtype, "like x")
+    count = x.shape[0]
+    if gate_of_field is None:
+        check_shape(operator, "moments", moments, [3, count], f", one column per {each}")
+    else:
+        if moments.dim() != 2 or moments.shape[0] != 3:
+            fault(operator, "moments", "have shape [3, G]", list(moments.shape))
+        if len(gate_of_field) != count:
+            expected = f"hold {count} numbers like x"
+            fault(operator, "gate_of_field", expected, len(gate_of_field))
+        gates = moments.shape[1]
+        for i, gate in enumerate(gate_of_field):
+            if not 0 <= gate < gates:
+                expected = f"name one of the {gates} columns of moments"
+                fault(operator, f"gate_of_field[{i}]", expected, gate)
+    if dead_rows is not None:
+        check_device(operator, "dead_rows", dead_rows, "x", x.device)
+        check_dtype(operator, "dead_rows", dead_rows, torch.int64, "")
+        check_shape(operator, "dead_rows", dead_rows, [], "")
+
+
 _checking = os.environ.get("LPFS_CHECK_VALUES", "") not in ("", "0")
 
 
@@ -188,6 +219,12 @@ def refuse_gate_values(operator: str, x: Tensor, epsilon: Tensor) -> None:
     wrong = ~((epsilon > 0) & epsilon.isfinite())
     refuse_values(operator, "epsilon", epsilon, "be positive and finite", wrong)
     refuse_values(operator, "x", x, "not be NaN", x.isnan(), where=True)
+
+
+def refuse_dead_rows(operator: str, dead_rows: Tensor | None) -> None:
+    """Fault a negative number of rows; waits for the device."""
+    if dead_rows is not None:
+        refuse_values(operator, "dead_rows", dead_rows, "be at least 0", dead_rows < 0)
 
 
 def complaint(device: torch.device) -> Tensor:

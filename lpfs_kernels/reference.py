@@ -149,6 +149,65 @@ def gated_concat_backward(
     return grad_fields, grad_x
 
 
+def gated_concat_moments(
+    grad: Tensor,
+    embeddings: Sequence[Tensor],
+    x: Tensor,
+    widths: Sequence[int] = (),
+    ungated: Tensor | None = None,
+    gates: int | None = None,
+    gate_of_field: Sequence[int] | None = None,
+    dead_rows: Tensor | None = None,
+) -> Tensor:
+    """What removal costs are made of, `[3, G]`: see `moments`."""
+    fields = split_fields(embeddings, widths)
+    upstreams = grad.to(x.dtype).split([field.shape[1] for field in fields], dim=1)
+    products = [
+        (upstream * field.to(x.dtype)).sum(1)
+        for upstream, field in zip(upstreams, fields, strict=True)
+    ]
+    return moments(torch.stack(products, 1), x, ungated, gates, gate_of_field, dead_rows)
+
+
+def moments(
+    products: Tensor,
+    x: Tensor,
+    ungated: Tensor | None = None,
+    gates: int | None = None,
+    gate_of_field: Sequence[int] | None = None,
+    dead_rows: Tensor | None = None,
+) -> Tensor:
+    """Σ p, Σ p² and the number of rows they were taken from, `[3, G]`, of row products `[B, N]`.
+
+    A row product is that of upstream gradient and embedding, p_ri = ⟨∂L/∂y_ri, e_ri⟩: what the loss
+    of row r gains if the factor of field i grows. Products of all fields of a gate are added before
+    they are squared: that of field i is number `gate_of_field[i]` of `gates`, or i of N. Of dead
+    fields only the first `dead_rows` rows count, or all; the others are not looked at.
+
+    >>> products = torch.tensor([[1.0, 2.0], [3.0, float("nan")]])
+    >>> x, first = torch.tensor([1.0, 0.0]), torch.tensor(1)
+    >>> moments(products, x, dead_rows=first)
+    tensor([[ 4.,  2.],
+            [10.,  4.],
+            [ 2.,  1.]])
+    >>> moments(products, x, gates=1, gate_of_field=[0, 0], dead_rows=first)
+    tensor([[ 6.],
+            [18.],
+            [ 2.]])
+    """
+    rows, fields = products.shape
+    taken = torch.ones_like(products, dtype=torch.bool)
+    if dead_rows is not None:
+        dead = x == 0 if ungated is None else (x == 0) & ~ungated
+        taken = ~dead | (torch.arange(rows, device=x.device)[:, None] < dead_rows)
+    gates = fields if gates is None else gates
+    gate = torch.arange(fields) if gate_of_field is None else torch.tensor(gate_of_field).long()
+    gate, nothing = gate.to(x.device), products.new_zeros(rows, gates)
+    of_gates = nothing.index_add(1, gate, torch.where(taken, products, 0.0))
+    counted = nothing.index_add(1, gate, taken.to(products.dtype)).count_nonzero(0)
+    return torch.stack([of_gates.sum(0), of_gates.square().sum(0), counted.to(products.dtype)])
+
+
 def gated_cross_concat(
     embeddings: Tensor,
     pairs: Tensor,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -106,3 +108,47 @@ def grad_x_tolerance(grad: Tensor, call: Call) -> Tensor:
         total = (field * upstream).abs().nan_to_num().sum()
         tolerance.append((slope_error[i] + (additions + 1) * eps * slope[i].abs()) * total)
     return torch.stack(tolerance) + torch.finfo(call.x.dtype).tiny
+
+
+def check_moments(
+    got: Tensor,
+    products: Sequence[Tensor],
+    x: Tensor,
+    ungated: Tensor | None = None,
+    gates: int | None = None,
+    gate_of_field: Sequence[int] | None = None,
+    dead_rows: Tensor | None = None,
+) -> None:
+    """Hold moments to the reference; `products` are, for each field, the `[B, n]` in fp64 whose
+    sums over n are its row products.
+
+    A row product of n elements passes at most n + 1 roundings, so that it is off by at most
+    δ = (n + 1)·eps·Σ|a·b|. At most 256 of them, or of their squares, are added up before they reach
+    a double, and the result is rounded once more:
+    |error of Σ p| ≤ Σ δ + 257·eps·Σ|p| and |error of Σ p²| ≤ Σ (2|p| + δ)·δ + 258·eps·Σ p².
+    In fp64 the reference may be off by as much.
+    """
+    eps = torch.finfo(x.dtype).eps * (2 if x.dtype == torch.float64 else 1)
+    options = x, ungated, gates, gate_of_field, dead_rows
+
+    def added(of_field: list[Tensor]) -> Tensor:
+        """Σ over fields and rows of the gates, in the rows that are looked at."""
+        return reference.moments(torch.stack(of_field, 1), *options)
+
+    want = added([product.sum(1) for product in products])
+    assert (got.dtype, got.shape) == (x.dtype, want.shape)
+    assert torch.equal(got.isnan(), want.isnan())
+    count = len(products) if gates is None else gates
+    owner = list(range(len(products))) if gate_of_field is None else gate_of_field
+    elements = torch.zeros(count, dtype=torch.float64)
+    for field, product in zip(owner, products, strict=True):
+        elements[field] += product.shape[1]
+    # Σ over fields of |a·b| is at least |p| and what δ needs; its squares bound the rest.
+    sizes = added([product.abs().sum(1) for product in products])
+    relative = (elements + 1) * eps
+    sums = (relative + 257 * eps) * sizes[0]
+    squares = ((2 + relative) * relative + 258 * eps) * sizes[1]
+    tolerance = torch.stack([sums, squares, torch.zeros_like(sums)])
+    off = (got.double() - want).abs()
+    tolerance = tolerance + torch.finfo(x.dtype).tiny
+    assert bool(((off <= tolerance) | (got == want) | want.isnan()).all()), (off, tolerance)
