@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from docutils import nodes
 from docutils.parsers.rst import Directive
 from typer.main import get_command
@@ -10,10 +12,13 @@ from lpfs.cli import app
 
 
 def term(names: str, text: str) -> nodes.definition_list_item:
+    # Options in the text are code too, or their two dashes would become a longer one.
+    parts = re.split(r"(--[a-z][a-z-]*)", text)
+    words = [nodes.literal("", p) if p.startswith("--") else nodes.Text(p) for p in parts]
     return nodes.definition_list_item(
         "",
         nodes.term("", "", nodes.literal("", names)),
-        nodes.definition("", nodes.paragraph("", text)),
+        nodes.definition("", nodes.paragraph("", "", *words)),
     )
 
 

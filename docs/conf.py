@@ -8,6 +8,7 @@ from pathlib import Path
 
 from docutils import nodes
 from latex2mathml.converter import convert
+from pygments.lexers.special import TextLexer
 from sphinx.application import Sphinx
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -32,6 +33,7 @@ autodoc_typehints_format = "short"
 autodoc_default_options = {"members": True}
 python_use_unqualified_type_names = True
 toc_object_entries_show_parents = "hide"
+maximum_signature_line_length = 80
 
 html_theme = "furo"
 html_title = "lpfs"
@@ -65,5 +67,7 @@ def _escape_bar(found: re.Match[str]) -> str:
 def setup(app: Sphinx) -> None:
     app.connect("autodoc-process-docstring", _escape_bars)
     app.add_html_math_renderer("mathml", _formula("inline"), _formula("block"))
+    # To a lexer of shells, `select` is a keyword.
+    app.add_lexer("sh", TextLexer)
     app.add_directive("commands", commands.Commands)
     draw.everything(Path(__file__).parent / "pictures")
