@@ -98,16 +98,32 @@ def _without_moments(*call: Any) -> tuple[Any, ...]:
 
 @jit
 def _base(fields, field, N: tl.constexpr, SOURCE: tl.constexpr, VECTOR: tl.constexpr, DTYPE):
-    """Where a field begins. A tuple of pointers cannot be indexed at run time, only selected."""
+    """Where a field begins."""
     if SOURCE == "tuple":
-        base = fields[0]
-        for i in tl.static_range(1, N):
-            base = tl.where(field == i, fields[i], base)
+        base = _choose(fields, field, 0, N)
     elif SOURCE == "table":
         base = tl.load(fields + field).to(tl.pointer_type(DTYPE))
     else:
         base = fields
     return tl.multiple_of(base, 16) if VECTOR > 1 else base
+
+
+@jit
+def _choose(fields, field, BEGIN: tl.constexpr, END: tl.constexpr):
+    """`fields[field]`, which cannot be indexed at run time: bisected.
+
+    By branches, which all threads take alike. Of selections in a row each would wait for the one
+    before: with 64 fields, longer than all that is done with what they choose.
+    """
+    if END - BEGIN == 1:
+        return fields[BEGIN]
+    else:
+        MIDDLE: tl.constexpr = (BEGIN + END) // 2
+        if field < MIDDLE:
+            base = _choose(fields, field, BEGIN, MIDDLE)
+        else:
+            base = _choose(fields, field, MIDDLE, END)
+        return base
 
 
 @jit
@@ -196,22 +212,24 @@ def _forward_kernel(
     block = tl.program_id(0) // N
     row, column = _tile(block, WIDE, BLOCK_ROWS, BLOCK_COLUMNS, CHUNKS)
 
+    # First what decides whether to read, then the loads; the gate while they are under way.
     xi = tl.load(x + field)
     alive = xi != 0
-    factor = gate(xi, tl.load(epsilon), alpha, tau, KIND)
     if ungated is not None:
         always = tl.load(ungated + field) != 0
         alive = alive | always
-        factor = tl.where(always, 1.0, factor)
-    if scale is not None:
-        factor = factor * tl.load(scale + field)
-
     base = _base(fields, field, N, SOURCE, VECTOR, y.dtype.element_ty)
     if SOURCE == "packed":
         base += first * column_stride
     offset = row * row_stride + column * column_stride
     read = (row < tl.where(alive, rows, 0)) & (column < width)
     value = tl.load(base + offset, mask=read, other=0.0)
+
+    factor = gate(xi, tl.load(epsilon), alpha, tau, KIND)
+    if ungated is not None:
+        factor = tl.where(always, 1.0, factor)
+    if scale is not None:
+        factor = factor * tl.load(scale + field)
     value = tl.where(alive, value.to(xi.dtype) * factor, 0.0)
     inside = (row < rows) & (column < width)
     tl.store(y + row * columns + (first + column), value.to(y.dtype.element_ty), mask=inside)
@@ -261,22 +279,29 @@ def _backward_kernel(
 
     xi = tl.load(x + field)
     alive = xi != 0
-    factor = gate(xi, tl.load(epsilon), alpha, tau, KIND)
-    slope = gate_derivative(xi, tl.load(epsilon), alpha, tau, KIND)
-    learns = (xi != 0) | REVIVES
+    learns = alive | REVIVES
     if ungated is not None:
         always = tl.load(ungated + field) != 0
         alive = alive | always
         learns = learns & (always == 0)
-        factor = tl.where(always, 1.0, factor)
-    if scale is not None:
-        factor = factor * tl.load(scale + field)
-        slope = slope * tl.load(scale + field)
-
     grad_offset = row * grad_row_stride + (first + column) * grad_column_stride
     read = (row < tl.where(alive | learns, rows, 0)) & (column < width)
     upstream = tl.load(grad + grad_offset, mask=read, other=0.0).to(xi.dtype)
     DTYPE: tl.constexpr = grad.dtype.element_ty
+    base = _base(fields, field, N, SOURCE, VECTOR, DTYPE)
+    if SOURCE == "packed":
+        base += first * column_stride
+    offset = row * row_stride + column * column_stride
+    read = (row < tl.where(learns, rows, 0)) & (column < width)
+    value = tl.load(base + offset, mask=read, other=0.0).to(xi.dtype)
+
+    factor = gate(xi, tl.load(epsilon), alpha, tau, KIND)
+    slope = gate_derivative(xi, tl.load(epsilon), alpha, tau, KIND)
+    if ungated is not None:
+        factor = tl.where(always, 1.0, factor)
+    if scale is not None:
+        factor = factor * tl.load(scale + field)
+        slope = slope * tl.load(scale + field)
     out = _base(grad_fields, field, N, SOURCE, VECTOR, DTYPE)
     if SOURCE == "packed":
         out += row * columns + (first + column)
@@ -285,12 +310,6 @@ def _backward_kernel(
     inside = (row < rows) & (column < width)
     tl.store(out, tl.where(alive, upstream * factor, 0.0).to(DTYPE), mask=inside)
 
-    base = _base(fields, field, N, SOURCE, VECTOR, DTYPE)
-    if SOURCE == "packed":
-        base += first * column_stride
-    offset = row * row_stride + column * column_stride
-    read = (row < tl.where(learns, rows, 0)) & (column < width)
-    value = tl.load(base + offset, mask=read, other=0.0).to(xi.dtype)
     partial = tl.sum(tl.sum(upstream * value, 1), 0)
     partial = tl.where(learns, partial, 0.0)
 
