@@ -280,7 +280,7 @@ BAD: list[tuple[str | tuple[str, str | bytes], list[str], list[str]]] = [
     ("log.parquet", ["--label", "click", "--keep", "0"], ["--keep", "greater", "got 0"]),
     ("log.parquet", ["--label", "click", "--keep", "28"], ["keep", "between 1 and 27", "got 28"]),
     ("log.parquet", ["--label", "click", "--keep", "many"], ["--keep", "integer"]),
-    ("log.parquet", [*LABEL, "--gate", "door"], ["kind", "lpfs++", "'door'"]),
+    ("log.parquet", [*LABEL, "--gate", "door"], ["--gate", "lpfs++", "'door'"]),
     ("log.parquet", [*LABEL, "--operator", "door"], ["--operator", "'linear'", "'door'"]),
     ("log.parquet", [*LABEL, "--alpha", "-1"], ["--alpha", "got -1"]),
     ("log.parquet", [*LABEL, "--tau", "nan"], ["--tau", "got nan"]),
@@ -358,7 +358,7 @@ def test_places_that_cannot_be_written(logs: Path, tmp_path: Path) -> None:
     ("name", "options", "expected"),
     [
         ("log.docx", [], ["log.docx", "expected .parquet"]),
-        ("no/log.csv", [], ["log.csv", "No such file"]),
+        ("no/log.csv", [], ["log.csv", "there is no directory"]),
         ("log.csv", ["--rows", "0"], ["--rows"]),
     ],
 )

@@ -1,0 +1,100 @@
+"""`lpfs path`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lpfs.cli.options import (
+    BatchSize,
+    CacheDirectory,
+    Categories,
+    DataPaths,
+    Ignored,
+    Label,
+    LastRows,
+    Numbers,
+    ProtocolName,
+    Seed,
+    SplitColumn,
+    TestShare,
+    names,
+)
+from lpfs.cli.processes import console
+from lpfs.cli.refusals import (
+    checked,
+    fail,
+    refuse,
+    require_data,
+    require_directory,
+    require_new_file,
+    require_one_process,
+    require_split,
+)
+from lpfs.files import appearing
+
+
+def path(
+    data: DataPaths,
+    keep: Annotated[
+        str, typer.Option(metavar="K,…", help="Numbers of fields to judge the subsets of.")
+    ] = "",
+    alone: Annotated[
+        bool, typer.Option("--alone", help="Beside each of them, make a selection of its own.")
+    ] = False,
+    out: Annotated[
+        Path, typer.Option(metavar="FILE.json", help="The file to write; must not exist.")
+    ] = Path("path.json"),
+    label: Label = "label",
+    split: SplitColumn = None,
+    test: TestShare = 0.2,
+    in_order: LastRows = False,
+    category: Categories = "",
+    number: Numbers = "",
+    ignore: Ignored = "",
+    batch_size: BatchSize = None,
+    protocol: ProtocolName = None,
+    seed: Seed = 0,
+    cache: CacheDirectory = None,
+) -> None:
+    """Nested subsets for every number of fields from one run: λ rises until one field is left."""
+    require_one_process("path")
+    require_new_file(out, ".json")
+    counts = names(keep)
+    if not all(count.isascii() and count.isdigit() for count in counts):
+        refuse(f"--keep: expected whole numbers with commas between them, got {keep!r}")
+    require_split(split, test, in_order)
+    require_directory("--cache", cache)
+    require_data(data)
+    from lpfs.cli.selecting import read_settings, rows_for
+    from lpfs.data import load
+    from lpfs.lifecycle.path import follow
+    from lpfs.lifecycle.training import DivergedError
+    from lpfs.report.terminal import StageBars, print_path
+
+    settings = read_settings(keep=1, batch_size=batch_size, protocol=protocol, seed=seed)
+    try:
+        with StageBars(console()) as bars:
+            read = checked(
+                lambda: load(
+                    data,
+                    label=label,
+                    split=rows_for(split, test, in_order),
+                    categories=names(category),
+                    numbers=names(number),
+                    ignore=names(ignore),
+                    cache=cache,
+                    progress=bars.reading,
+                )
+            )
+            found = checked(
+                lambda: follow(read, settings, [*map(int, counts)], alone=alone, progress=bars)
+            )
+    except DivergedError as error:
+        fail(str(error), status=1)
+    with appearing(out) as place:
+        place.write_text(found.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    print_path(console(), found)
+    console().print(f"Written to {out}.")

@@ -1,0 +1,74 @@
+"""The program: its commands, and how it ends.
+
+Exit status 2: the input is wrong, nothing was written; 1: the run failed; 130: it was interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from typing import Any, NoReturn
+
+import typer
+
+from lpfs.cli.demo import demo
+from lpfs.cli.experiment import experiment
+from lpfs.cli.generate import generate
+from lpfs.cli.path import path
+from lpfs.cli.predict import predict
+from lpfs.cli.processes import complain, console, one_of_several
+from lpfs.cli.report import report
+from lpfs.cli.select import select
+from lpfs.cli.show import show
+from lpfs.cli.signals import INTERRUPTED
+from lpfs.unfinished import StoppedError
+
+# typer exports none of click's exceptions but this one's child.
+UsageError: Any = typer.BadParameter.__base__
+
+app = typer.Typer(
+    help="Find the feature fields that a click model needs, and remove the rest.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (demo, select, path, predict, show, report, experiment, generate):
+    app.command()(command)
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """The entry point of `lpfs` and `python -m lpfs`; ends in SystemExit.
+
+    Of several processes that torchrun started, the first speaks and writes.
+    """
+    if one_of_several():
+        from lpfs.lifecycle.distributed import joined
+
+        console().quiet = os.environ["RANK"] != "0"
+        with joined():
+            _run(arguments)
+    _run(arguments)
+
+
+def _run(arguments: list[str] | None) -> NoReturn:
+    try:
+        status = app(arguments, prog_name="lpfs", standalone_mode=False)
+    except StoppedError as stop:
+        words = ["lpfs", *(sys.argv[1:] if arguments is None else arguments)]
+        again = shlex.join([*words, "--resume"] if "--resume" not in words else words)
+        if one_of_several():
+            again = "the same torchrun command with --resume"
+        complain(f"{stop}; to go on: {again}")
+        status = INTERRUPTED
+    except (typer.Abort, KeyboardInterrupt):
+        complain("interrupted")
+        status = INTERRUPTED
+    except UsageError as error:
+        message = " ".join(error.format_message().split())
+        if message:  # none where help was asked for by saying nothing
+            help_ = f" ({error.ctx.command_path} --help says more)" if error.ctx else ""
+            print(f"lpfs: {message}{help_}", file=sys.stderr)
+        status = 2
+    sys.exit(status)

@@ -1,0 +1,197 @@
+"""`lpfs select`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lpfs.cli import options
+from lpfs.cli.options import (
+    BatchSize,
+    CacheDirectory,
+    Categories,
+    DataPaths,
+    Ignored,
+    Label,
+    LastRows,
+    Numbers,
+    Out,
+    ProtocolName,
+    Resume,
+    Seed,
+    SplitColumn,
+    TestShare,
+    names,
+)
+from lpfs.cli.processes import console
+from lpfs.cli.refusals import (
+    is_taken,
+    refuse,
+    require_data,
+    require_directory,
+    require_new,
+    require_run,
+    require_split,
+)
+
+
+def select(
+    data: DataPaths,
+    keep: Annotated[
+        int | None, typer.Option(help="How many fields to keep.", callback=options.at_least(1))
+    ] = None,
+    out: Out = Path("lpfs-run"),
+    label: Label = "label",
+    split: SplitColumn = None,
+    test: TestShare = 0.2,
+    in_order: LastRows = False,
+    category: Categories = "",
+    number: Numbers = "",
+    ignore: Ignored = "",
+    hash_: Annotated[
+        str,
+        typer.Option("--hash", metavar="COL=BUCKETS,…", help="Categories too large to be listed."),
+    ] = "",
+    always_keep: Annotated[
+        str, typer.Option(metavar="COL,…", help="Fields without a gate; they count as kept.")
+    ] = "",
+    group: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COL,…", help="Fields that share one gate; may be given again."),
+    ] = None,
+    lam: Annotated[
+        float | None, typer.Option(help="The paper's λ, instead of --keep.", min=0)
+    ] = None,
+    gate: Annotated[
+        str,
+        typer.Option(
+            help="lpfs++, lpfs, gaussian, sinarctan or tanh.",
+            callback=options.one_of("lpfs", "lpfs++", "gaussian", "sinarctan", "tanh"),
+        ),
+    ] = "lpfs++",
+    alpha: Annotated[
+        float,
+        typer.Option(help="How readily LPFS++ revives a field.", callback=options.at_least(0)),
+    ] = 30.0,
+    tau: Annotated[
+        float, typer.Option(help="The root of ε in LPFS++.", callback=options.above(0))
+    ] = 2.0,
+    rescale: Annotated[
+        bool | None,
+        typer.Option(
+            "--rescale/--no-rescale",
+            help="Divide gates by their root mean square. Default: for lpfs++.",
+        ),
+    ] = None,
+    operator: Annotated[
+        str,
+        typer.Option(
+            help="Where gates are multiplied in: concat, linear, embedding. Default: the fastest.",
+            callback=options.one_of("auto", "concat", "linear", "embedding"),
+        ),
+    ] = "auto",
+    numbers: Annotated[
+        str, typer.Option(help="bins; log, quantile; or mlp: all through one dense MLP.")
+    ] = "bins",
+    min_count: Annotated[int, typer.Option(help="Rarer values share one code.", min=1)] = 2,
+    negatives: Annotated[
+        float,
+        typer.Option(
+            help="Share of the rows with label 0 to train on; corrected for.",
+            callback=options.share,
+        ),
+    ] = 1.0,
+    dim: Annotated[
+        int, typer.Option(help="Width of every embedding.", callback=options.at_least(1))
+    ] = 16,
+    lr: Annotated[
+        float, typer.Option(help="Adagrad's learning rate.", callback=options.above(0))
+    ] = 0.01,
+    batch_size: BatchSize = None,
+    protocol: ProtocolName = None,
+    epochs: Annotated[
+        int, typer.Option(help="Passes after pruning, at most.", callback=options.at_least(0))
+    ] = 1,
+    seed: Seed = 0,
+    device: Annotated[str, typer.Option(help="cpu or cuda.", callback=options.device)] = "cpu",
+    cache: CacheDirectory = None,
+    tensorboard: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write scalars for TensorBoard there.")
+    ] = None,
+    resume: Resume = False,
+    checkpoint_every: Annotated[
+        float, typer.Option(metavar="SECONDS", help="Besides at the end of each stage.", min=0)
+    ] = 60.0,
+    start: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="DIR", help="Start from that run's pre-trained model."),
+    ] = None,
+) -> None:
+    """Select fields of a log, remove the others, and train the smaller model on."""
+    require_new(out, resume)
+    if (keep is None) == (lam is None):
+        refuse("give either keep or lam")
+    require_split(split, test, in_order)
+    if numbers not in ("bins", "log", "quantile", "mlp"):
+        refuse(f"--numbers must be bins, log, quantile or mlp, got {numbers}")
+    hashed = options.buckets(hash_)
+    require_directory("--cache", cache)
+    if not (resume and is_taken(out)):
+        require_data(data)
+        if start is not None:
+            require_run(start, "pretrained.safetensors")
+    from lpfs.cli.selecting import Job, carry_out, read_settings, require_device, rows_for
+    from lpfs.data import load
+
+    settings = read_settings(
+        keep=keep,
+        lam=lam,
+        always_keep=names(always_keep),
+        groups=[names(together) for together in group or []],
+        gate=gate,
+        alpha=alpha,
+        tau=tau,
+        rescale=rescale,
+        operator=operator,
+        dim=dim,
+        numbers="mlp" if numbers == "mlp" else "fields",
+        lr=lr,
+        batch_size=batch_size,
+        protocol=protocol,
+        epochs=epochs,
+        seed=seed,
+        device=device,
+    )
+    require_device(device)
+    carry_out(
+        Job(
+            read=lambda scratch, progress: load(
+                data,
+                label=label,
+                split=rows_for(split, test, in_order),
+                categories=names(category),
+                numbers=names(number),
+                ignore=names(ignore),
+                hashed=hashed,
+                min_count=min_count,
+                negatives=negatives,
+                transform="log" if numbers == "mlp" else numbers,  # type: ignore[arg-type]
+                cache=cache or scratch,
+                progress=progress,
+            ),
+            settings=settings,
+            out=out,
+            source=_named(data),
+            tensorboard=tensorboard,
+            resume=resume,
+            checkpoint_every=checkpoint_every,
+            start=start,
+        )
+    )
+    console().print(f"Written to {out}.")
+
+
+def _named(files: list[Path]) -> str:
+    return f"{files[0]} and {len(files) - 1} more" if len(files) > 1 else str(files[0])

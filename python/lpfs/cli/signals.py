@@ -1,0 +1,32 @@
+"""What Ctrl-C and SIGTERM do."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from typing import NoReturn
+
+INTERRUPTED = 128 + signal.SIGINT
+"""What shells say of a program that Ctrl-C ended."""
+
+
+def interrupt() -> NoReturn:
+    """End as Ctrl-C does."""
+    raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def signals_call(action: Callable[[], object]) -> Iterator[None]:
+    """Ctrl-C and SIGTERM call that, wherever the program is at that moment."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # where none arrive
+        return
+    numbers = signal.SIGINT, signal.SIGTERM
+    before = [signal.signal(number, lambda *_: action()) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)

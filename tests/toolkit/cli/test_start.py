@@ -1,0 +1,128 @@
+"""What is answered at once: help, and refusals of what cannot be."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from lpfs.cli import generate
+from lpfs.data import RECIPES, ClickLog, load
+from lpfs.lifecycle.selection import Settings
+from lpfs.run import load_summary
+from lpfs_kernels import KINDS
+
+from ..command import lpfs
+
+HEAVY = ("torch", "numpy", "pyarrow", "sklearn", "matplotlib")
+"""What takes long to import, each for itself."""
+
+WATCHED = f"""
+import sys
+from lpfs.cli import main
+try:
+    main(sys.argv[1:])
+finally:
+    print("imported:", *[name for name in {HEAVY} if name in sys.modules], file=sys.stderr)
+"""
+
+LOG = "log.csv"
+SELECT = ["select", LOG, "--keep", "1"]
+# command, exit status, words of what it says
+AT_ONCE: list[tuple[list[str], int, str]] = [
+    (["--help"], 0, "Usage: lpfs"),
+    (["select", "--help"], 0, "Usage: lpfs select"),
+    (["select", "gone.csv", "--keep", "1"], 2, "gone.csv: no such file"),
+    (["select", LOG], 2, "give either keep or lam"),
+    (["select", LOG, "--keep", "0"], 2, "--keep"),
+    ([*SELECT, "--kep", "1"], 2, "--kep"),
+    ([*SELECT, "--gate", "door"], 2, "--gate"),
+    ([*SELECT, "--numbers", "words"], 2, "--numbers"),
+    ([*SELECT, "--hash", "a=many"], 2, "--hash"),
+    ([*SELECT, "--hash", "a=0"], 2, "at least 1 bucket"),
+    ([*SELECT, "--test", "1.5"], 2, "between 0 and 1"),
+    ([*SELECT, "--split", "a", "--in-order"], 2, "--in-order"),
+    ([*SELECT, "--device", "abacus"], 2, "--device"),
+    ([*SELECT, "--out", f"{LOG}/run"], 2, "not a directory"),
+    ([*SELECT, "--cache", LOG], 2, "not a directory"),
+    ([*SELECT, "--from", "gone"], 2, "no pretrained.safetensors"),
+    (["demo", "--out", f"{LOG}/run"], 2, "not a directory"),
+    (["path", "gone.csv"], 2, "gone.csv: no such file"),
+    (["path", LOG, "--keep", "few"], 2, "--keep"),
+    (["path", LOG, "--out", "no/path.json"], 2, "there is no directory no"),
+    (["predict", "gone", LOG], 2, "no model.json"),
+    (["predict", "run", "gone.csv"], 2, "gone.csv: no such file"),
+    (["predict", "run", LOG, "--out", "no/p.parquet"], 2, "there is no directory no"),
+    (["show", "gone"], 2, "no selection.json"),
+    (["report", "gone"], 2, "no selection.json"),
+    (["experiment", "gone.toml"], 2, "gone.toml: No such file"),
+    (["experiment", LOG, "--data", "x"], 2, "--data"),
+    (["generate", "no/log.csv"], 2, "there is no directory no"),
+    (["generate", "log.docx"], 2, "log.docx: expected .parquet, .csv"),
+    (["generate", "new.csv", "--recipe", "cake"], 2, "--recipe"),
+]
+
+
+@pytest.mark.parametrize(("command", "status", "words"), AT_ONCE, ids=lambda value: str(value))
+def test_it_answers_before_anything_large_is_imported(
+    tmp_path: Path, command: list[str], status: int, words: str
+) -> None:
+    (tmp_path / LOG).write_text("label,a\n0,x\n1,y\n")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "model.json").write_text("")
+    watched = [sys.executable, "-c", WATCHED, *command]
+    done = subprocess.run(watched, capture_output=True, text=True, cwd=tmp_path, check=False)
+    *said, imported = done.stderr.splitlines()
+    assert (done.returncode, imported) == (status, "imported:")
+    assert words in done.stdout + done.stderr
+    assert len(said) == (0 if status == 0 else 1)
+
+
+def test_importing_lpfs_imports_nothing_large() -> None:
+    program = f"import sys, lpfs; sys.exit(sum(name in sys.modules for name in {HEAVY}))"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+SETTINGS: list[tuple[str, str, Any]] = [
+    ("--keep", "keep", 0),
+    ("--alpha", "alpha", -1.0),
+    ("--alpha", "alpha", float("nan")),
+    ("--tau", "tau", 0.0),
+    ("--lr", "lr", 0.0),
+    ("--dim", "dim", 0),
+    ("--epochs", "epochs", -1),
+    ("--batch-size", "batch_size", 0),
+    ("--operator", "operator", "door"),
+    ("--protocol", "protocol", "two-pass"),
+]
+
+
+@pytest.mark.parametrize(("option", "name", "value"), SETTINGS)
+def test_an_option_is_refused_in_the_words_of_the_settings(
+    tmp_path: Path, option: str, name: str, value: Any
+) -> None:
+    with pytest.raises(ValidationError) as refused:
+        Settings.model_validate({"keep": 1} | {name: value})
+    words = refused.value.errors()[0]["msg"]
+    (tmp_path / LOG).write_text("label,a\n0,x\n1,y\n")
+    options = ["--keep", 1, option, value, "--out", tmp_path / "run"]
+    ended = lpfs("select", tmp_path / LOG, *options)
+    assert (ended.status, ended.err) == (2, f"lpfs: {option}: {words}, got {value!r}\n")
+
+
+def test_what_is_known_at_once_is_what_the_library_knows(tmp_path: Path) -> None:
+    for choice in KINDS:
+        assert repr(choice) in lpfs("select", LOG, "--keep", 1, "--gate", "door").err
+    assert tuple(RECIPES) == generate.RECIPES
+    for ending in generate.ENDINGS:
+        ClickLog(RECIPES["criteo"](10, 0)).write(tmp_path / f"log{ending}")
+    said = [lpfs("select", "gone.csv", "--keep", 1).err, lpfs("show", "gone").err]
+    for line, read in zip(said, (load, load_summary), strict=True):
+        file = "gone.csv" if read is load else "gone"
+        with pytest.raises(ValueError, match="gone") as refused:
+            read(Path(file))
+        assert line == f"lpfs: {refused.value}\n"
