@@ -19,7 +19,7 @@ from torch._functorch.autograd_function import (  # type: ignore[attr-defined]
 LIBRARY = torch.library.Library("lpfs", "FRAGMENT")
 
 
-def _load() -> bool:
+def _load() -> str | None:
     here = Path(__file__).parent
     libraries = [path for path in here.glob("_C.*") if path.suffix in (".so", ".pyd")]
     try:
@@ -29,17 +29,19 @@ def _load() -> bool:
         reason = str(error)
     else:
         if libraries:
-            return True
+            return None
         reason = "it was not built"
     logging.getLogger("lpfs_kernels").warning(
         "The C++ library of lpfs_kernels did not load (%s): on the CPU the operators run in plain "
         "PyTorch, correct and several times slower.",
         reason,
     )
-    return False
+    return reason
 
 
-COMPILED = _load()
+FAULT = _load()
+"""Why the C++ library does not serve the CPU; None if it does."""
+COMPILED = FAULT is None
 """Whether the C++ library serves the CPU."""
 
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
+import lpfs
 from lpfs.cli.demo import demo
+from lpfs.cli.env import env
 from lpfs.cli.experiment import experiment
 from lpfs.cli.generate import generate
 from lpfs.cli.path import path
@@ -30,12 +32,28 @@ UsageError: Any = typer.BadParameter.__base__
 app = typer.Typer(
     help="Find the feature fields that a click model needs, and remove the rest.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, select, path, predict, show, report, experiment, generate):
+for command in (demo, select, path, predict, show, report, experiment, generate, env):
     app.command()(command)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print("lpfs", lpfs.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _before_every_command(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", is_eager=True, callback=_print_version
+        ),
+    ] = False,
+) -> None: ...
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:

@@ -1,22 +1,26 @@
-"""What is answered at once: help, and refusals of what cannot be."""
+"""What is answered at once: help, the version, completion, and refusals of what cannot be."""
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from pydantic import ValidationError
 
+import lpfs as package
 from lpfs.cli import generate
 from lpfs.data import RECIPES, ClickLog, load
 from lpfs.lifecycle.selection import Settings
 from lpfs.run import load_summary
-from lpfs_kernels import KINDS
+from lpfs_kernels import KINDS, library
 
-from ..command import lpfs
+from ..command import lpfs, succeed
 
 HEAVY = ("torch", "numpy", "pyarrow", "sklearn", "matplotlib")
 """What takes long to import, each for itself."""
@@ -36,6 +40,7 @@ SELECT = ["select", LOG, "--keep", "1"]
 AT_ONCE: list[tuple[list[str], int, str]] = [
     (["--help"], 0, "Usage: lpfs"),
     (["select", "--help"], 0, "Usage: lpfs select"),
+    (["--version"], 0, f"lpfs {package.__version__}"),
     (["select", "gone.csv", "--keep", "1"], 2, "gone.csv: no such file"),
     (["select", LOG], 2, "give either keep or lam"),
     (["select", LOG, "--keep", "0"], 2, "--keep"),
@@ -126,3 +131,40 @@ def test_what_is_known_at_once_is_what_the_library_knows(tmp_path: Path) -> None
         with pytest.raises(ValueError, match="gone") as refused:
             read(Path(file))
         assert line == f"lpfs: {refused.value}\n"
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion(shell: str) -> None:
+    """The script that a shell loads, and what it then asks for."""
+
+    def completing(**environment: str) -> str:
+        command = [sys.executable, "-c", "from lpfs.cli import main; main()"]
+        env = os.environ | environment
+        return subprocess.run(command, env=env, capture_output=True, text=True, check=False).stdout
+
+    assert "--install-completion" in succeed("--help")
+    script = completing(_LPFS_COMPLETE=f"source_{shell}")
+    assert "_LPFS_COMPLETE" in script
+    asked = {
+        "bash": {"COMP_WORDS": "lpfs pre", "COMP_CWORD": "1"},
+        "zsh": {"_TYPER_COMPLETE_ARGS": "lpfs pre"},
+        "fish": {"_TYPER_COMPLETE_ARGS": "lpfs pre", "_TYPER_COMPLETE_FISH_ACTION": "get-args"},
+    }
+    answer = completing(_LPFS_COMPLETE=f"complete_{shell}", **asked[shell])
+    assert "predict" in answer
+    assert "select" not in answer
+
+
+def test_env(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MALLOC_MMAP_MAX_", "0")
+    found = json.loads(succeed("env", "--json"))
+    assert found["packages"]["lpfs"] == package.__version__
+    assert found["packages"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert found["environment"]["MALLOC_MMAP_MAX_"] == "0"
+    assert (found["C++ library"] == "loaded") == library.COMPILED
+    said = succeed("env")
+    for words in ("MALLOC_MMAP_MAX_: 0", f"lpfs: {package.__version__}", "C++ library:"):
+        assert words in said
+    monkeypatch.setattr(library, "COMPILED", False)
+    monkeypatch.setattr(library, "FAULT", "it was not built")
+    assert "C++ library: not loaded: it was not built" in succeed("env")
