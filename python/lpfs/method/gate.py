@@ -42,7 +42,7 @@ class FeatureGate(nn.Module):
 
     >>> gate = FeatureGate({"age": 2, "city": 3}, kind="lpfs++")
     >>> gate
-    FeatureGate(2 fields, 2 gates, 2 alive, kind='lpfs++', alpha=10.0, tau=2.0, epsilon=0.1)
+    FeatureGate(2 fields, 2 gates, 2 alive, kind='lpfs++', alpha=30.0, tau=2.0, epsilon=0.1)
     >>> embeddings = [torch.ones(1, 2), torch.ones(1, 3)]
     >>> torch.allclose(gate(embeddings), torch.ones(1, 5))
     True
@@ -64,7 +64,7 @@ class FeatureGate(nn.Module):
         fields: Mapping[str, int],
         kind: str = "lpfs++",
         *,
-        alpha: float = 10.0,
+        alpha: float = 30.0,
         tau: float = 2.0,
         epsilon: float | None = None,
         always_keep: Iterable[str] = (),
@@ -260,8 +260,8 @@ class FeatureGate(nn.Module):
     def update_rescale(self, due: Tensor | bool = True) -> None:
         """Set the RMS rescale from the living gates (section 4.9); no gradient flows through it.
 
-        Divided by c alone, an LPFS++ gate at x = 1 falls to a third of its start as ε decays
-        (α = 10); the rescale keeps living fields near the magnitude the network was trained with.
+        Divided by c alone, an LPFS++ gate at x = 1 falls to an eighth of its start as ε decays
+        (α = 30); the rescale keeps living fields near the magnitude the network was trained with.
         Where `due` (0-d, bool) is false, it stays as it is.
         """
         x = self.x_of_fields()
