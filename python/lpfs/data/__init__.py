@@ -13,6 +13,7 @@ from lpfs.data.generate import RECIPES, ClickLog, FieldTruth, Recipe
 from lpfs.data.load import Data, load
 from lpfs.data.part import Batch, Part
 from lpfs.data.schema import Field, Progress
+from lpfs.data.source import Reading
 from lpfs.data.split import ByColumn, ByFraction, InOrder, LastFiles, Split
 from lpfs.data.stream import stream
 
@@ -35,6 +36,7 @@ __all__ = [
     "NumberEncoder",
     "Part",
     "Progress",
+    "Reading",
     "Recipe",
     "Split",
     "load",

@@ -1,4 +1,4 @@
-"""Which columns are categories and which are numbers.
+"""Which columns are categories and which are numbers, and in what form their values are.
 
 The rule, for columns that no option and no file format decides:
 
@@ -8,56 +8,88 @@ The rule, for columns that no option and no file format decides:
   categories if there are at most 64 different ones, if one is 2³¹ or more, or if the name ends in
   `id` or `code` as a word of its own; else they are numbers.
 
-In text files a column is numerals if all its values are; numerals with leading zeros are codes,
-so categories. A network loses nothing when a quantity with few values is a category.
+In text files a column is numerals if at least 99 % of its values are; the rest of a number's
+values are missing. Numerals with leading zeros are codes, so categories. A network loses nothing
+when a quantity with few values is a category.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Literal
+from collections import Counter
+from collections.abc import Collection
+from typing import Literal, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-__all__ = ["FEW", "MISSING_WORDS", "SAMPLE_ROWS", "Kind", "decide"]
+from lpfs.data.forms import Form, form_of, is_missing, numeral
+
+__all__ = ["FEW", "SAMPLE_ROWS", "STRAY", "Decision", "Kind", "decide"]
 
 Kind = Literal["category", "number"]
 
 FEW = 64
 SAMPLE_ROWS = 100_000
 """Types are decided on the training rows among this many first rows."""
-
-MISSING_WORDS = ["", "NA", "N/A", "null", "NULL", "None"]
-"""What text files write for an unknown number; in a category only the empty string is missing."""
+STRAY = 0.01
+"""The share of a number's values that may be none."""
 
 _ID = re.compile(r"(^|[_\W])(?i:id|code)$|[a-z](Id|ID|Code)$")
 
 
-def decide(name: str, sample: pa.Array, text: bool) -> tuple[Kind, str] | None:
+class Decision(NamedTuple):
+    """What a column is taken for, why, and the form of its values if it is a category."""
+
+    kind: Kind
+    why: str
+    form: Form
+
+
+def decide(
+    name: str,
+    sample: pa.Array,
+    text: bool,
+    *,
+    decimal: str = ".",
+    thousands: str = "",
+    nulls: Collection[str] = (),
+) -> Decision | None:
     """The kind of a column and the reason, or None for a type that is neither.
 
     Args:
         name: of the column.
         sample: some of its values, strings if `text`.
         text: whether the file has no types of its own.
+        decimal: the decimal sign of text.
+        thousands: what stands between groups of digits in text.
+        nulls: words that mean no value, besides those of `lpfs.data.forms`.
 
     >>> decide("price", pa.array(["1.5", "2", "", "NA"]), text=True)
-    ('number', 'reals')
-    >>> decide("zip", pa.array(["01234", "99999"]), text=True)
+    Decision(kind='number', why='reals', form='number')
+    >>> decide("zip", pa.array(["01234", "99999"]), text=True)[:2]
     ('category', 'numerals with leading zeros')
-    >>> decide("age", pa.array(list(range(91))), text=False)
+    >>> decide("age", pa.array(list(range(91))), text=False)[:2]
     ('number', '91 different whole numbers')
-    >>> decide("user_id", pa.array(list(range(91))), text=False)
+    >>> decide("user_id", pa.array(list(range(91))), text=False)[:2]
     ('category', 'whole numbers, name of an id')
+    >>> decide("age", pa.array([*map(str, range(100)), "old"]), text=True)[:2]
+    ('number', '100 different whole numbers, 1 value in 101 none')
     """
     kind = sample.type
     if pa.types.is_dictionary(kind):
-        return "category", "dictionary"
+        inner = decide(name, sample.dictionary, False)
+        return inner and Decision("category", "dictionary", inner.form)
     if pa.types.is_boolean(kind):
-        return "category", "boolean"
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        return _decide_text(name, sample) if text else ("category", "strings")
+        return Decision("category", "boolean", "truth")
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        sample, kind = sample.cast(pa.large_string()), pa.large_string()
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or kind == pa.string_view():
+        if text:
+            return _decide_text(name, sample, decimal, thousands, nulls)
+        words = sample.unique().drop_null().to_pylist()
+        return Decision("category", "strings", form_of(words, nulls))
     if pa.types.is_decimal(kind):
         sample, kind = sample.cast(pa.float64()), pa.float64()
     if pa.types.is_floating(kind) or pa.types.is_integer(kind):
@@ -65,30 +97,46 @@ def decide(name: str, sample: pa.Array, text: bool) -> tuple[Kind, str] | None:
     return None
 
 
-def _decide_text(name: str, sample: pa.Array) -> tuple[Kind, str]:
-    values = pc.utf8_trim_whitespace(sample.unique().drop_null())
-    values = values.filter(pc.invert(pc.is_in(values, pa.array(MISSING_WORDS))))
-    try:
-        numerals = values.cast(pa.float64())
-    except pa.ArrowInvalid:
-        return "category", "strings"
-    if pc.any(pc.match_substring_regex(values, "^[+-]?0[0-9]")).as_py():
-        return "category", "numerals with leading zeros"
-    return _decide_values(name, numerals)
+def _decide_text(
+    name: str, sample: pa.Array, decimal: str, thousands: str, nulls: Collection[str]
+) -> Decision:
+    counted = sample.drop_null().value_counts()
+    counts = Counter[str]()
+    for word, count in zip(*map(pa.Array.to_pylist, counted.flatten()), strict=True):
+        if not is_missing(word, nulls):
+            counts[word.strip()] += count
+    form = form_of(counts or sample.unique().drop_null().to_pylist(), nulls)
+    if form == "truth":
+        return Decision("category", "truth values", form)
+    values = {word: numeral(word, decimal, thousands) for word in counts}
+    stray = sum(count for word, count in counts.items() if values[word] is None)
+    total = sum(counts.values())
+    if stray > STRAY * total:
+        return Decision("category", "strings", "text")
+    known = [word for word in counts if values[word] is not None]
+    if any(re.match("[+-]?0[0-9]", word) for word in known):
+        return Decision("category", "numerals with leading zeros", form_of(known, nulls))
+    found = _decide_values(name, pa.array(map(values.__getitem__, known), pa.float64()))
+    if not stray:
+        return found
+    strays = f"{stray} value{'s' * (stray > 1)} in {total} none"
+    return Decision(found.kind, f"{found.why}, {strays}", "number")
 
 
-def _decide_values(name: str, sample: pa.Array) -> tuple[Kind, str]:
+def _decide_values(name: str, sample: pa.Array) -> Decision:
     values = sample.unique().drop_null()
     if pa.types.is_floating(values.type):
-        values = values.filter(pc.is_finite(values)).cast(pa.float64())
+        values = values.cast(pa.float64())
+        values = values.filter(pc.is_finite(values))
         if pc.any(pc.not_equal(values, pc.trunc(values))).as_py():
-            return "number", "reals"
+            return Decision("number", "reals", "number")
     if _ID.search(name):
-        return "category", "whole numbers, name of an id"
+        return Decision("category", "whole numbers, name of an id", "number")
     # A hash of 64 bits loses some of them in a float, which does not matter here.
     largest = pc.max(pc.abs(values.cast(pa.float64(), safe=False))).as_py()
     if largest is not None and largest >= 2**31:
-        return "category", "whole numbers of 2³¹ and more"
-    if len(values) <= FEW:
-        return "category", f"{len(values)} different whole numbers"
-    return "number", f"{len(values)} different whole numbers"
+        return Decision("category", "whole numbers of 2³¹ and more", "number")
+    different = len(np.unique(values.cast(pa.float64(), safe=False)))
+    if different <= FEW:
+        return Decision("category", f"{different} different whole numbers", "number")
+    return Decision("number", f"{different} different whole numbers", "number")

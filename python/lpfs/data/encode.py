@@ -25,6 +25,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from lpfs.data.forms import Form, canonical
 from lpfs.data.words import Buckets, distinct
 
 __all__ = [
@@ -51,12 +52,19 @@ BIN_ROWS = 50
 
 
 class CategoryEncoder(BaseModel):
-    """The vocabulary of a field; `values[i]` has code i + 2."""
+    """The vocabulary of a field; `values[i]`, in the field's form, has code i + 2.
+
+    >>> hours = CategoryEncoder(name="hour", values=["7", "12"], form="number")
+    >>> hours.encode(pa.array(["07", "12.0", "?", "x"])).tolist()
+    [2, 3, 1, 0]
+    """
 
     model_config = ConfigDict(frozen=True)
     kind: Literal["category"] = "category"
     name: str
     values: list[str]
+    form: Form = "text"
+    nulls: tuple[str, ...] = ()
 
     @property
     def cardinality(self) -> int:
@@ -64,14 +72,15 @@ class CategoryEncoder(BaseModel):
         return FIRST + len(self.values)
 
     @cached_property
-    def _codes(self) -> dict[str | None, int]:
-        codes: dict[str | None, int] = {w: i for i, w in enumerate(self.values, FIRST)}
-        return codes | {None: MISSING, "": MISSING}
+    def _codes(self) -> dict[str, int]:
+        return {w: i for i, w in enumerate(self.values, FIRST)} | {"": MISSING}
 
     def encode(self, column: pa.Array) -> NDArray[np.int32]:
         """Codes `[rows]` int32 of a column of strings, a dictionary or anything that prints."""
-        indices, words = distinct(column)
-        codes = [self._codes.get(word, UNKNOWN) for word in words.to_pylist()]
+        indices, spellings = distinct(column)
+        spelled = [word or "" for word in spellings.to_pylist()]
+        words = canonical(spelled, self.form, self.nulls)
+        codes = [self._codes.get(word, UNKNOWN) for word in words]
         return np.array(codes, dtype=np.int32)[indices]
 
 
@@ -82,6 +91,8 @@ class HashEncoder(BaseModel):
     kind: Literal["hash"] = "hash"
     name: str
     buckets: int
+    form: Form = "text"
+    nulls: tuple[str, ...] = ()
 
     @property
     def cardinality(self) -> int:
@@ -90,7 +101,8 @@ class HashEncoder(BaseModel):
 
     def encode(self, column: pa.Array) -> NDArray[np.int32]:
         """Codes `[rows]` int32 of a column of strings, a dictionary or anything that prints."""
-        return np.asarray(Buckets(self.buckets).number(column) + np.int32(MISSING))
+        buckets = Buckets(self.buckets, self.form, self.nulls)
+        return np.asarray(buckets.number(column) + np.int32(MISSING))
 
 
 class NumberEncoder(BaseModel):
@@ -165,11 +177,17 @@ Encoder = Annotated[
 ]
 
 
-def fit_categories(name: str, counts: Mapping[str, int], min_count: int) -> CategoryEncoder:
+def fit_categories(
+    name: str,
+    counts: Mapping[str, int],
+    min_count: int,
+    form: Form = "text",
+    nulls: tuple[str, ...] = (),
+) -> CategoryEncoder:
     """The values that occur at least `min_count` times, by falling count, then by value."""
     kept = sorted(word for word, count in counts.items() if count >= min_count)
     kept.sort(key=counts.__getitem__, reverse=True)  # keeps the order of equally frequent ones
-    return CategoryEncoder(name=name, values=kept)
+    return CategoryEncoder(name=name, values=kept, form=form, nulls=nulls)
 
 
 def fit_bins(name: str, values: NDArray[np.float64]) -> BinEncoder:
@@ -177,11 +195,12 @@ def fit_bins(name: str, values: NDArray[np.float64]) -> BinEncoder:
 
     A value as frequent as a bin has one to itself, and the others share the remaining bins evenly,
     at least 50 rows in each: otherwise a heap at zero would swallow most bins, and the tail that
-    matters would share one.
+    matters would share one. Edges lie between values, so that one that was stored with fewer digits
+    (float32, decimals) stays in its bin.
 
     >>> spend = np.array([0.0] * 900 + [5.0] * 60 + [70.0] * 60)
     >>> fit_bins("spend", spend).edges
-    [5.0, 70.0]
+    [2.5, 37.5]
     """
     distinct, counts = np.unique(values[np.isfinite(values)], return_counts=True)
     heap = counts > counts.sum() / BINS
@@ -189,7 +208,10 @@ def fit_bins(name: str, values: NDArray[np.float64]) -> BinEncoder:
     bins = max(1, min(BINS - int(heap.sum()), int(shared.sum()) // BIN_ROWS))
     place = (np.cumsum(shared) - shared) * bins // max(1, int(shared.sum()))
     new = heap[1:] | heap[:-1] | (place[1:] != place[:-1])
-    return BinEncoder(name=name, edges=distinct[1:][new].tolist())
+    low, high = distinct[:-1][new], distinct[1:][new]
+    middle = low / 2 + high / 2
+    # Of neighbouring floats the middle is one of them; the edge belongs to the upper bin.
+    return BinEncoder(name=name, edges=np.where(middle > low, middle, high).tolist())
 
 
 def fit_numbers(

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import islice
+from typing import TypeAlias
+
 import numpy as np
 from numpy.typing import NDArray
 
 from lpfs.data.ahead import ahead
+from lpfs.data.columns import STRAY
 from lpfs.data.encode import (
     FIRST,
     MISSING,
@@ -18,18 +23,23 @@ from lpfs.data.encode import (
 )
 from lpfs.data.error import DataError
 from lpfs.data.raw import Raw
-from lpfs.data.schema import PARTS, Field, Meta, Settings
+from lpfs.data.schema import PARTS, Column, Field, Meta, Settings
 from lpfs.data.split import TRAIN
+from lpfs.data.suspects import LOOKED_AT, suspicions
 from lpfs.data.words import Buckets, Words
 
-__all__ = ["fit"]
+__all__ = ["Table", "fit"]
+
+Table: TypeAlias = tuple[int, NDArray[np.int32] | None]
 
 # As many training rows, evenly spaced, fit a number's transform.
 FIT_ROWS = 1 << 17
 
 
-def fit(raw: Raw, name: str, settings: Settings) -> tuple[Meta, list[NDArray[np.int32]]]:
-    """Encoders from the training rows, and the code of every word's number, field by field."""
+def fit(raw: Raw, name: str, settings: Settings) -> tuple[Meta, list[Table]]:
+    """Encoders from the training rows; field by field, which of the raw categories or numbers it
+    is, and of a category the code of every word's number."""
+    _refuse_strays(raw)
     classes = raw.settle_parts()
     for part, counts in zip(PARTS, classes, strict=True):
         if not counts.sum() and (part != "validation" or settings.validation):
@@ -44,11 +54,14 @@ def fit(raw: Raw, name: str, settings: Settings) -> tuple[Meta, list[NDArray[np.
     counts = [np.zeros(len(words), dtype=np.int64) for words in raw.words]
     train = int(classes[TRAIN].sum())
     stride, seen, values = -(-train // FIT_ROWS), 0, []
+    step, looked = -(-train // LOOKED_AT), []
     missing = np.zeros(len(raw.numbers), dtype=np.int64)
-    for _, (codes, numbers, parts) in ahead(raw.pieces("codes", "numbers", "parts")):
+    for _, (codes, numbers, labels, parts) in ahead(
+        raw.pieces("codes", "numbers", "labels", "parts")
+    ):
         chosen = parts == TRAIN
         if not chosen.all():
-            codes, numbers = codes[chosen], numbers[chosen]
+            codes, numbers, labels = codes[chosen], numbers[chosen], labels[chosen]
         for j, count in enumerate(counts):
             if len(count) <= len(codes):
                 count += np.bincount(codes[:, j], minlength=len(count))
@@ -56,17 +69,24 @@ def fit(raw: Raw, name: str, settings: Settings) -> tuple[Meta, list[NDArray[np.
                 np.add.at(count, codes[:, j], 1)
         missing += (~np.isfinite(numbers)).sum(0)
         values.append(numbers[-seen % stride :: stride])
+        some = slice(-seen % step, None, step)
+        looked.append((codes[some], numbers[some], labels[some]))
         seen += len(numbers)
     sample = np.concatenate(values)
+    some_codes, some_numbers, some_labels = map(np.concatenate, zip(*looked, strict=True))
 
-    fields, encoders, tables = [], [], []
+    fields, encoders, left_out, warnings = [], [], {}, []
+    tables: list[Table] = []
     for column in raw.columns:
         encoder: Encoder
+        words: Sequence[str] = ()
         if column.kind == "category":
             j = raw.categories.index(column.name)
-            encoder, table = _category(column.name, raw.words[j], counts[j], settings.min_count)
-            tables.append(table)
+            encoder, table = _category(column, raw.words[j], counts[j], settings)
             distinct, empty, odd = int((counts[j][1:] > 0).sum()), int(counts[j][0]), 0
+            looked_at = some_codes[:, j].astype(np.int64)
+            if isinstance(known := raw.words[j], Words):
+                words = [*islice(known.numbers, 1, 101)]
         else:
             j = raw.numbers.index(column.name)
             finite = sample[np.isfinite(sample[:, j]), j]
@@ -79,37 +99,73 @@ def fit(raw: Raw, name: str, settings: Settings) -> tuple[Meta, list[NDArray[np.
                     else fit_numbers(column.name, finite, settings.transform)
                 )
         if not distinct:
-            raise DataError(
-                name,
-                f"column {column.name!r}",
-                f"no value in any of {len(sample)} training rows (ignore it)",
-            )
+            left_out[column.name] = f"no value in any of {train} training rows"
+            continue
+        if column.kind == "category":
+            tables.append((j, table))
+        else:
+            tables.append((j, None))
+            # As numbers that are equal where the values are.
+            _, looked_at = np.unique(some_numbers[:, j], return_inverse=True)
         encoders.append(encoder)
-        fields.append(
-            Field(
-                name=column.name,
-                kind=column.kind,
-                why=column.why,
-                cardinality=encoder.cardinality,
-                distinct=distinct,
-                missing=empty,
-                not_finite=odd,
-            )
+        field = Field(
+            name=column.name,
+            kind=column.kind,
+            why=column.why,
+            cardinality=encoder.cardinality,
+            distinct=distinct,
+            missing=empty,
+            not_finite=odd,
         )
+        fields.append(field)
+        warnings += suspicions(field, encoder, words, looked_at, some_labels, train)
+    if not fields:
+        raise DataError(name, f"no column but {settings.label!r} has a value")
     rows = {part: int(counts.sum()) for part, counts in zip(PARTS, classes, strict=True)}
-    return Meta(rows=rows, fields=fields, encoders=encoders), tables
+    notes = [
+        f"{column!r}: {_counted(count, 'value')} that are no numbers count as missing, "
+        f"the first is {stray.word[:40]!r}"
+        for column, (count, stray, _) in raw.strays.items()
+    ]
+    if raw.unlabelled:
+        notes.append(f"{_counted(raw.unlabelled, 'row')} without a label left out")
+    meta = Meta(
+        rows=rows,
+        fields=fields,
+        encoders=encoders,
+        left_out=left_out,
+        notes=notes,
+        warnings=warnings,
+    )
+    return meta, tables
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}{'s' * (count > 1)}"
+
+
+def _refuse_strays(raw: Raw) -> None:
+    """Raise for the first value that is no number, where too many of a column are none."""
+    for count, _, error in raw.strays.values():
+        if count > STRAY * raw.rows:
+            raise error
 
 
 def _category(
-    name: str, words: Words | Buckets, counts: NDArray[np.int64], min_count: int
+    column: Column, words: Words | Buckets, counts: NDArray[np.int64], settings: Settings
 ) -> tuple[CategoryEncoder | HashEncoder, NDArray[np.int32]]:
     """The encoder, and the code of each of the numbers that words have."""
     if isinstance(words, Buckets):
         table = np.arange(len(words), dtype=np.int32) + np.int32(MISSING)
-        return HashEncoder(name=name, buckets=words.size), table
+        nulls = settings.reading.nulls
+        return HashEncoder(
+            name=column.name, buckets=words.size, form=column.form, nulls=nulls
+        ), table
     known = zip(words.numbers, counts.tolist(), strict=True)
     next(known)
-    encoder = fit_categories(name, dict(known), min_count)
+    encoder = fit_categories(
+        column.name, dict(known), settings.min_count, column.form, settings.reading.nulls
+    )
     table = np.zeros(len(words), dtype=np.int32)
     table[0] = MISSING
     numbers = np.fromiter(map(words.numbers.__getitem__, encoder.values), dtype=np.int64)

@@ -7,27 +7,24 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from lpfs.data.columns import SAMPLE_ROWS, Kind, decide
+from lpfs.data.columns import SAMPLE_ROWS, Decision, Kind, decide
 from lpfs.data.error import DataError
+from lpfs.data.labels import UNLABELLED, Labels
 from lpfs.data.raw import named_parts
-from lpfs.data.read import Source, chunks, convertible
+from lpfs.data.read import chunks, convertible
 from lpfs.data.schema import Column, Settings
-from lpfs.data.split import (
-    TEST,
-    TRAIN,
-    ByColumn,
-    LastFiles,
-    assign,
-    carve,
-    first_validation,
-)
+from lpfs.data.source import Source
+from lpfs.data.split import TRAIN, ByColumn, ByFraction, LastFiles, assign, carve, first_validation
 
 __all__ = ["infer"]
 
 
-def infer(sources: Sequence[Source], settings: Settings) -> list[Column]:
-    """The columns that the model reads, in file order. Raises DataError."""
-    source = sources[0]
+def infer(sources: Sequence[Source], settings: Settings) -> tuple[list[Column], dict[str, str]]:
+    """The columns that the model reads, in file order, and why others are left out.
+
+    Raises DataError.
+    """
+    types = _types(sources)
     taken = {settings.label: "label"}
     if isinstance(settings.split, ByColumn):
         _claim(taken, "split", [settings.split.column])
@@ -37,44 +34,107 @@ def infer(sources: Sequence[Source], settings: Settings) -> list[Column]:
     _claim(taken, "hashed", list(settings.hashed))
     _claim(taken, "numbers", settings.numbers)
     for name, option in taken.items():
-        if name not in source.columns:
-            known = ", ".join(source.columns)
+        # Labels and parts must be everywhere; what else a file lacks is missing there.
+        given = option in ("label", "split", "auxiliary label")
+        lacking = next((file for file in sources if name not in file.columns), None)
+        if name not in types or (given and lacking is not None):
+            file = lacking or sources[0]
+            known, hint = ", ".join(file.columns), file.hint()
             raise DataError(
-                source.name, f"no column {name!r} ({option})", f"expected one of {known[:200]}"
+                file.name,
+                f"no column {name!r} ({option})",
+                f"expected one of {known[:200]}" + (f" ({hint})" if hint else ""),
             )
-    decided: dict[str, tuple[Kind, str]] = {}
+    left_out: dict[str, str] = {}
+    decided: dict[str, Decision | None] = {}
     look: list[str] = []
-    for name, type_ in source.columns.items():
-        if name in settings.hashed:
-            decided[name] = "category", f"option, {settings.hashed[name]} buckets"
-        elif name in settings.categories:
-            decided[name] = "category", "option"
-        elif name in settings.numbers:
-            decided[name] = "number", "option"
-        elif name not in taken and name in source.kinds:
-            decided[name] = source.kinds[name], "format"
-        elif name not in taken:
-            numeric = pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal
-            if source.text or any(is_one(type_) for is_one in numeric):
-                look.append(name)
-            found = decide(name, pa.array([], type_), source.text)
-            if found is None:
-                raise DataError(
-                    source.name,
-                    f"column {name!r}",
-                    f"expected strings, booleans, integers or reals, got {type_} "
-                    "(ignore it, or name it a category)",
-                )
-            decided[name] = found
-    if not decided:
-        raise DataError(source.name, f"no columns but {settings.label!r} to learn from")
+    untyped = {name for file in sources for name in file.untyped}
+    nameless = {name for file in sources for name in file.nameless}
+    for name, kinds in types.items():
+        chosen = name in (*settings.hashed, *settings.categories, *settings.numbers)
+        if name in taken and not chosen:
+            continue
+        if name in sources[0].kinds and not chosen:
+            decided[name] = Decision(sources[0].kinds[name], "format", "text")
+        elif name in nameless and not chosen:
+            left_out[name] = "the file has no name for it"
+        elif kinds == {pa.null()}:
+            left_out[name] = "no value in it"
+        elif name in sources[0].kinds:
+            decided[name] = Decision("category", "option", "text")
+        else:
+            # Columns whose types differ from file to file are what their values are.
+            text = name in untyped or len(kinds - {pa.null()}) > 1
+            empty = pa.array([], pa.string() if text else next(iter(kinds - {pa.null()})))
+            decided[name] = decide(name, empty, text)
+            look.append(name)
+    unreadable = {
+        name: next(iter(types[name]))
+        for name, found in decided.items()
+        if found is None and name not in (*settings.categories, *settings.hashed)
+    }
+    unreadable |= {n: kind for n in decided for kind in types[n] if pa.types.is_nested(kind)}
+    if unreadable:
+        raise _unreadable(sources, unreadable)
     if look:
         sample = _sample(sources, look, settings)
         for name in look:
-            found = decide(name, sample[name].combine_chunks(), source.text)
-            assert found is not None
-            decided[name] = found
-    return [Column(name, *decided[name]) for name in source.columns if name in decided]
+            text = name in untyped or len(types[name] - {pa.null()}) > 1
+            values = _joined(sample[name])
+            decided[name] = decide(
+                name,
+                values,
+                text and pa.types.is_string(values.type),
+                decimal=settings.reading.decimal,
+                thousands=settings.reading.thousands,
+                nulls=settings.reading.nulls,
+            )
+    for name, found in decided.items():
+        form = "text" if found is None else found.form
+        if name in settings.hashed:
+            why = f"option, {settings.hashed[name]} buckets"
+            decided[name] = Decision("category", why, form)
+        elif name in settings.categories:
+            decided[name] = Decision("category", "option", form)
+        elif name in settings.numbers:
+            decided[name] = Decision("number", "option", form)
+    if not decided:
+        raise DataError(sources[0].name, f"no columns but {settings.label!r} to learn from")
+    columns = [Column(n, *found) for n, found in decided.items() if found is not None]
+    return columns, left_out
+
+
+def _types(sources: Sequence[Source]) -> dict[str, set[pa.DataType]]:
+    """The types that each column has in the files, in the order of the first file."""
+    types: dict[str, set[pa.DataType]] = {}
+    for file in sources:
+        for name, kind in file.columns.items():
+            types.setdefault(name, set()).add(kind)
+    return types
+
+
+def _unreadable(sources: Sequence[Source], columns: dict[str, pa.DataType]) -> DataError:
+    """All of them at once, with an advice that works."""
+    listed = ", ".join(f"{name!r} ({kind})" for name, kind in [*columns.items()][:20])
+    listed += f" and {len(columns) - 20} more" if len(columns) > 20 else ""
+    file = next(file for file in sources if {*columns} & {*file.columns})
+    advice = f"leave them out: ignore {','.join(columns)}"
+    printed = [name for name, kind in columns.items() if _prints(kind)]
+    if printed:
+        advice += f"; or take their text as values: category {','.join(printed)}"
+    return DataError(
+        file.name,
+        f"column{'s' * (len(columns) > 1)} {listed}",
+        f"expected strings, booleans, integers or reals ({advice})",
+    )
+
+
+def _prints(kind: pa.DataType) -> bool:
+    try:
+        pa.nulls(1, kind).cast(pa.string())
+    except pa.ArrowException:
+        return False
+    return not pa.types.is_nested(kind)
 
 
 def _claim(taken: dict[str, str], option: str, names: Sequence[str]) -> None:
@@ -84,36 +144,76 @@ def _claim(taken: dict[str, str], option: str, names: Sequence[str]) -> None:
         taken[name] = option
 
 
-def _sample(sources: Sequence[Source], look: Sequence[str], settings: Settings) -> pa.Table:
-    """The training rows among the first rows. Of a longer file they are training rows too."""
+def _joined(column: list[pa.Array]) -> pa.Array:
+    """Parts of a column as one; as strings where files have different types."""
+    types = {part.type for part in column} - {pa.null()}
+    if len(types) == 1:
+        kind = types.pop()
+    elif types and all(pa.types.is_integer(kind) for kind in types):
+        kind = pa.int64()
+    else:
+        kind = pa.string()
+    decoded = [
+        part.dictionary_decode() if pa.types.is_dictionary(part.type) else part for part in column
+    ]
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    try:
+        return pa.concat_arrays([part.cast(kind) for part in decoded])
+    except pa.ArrowException:
+        return pa.concat_arrays([part.cast(pa.string()) for part in decoded])
+
+
+def _sample(
+    sources: Sequence[Source], look: Sequence[str], settings: Settings
+) -> dict[str, list[pa.Array]]:
+    """The training rows among the first rows; of a longer file they are training rows too, but for
+    some of a label that is rare in it."""
     split = settings.split
     wanted: dict[str, Kind] = dict.fromkeys(look, "category")
+    wanted[settings.label] = "category"
     if isinstance(split, ByColumn):
         wanted[split.column] = "category"
-    batches, named, rows = [], [], 0
+    batches, named, classes, rows = [], [], [], 0
+    labels = Labels(settings.positive)
     if isinstance(split, LastFiles):
         sources = sources[: -split.files]
     for chunk, _ in chunks(sources, wanted):
+        label = labels.of(chunk, settings.label)
         batch = chunk.rows
-        for name in look if sources[0].text else ():
-            with convertible(chunk, name):
-                batch[name].unique().to_pylist()
+        for name in look:
+            if pa.types.is_string(batch[name].type):
+                with convertible(chunk, name):
+                    batch[name].unique().to_pylist()
+        chosen = label != UNLABELLED
         if isinstance(split, ByColumn):
             parts = named_parts(chunk, split)
-            batch = batch.filter(pa.array(parts != TEST))
-            named.append(parts[parts != TEST][: SAMPLE_ROWS - rows])
-        batches.append(batch.slice(0, SAMPLE_ROWS - rows))
+            named.append(parts[chosen])
+        batches.append(batch.filter(pa.array(chosen)))
+        classes.append(label[chosen])
         rows += len(batches[-1])
         if rows >= SAMPLE_ROWS:
             break
     if not batches:
         raise DataError(sources[0].name, "no rows")
+    truths = np.concatenate(classes)
     if isinstance(split, ByColumn):
         parts = np.concatenate(named)
     elif isinstance(split, LastFiles):
         parts = np.full(rows, TRAIN, dtype=np.uint8)
+    elif isinstance(split, ByFraction):
+        cuts = split.cuts(settings.validation, [truths] if rows < SAMPLE_ROWS else [])
+        parts = split.parts(cuts, 0, truths)
     else:
         parts = assign(split, 0, rows, rows)
     first = first_validation(np.bincount(parts, minlength=4), settings.validation)
-    parts = carve(parts, 0, first)
-    return pa.Table.from_batches(batches).filter(pa.array(parts == TRAIN))
+    train = carve(parts, 0, first) == TRAIN
+    train[np.flatnonzero(train)[SAMPLE_ROWS:]] = False
+    starts = np.cumsum([0, *map(len, batches)])
+    return {
+        name: [
+            batch[name].filter(pa.array(train[start : start + len(batch)]))
+            for start, batch in zip(starts.tolist(), batches, strict=False)
+        ]
+        for name in look
+    }

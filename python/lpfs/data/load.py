@@ -6,7 +6,7 @@ import errno
 import shutil
 import tempfile
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,13 @@ from lpfs.data.error import DataError
 from lpfs.data.part import Part
 from lpfs.data.read import Format, Input, open_source
 from lpfs.data.schema import PARTS, Field, Meta, Report, Settings
+from lpfs.data.source import Reading
 from lpfs.data.split import ByFraction, Split
 
 __all__ = ["Data", "load"]
 
 # Rises when the same settings would give other arrays.
-_VERSION = 4
+_VERSION = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +47,12 @@ class Data:
     options: dict[str, Any] = field(default_factory=dict)
     """How the log was read, as JSON has it: the arguments of `load` that decide what the arrays
     hold."""
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Columns that are no fields though no option says so, and why."""
+    notes: tuple[str, ...] = ()
+    """What was done about the data, a line each."""
+    warnings: tuple[str, ...] = ()
+    """What to look at before believing in a result, a line each."""
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -79,18 +86,25 @@ def load(
     transform: Transform = "bins",
     format: Format | None = None,
     auxiliary: Sequence[str] = (),
+    positive: Sequence[str] = (),
+    reading: Reading | None = None,
+    strict: bool = False,
+    accept: Callable[[list[str]], object] | None = None,
     cache: str | Path | None = None,
     progress: Report | None = None,
 ) -> Data:
     """Read a click log, encode it, split it, and map the result into memory.
 
     Args:
-        source: a Parquet, CSV or TSV file, plain or packed; a directory, a pattern or a list of
-            such files with the same columns; a `pyarrow.Table` or a `ClickLog`.
-        label: the column with 0 and 1; Criteo's files, which have no header, call it `label`.
+        source: a Parquet, CSV, TSV or JSON lines file, plain or packed, or `-` for the standard
+            input; a directory, a pattern or a list of such files (what a file lacks is missing in
+            its rows); a `pyarrow.Table` or a `ClickLog`. Directories named `column=value` give
+            their files a column.
+        label: the column with 0 and 1; Criteo's files, which have no header, call it `label`. Rows
+            without a label are left out.
         split: `ByColumn`, `ByFraction` (the default, 0.2), `InOrder` or `LastFiles`.
-        validation: the share of the training rows, the last ones, that become the validation part
-            if the split has none of its own.
+        validation: the share of the training rows that become the validation part if the split has
+            none of its own: the last ones, or random ones where the test rows are random.
         negatives: the share of the training and validation rows with label 0 that are kept, chosen
             by a hash of the row's number and the seed. A model of what is kept predicts too many
             clicks: add log(negatives) to its logits. Test rows are all kept.
@@ -107,6 +121,12 @@ def load(
         format: where the file's name does not tell.
         auxiliary: columns with 0 and 1 that are labels of further tasks, for models that learn
             several.
+        positive: the values of the label that are a click, `>3` among them, where they are not 1,
+            true or yes (see `lpfs.data.labels`).
+        reading: how text is written.
+        strict: whether `warnings`, and values of numbers that are none, are errors.
+        accept: called with the names of the fields as soon as they are known, before the log is
+            read; what it raises comes out. Not called where the cache has the log.
         cache: a directory that keeps the encoded log for the next time; without it, a temporary
             one that goes with the result.
         progress: called after every chunk.
@@ -129,7 +149,8 @@ def load(
     for column, buckets in (hashed or {}).items():
         if buckets < 1:
             raise DataError(f"column {column!r}", f"expected at least 1 bucket, got {buckets}")
-    sources = open_source(source, format)
+    reading = reading or Reading()
+    sources = open_source(source, format, reading)
     settings = Settings(
         label=label,
         split=split or ByFraction(),
@@ -143,6 +164,8 @@ def load(
         min_count=min_count,
         transform=transform,
         auxiliary=tuple(auxiliary),
+        positive=tuple(positive),
+        reading=reading,
     )
     options: dict[str, Any] = asdict(settings) | {"split": repr(settings.split)}
     options = {k: list(v) if isinstance(v, tuple) else v for k, v in options.items()}
@@ -156,7 +179,7 @@ def load(
     root = Path(cache or tempfile.mkdtemp(prefix="lpfs-"))
 
     def fill(path: Path) -> None:
-        build(path, sources, settings, progress or (lambda _: None))
+        build(path, sources, settings, progress or (lambda _: None), accept)
 
     path = None
     try:
@@ -182,9 +205,15 @@ def load(
         name,
         negatives,
         options,
+        meta.left_out,
+        tuple(meta.notes),
+        tuple(meta.warnings),
     )
+    strays = [note for note in meta.notes if "no number" in note]
     if cache is None:
         weakref.finalize(data, shutil.rmtree, root, ignore_errors=True)
+    if strict and (strays or meta.warnings):
+        raise DataError(sources[0].name, *(strays + meta.warnings)[:1], "strict")
     return data
 
 

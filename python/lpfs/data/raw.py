@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lpfs.data.error import DataError
-from lpfs.data.read import Chunk, convertible
+from lpfs.data.labels import UNLABELLED, Labels
+from lpfs.data.read import convertible
 from lpfs.data.schema import Column, Settings
+from lpfs.data.source import Chunk, Stray, no_number
 from lpfs.data.split import (
     DROPPED,
     TEST,
     TRAIN,
-    VALIDATION,
     ByColumn,
     ByFraction,
     InOrder,
@@ -29,9 +30,8 @@ from lpfs.data.split import (
 )
 from lpfs.data.words import Buckets, Words
 
-__all__ = ["LABELS", "Raw", "mapped", "named_parts"]
+__all__ = ["Raw", "named_parts"]
 
-LABELS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
 # Values that are in memory at a time in the second pass; few, so that they stay in the cache.
 PIECE = 1 << 19
 
@@ -51,14 +51,22 @@ class Raw:
         self.columns = columns
         self.categories = [c.name for c in columns if c.kind == "category"]
         self.numbers = [c.name for c in columns if c.kind == "number"]
+        forms, nulls = {c.name: c.form for c in columns}, settings.reading.nulls
         self.words = [
-            Buckets(settings.hashed[name]) if name in settings.hashed else Words()
+            Buckets(settings.hashed[name], forms[name], nulls)
+            if name in settings.hashed
+            else Words(forms[name], nulls)
             for name in self.categories
         ]
+        self.unlabelled = 0
+        """Rows without a label, which are left out."""
+        self.strays: dict[str, tuple[int, Stray, DataError]] = {}
+        """Number columns with values that are none: how many, the first, and what is to be said of
+        it."""
         self.not_finite = np.zeros(len(self.numbers), dtype=np.int64)
         self._pieces: list[int] = []
-        self._labels, self._splits = Words(), Words()
-        self._tasks = {name: Words() for name in settings.auxiliary}
+        self._labels, self._splits = Labels(settings.positive), Words("number")
+        self._tasks = {name: Labels() for name in settings.auxiliary}
 
     def __enter__(self) -> None:
         self._files = [
@@ -73,7 +81,7 @@ class Raw:
     def add(self, chunk: Chunk) -> None:
         """Write a chunk's rows behind the others. Raises DataError for what has no place there."""
         size = chunk.rows.num_rows
-        labels = mapped(chunk, self.settings.label, LABELS, "0 or 1", self._labels)
+        labels = self._labels.of(chunk, self.settings.label)
         codes, numbers = [], []
         for words, name in zip(self.words, self.categories, strict=True):
             with convertible(chunk, name):
@@ -86,15 +94,28 @@ class Raw:
             numbers.append(column.to_numpy(zero_copy_only=False))
             finite = int(np.isfinite(numbers[-1]).sum())
             self.not_finite[j] += size - column.null_count - finite
-        tasks = [
-            mapped(chunk, name, LABELS, "0 or 1", words) for name, words in self._tasks.items()
-        ]
+        for name, stray in chunk.strays.items():
+            error = no_number(chunk.file, chunk.first + stray.row, name, stray.word)
+            before, first_one, said = self.strays.get(name, (0, stray, error))
+            self.strays[name] = before + stray.count, first_one, said
+        tasks = [task.of(chunk, name) for name, task in self._tasks.items()]
+        for name, task in zip(self._tasks, tasks, strict=True):
+            if (task[labels != UNLABELLED] == UNLABELLED).any():
+                row = chunk.first + int((task == UNLABELLED).argmax()) + 1
+                raise DataError(
+                    chunk.file, f"row {row}", f"column {name!r}", "expected 0 or 1, got nothing"
+                )
         columns: list[list[NDArray[Any]]] = [codes, numbers, [labels], tasks]
         if isinstance(self.settings.split, ByColumn):
             columns.append([named_parts(chunk, self.settings.split, self._splits)])
         elif isinstance(self.settings.split, LastFiles):
             last = chunk.file in self.files[-self.settings.split.files :]
             columns.append([np.full(size, TEST if last else TRAIN, dtype=np.uint8)])
+        if missing := int((labels == UNLABELLED).sum()):
+            chosen = labels != UNLABELLED
+            self.unlabelled += missing
+            size -= missing
+            columns = [[array[chosen] for array in arrays] for arrays in columns]
         most = max(1024, PIECE // max(len(self.columns), 1))
         rows = -(-size // -(-size // most)) if size else 1
         for first in range(0, size, rows):
@@ -133,9 +154,16 @@ class Raw:
         """
         split, rate, seed = self.settings.split, self.settings.negatives, self.settings.seed
         if isinstance(split, ByFraction | InOrder):
+            if isinstance(split, ByFraction):
+                pieces = (labels for _, (labels,) in self.pieces("labels"))
+                cuts = split.cuts(self.settings.validation, pieces)
             with (self.path / "parts").open("wb") as file:
                 for first, (labels,) in self.pieces("labels"):
-                    file.write(assign(split, first, len(labels), self.rows).data)
+                    if isinstance(split, ByFraction):
+                        parts = split.parts(cuts, first, labels)
+                    else:
+                        parts = assign(split, first, len(labels), self.rows)
+                    file.write(parts.data)
         counts = np.zeros(4, dtype=np.int64)
         with (self.path / "sampled").open("wb") as file:
             for first, (parts, labels) in self.pieces("parts", "labels"):
@@ -157,33 +185,30 @@ class Raw:
 
 
 def named_parts(chunk: Chunk, split: ByColumn, words: Words | None = None) -> NDArray[np.uint8]:
-    """TRAIN, VALIDATION or TEST for every row of a chunk, as the split column says."""
-    known = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
-    return mapped(chunk, split.column, known, "train, validation or test", words)
-
-
-def mapped(
-    chunk: Chunk,
-    column: str,
-    known: Mapping[str, int],
-    expected: str,
-    words: Words | None = None,
-) -> NDArray[np.uint8]:
-    """A column that may only have certain words, as their numbers, uint8; `words` are those of the
-    chunks before this one."""
-    words = Words() if words is None else words
-    with convertible(chunk, column):
-        numbers = words.number(chunk.rows[column])
-    named = [*words.numbers]
-    codes = np.array([known.get(word.strip().lower(), 255) for word in named], dtype=np.uint8)
+    """TRAIN, VALIDATION or TEST for every row of a chunk, as the split column says; `words` are
+    those of the chunks before this one."""
+    words = Words("number") if words is None else words
+    with convertible(chunk, split.column):
+        numbers = words.number(chunk.rows[split.column])
+    known, named = split.known, [*words.numbers]
+    other = TRAIN if split.test and not split.train else 255
+    codes = np.array(
+        [known.get(word.lower(), other if word else 255) for word in named], dtype=np.uint8
+    )
     result = codes[numbers]
     if (result == 255).any():
         row = int((result == 255).argmax())
         word = named[numbers[row]]
+        expected = ", ".join(map(repr, known)) if split.test else "train, validation or test"
         raise DataError(
             chunk.file,
             f"row {chunk.first + row + 1}",
-            f"column {column!r}",
-            f"expected {expected}, got {repr(word[:40]) if word else 'nothing'}",
+            f"column {split.column!r}",
+            f"expected {expected}, got {repr(word[:40]) if word else 'nothing'}"
+            + (
+                ""
+                if split.test
+                else f" (which values mean what can be said: {split.column}:test=…)"
+            ),
         )
     return result

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pydantic import BaseModel, ConfigDict
 
 from lpfs.data.columns import Kind
 from lpfs.data.encode import Encoder, Transform
+from lpfs.data.forms import Form
+from lpfs.data.source import Reading
 from lpfs.data.split import Split
 
 __all__ = ["PARTS", "Column", "Field", "Meta", "Progress", "Report", "Settings"]
@@ -46,6 +48,8 @@ class Settings:
     min_count: int
     transform: Transform
     auxiliary: tuple[str, ...] = ()
+    positive: tuple[str, ...] = ()
+    reading: Reading = field(default_factory=Reading)
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,8 @@ class Column:
     name: str
     kind: Kind
     why: str
+    form: Form
+    """Of a category's values."""
 
 
 class Field(BaseModel):
@@ -74,6 +80,8 @@ class Field(BaseModel):
     """Training rows without a value."""
     not_finite: int
     """Rows of all parts with NaN or an infinity, which count as missing."""
+    unknown: float = 0.0
+    """The share of the validation rows with a value that training did not see, or rarely."""
 
 
 class Meta(BaseModel):
@@ -83,3 +91,9 @@ class Meta(BaseModel):
     rows: dict[str, int]
     fields: list[Field]
     encoders: list[Encoder]
+    left_out: dict[str, str] = {}
+    """Columns that are no fields, and why."""
+    notes: list[str] = []
+    """What was done about the data, a line each."""
+    warnings: list[str] = []
+    """What someone should look at before believing in a result, a line each."""

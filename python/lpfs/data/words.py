@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from lpfs.data.forms import Form, canonical
 from lpfs.data.plain import Numbered
 
 __all__ = ["Buckets", "Words", "bucket", "distinct"]
@@ -31,10 +32,10 @@ def distinct(column: pa.Array) -> tuple[NDArray[np.int64], pa.Array]:
     if not pa.types.is_dictionary(column.type):
         column = column.dictionary_encode()
     values = column.dictionary
-    if pa.types.is_floating(values.type):
-        values = pc.if_else(pc.is_nan(values), None, values)
+    if pa.types.is_floating(values.type) or pa.types.is_decimal(values.type):
         # 3.0 is the same value as 3: a missing value elsewhere made the integers floats.
-        values = pc.replace_substring_regex(values.cast(pa.string()), r"\.0$", "")
+        words = canonical(values.cast(pa.string()).to_pylist(), "number")
+        values = pa.array([word or None for word in words], pa.string())
     elif not pa.types.is_string(values.type):
         values = values.cast(pa.string())
     indices = column.indices.fill_null(len(values)).to_numpy(zero_copy_only=False)
@@ -44,7 +45,7 @@ def distinct(column: pa.Array) -> tuple[NDArray[np.int64], pa.Array]:
 
 
 class Words:
-    """The different words of a field, numbered as they come; 0 is the missing one.
+    """The different values of a field in their form, numbered as they come; 0 is the missing one.
 
     >>> words = Words()
     >>> words.number(pa.array(["b", "a", "", None])).tolist()
@@ -53,9 +54,12 @@ class Words:
     [3, 2]
     >>> list(words.numbers)
     ['', 'b', 'a', 'c']
+    >>> Words("number").number(pa.array(["7", "07", "7.0", "8"])).tolist()
+    [1, 1, 1, 2]
     """
 
-    def __init__(self) -> None:
+    def __init__(self, form: Form = "text", nulls: Collection[str] = ()) -> None:
+        self._form, self._nulls = form, frozenset(nulls)
         self.numbers: dict[str, int] = {"": 0}
         self._head = pa.array([""])
         self._translate = _Translation()
@@ -69,8 +73,7 @@ class Words:
         Raises UnicodeDecodeError or pyarrow.ArrowException for what is no text.
         """
         if isinstance(column, Numbered):
-            numbers = self.numbers
-            return self._translate(column, lambda word: numbers.setdefault(word, len(numbers)))
+            return self._translate(column, self._numbered)
         if not pa.types.is_string(column.type):
             indices, values = distinct(column)
             return self.number(values)[indices]
@@ -86,17 +89,21 @@ class Words:
         new = np.flatnonzero(result < 0)
         if len(new):
             encoded = column.take(pa.array(new)).dictionary_encode()
-            words, numbers = encoded.dictionary.to_pylist(), self.numbers
-            codes = [numbers.setdefault(word, len(numbers)) for word in words]
+            codes = self._numbered(encoded.dictionary.to_pylist())
             result[new] = np.array(codes, dtype=np.int32)[encoded.indices.to_numpy()]
         return np.asarray(result, dtype=np.int32)
 
+    def _numbered(self, words: Sequence[str]) -> list[int]:
+        numbers = self.numbers
+        words = canonical(words, self._form, self._nulls)
+        return [numbers.setdefault(word, len(numbers)) for word in words]
+
 
 class Buckets:
-    """The same for a field too large to remember: words share `size` numbers by their hash."""
+    """The same for a field too large to remember: values share `size` numbers by their hash."""
 
-    def __init__(self, size: int) -> None:
-        self.size = size
+    def __init__(self, size: int, form: Form = "text", nulls: Collection[str] = ()) -> None:
+        self.size, self._form, self._nulls = size, form, frozenset(nulls)
         self._translate = _Translation()
 
     def __len__(self) -> int:
@@ -105,12 +112,14 @@ class Buckets:
     def number(self, column: pa.Array | Numbered) -> NDArray[np.int32]:
         """Numbers `[rows]` int32: 0 for missing, else 1 + `bucket`."""
         if isinstance(column, Numbered):
-            return self._translate(column, self._bucket)
+            return self._translate(column, self._numbered)
         indices, values = distinct(column)
-        return np.array([*map(self._bucket, values.to_pylist())], dtype=np.int32)[indices]
+        words = [word or "" for word in values.to_pylist()]
+        return np.array(self._numbered(words), dtype=np.int32)[indices]
 
-    def _bucket(self, word: str | None) -> int:
-        return 1 + bucket(word, self.size) if word else 0
+    def _numbered(self, words: Sequence[str]) -> list[int]:
+        words = canonical(words, self._form, self._nulls)
+        return [1 + bucket(word, self.size) if word else 0 for word in words]
 
 
 class _Translation:
@@ -120,7 +129,9 @@ class _Translation:
         self._tables: dict[int, NDArray[np.int32]] = {}
         self._sizes: dict[int, int] = {}
 
-    def __call__(self, column: Numbered, number: Callable[[str], int]) -> NDArray[np.int32]:
+    def __call__(
+        self, column: Numbered, number: Callable[[Sequence[str]], list[int]]
+    ) -> NDArray[np.int32]:
         table = self._tables.setdefault(column.reader, np.empty(1 << 8, dtype=np.int32))
         size = self._sizes.get(column.reader, 0)
         all_ = size + len(column.new)
@@ -128,7 +139,7 @@ class _Translation:
             longer = np.empty(2 * all_, dtype=np.int32)
             longer[:size] = table[:size]
             table = self._tables[column.reader] = longer
-        table[size:all_] = [*map(number, column.new)]
+        table[size:all_] = number(column.new)
         self._sizes[column.reader] = all_
         return table.take(column.numbers)
 

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from lpfs.data.ahead import together
 from lpfs.data.bins import QuickBins
-from lpfs.data.encode import BinEncoder, Encoder, NumberEncoder
+from lpfs.data.encode import UNKNOWN, BinEncoder, Encoder, NumberEncoder
+from lpfs.data.fit import Table
 from lpfs.data.raw import Raw
 from lpfs.data.schema import PARTS, Meta, Progress, Report
 
@@ -26,11 +27,14 @@ def write(
     out: Path,
     raw: Raw,
     meta: Meta,
-    tables: Sequence[NDArray[np.int32]],
+    tables: Sequence[Table],
     report: Report,
-) -> None:
+) -> NDArray[np.int64]:
     """The arrays of each part as `.npy`, written from first to last byte: a full disk is an error
-    here, where a memory map would be killed."""
+    here, where a memory map would be killed.
+
+    Returns how many values of the validation rows are unknown, for each column of the codes.
+    """
     kinds = [e.kind for e in meta.encoders]
     width_of = {"numbers": kinds.count("number")}
     width_of["codes"] = len(kinds) - width_of["numbers"]
@@ -56,7 +60,7 @@ def write(
                     },
                 )
                 files[part, kind] = file
-        done = 0
+        done, unknown = 0, np.zeros(width_of["codes"], dtype=np.int64)
 
         encoders: list[Encoder | QuickBins] = [
             QuickBins(encoder) if isinstance(encoder, BinEncoder) and raw.rows > MANY else encoder
@@ -71,8 +75,11 @@ def write(
             for part, arrays in zip(PARTS, parted, strict=True):
                 for kind, array in arrays.items():
                     files[part, kind].write(array.data)
+                if part == "validation":
+                    unknown += (arrays["codes"] == UNKNOWN).sum(0)
             done += rows
             report(Progress("encode", done, size * done // raw.rows, size))
+    return unknown
 
 
 Arrays: TypeAlias = dict[str, NDArray[Any]]
@@ -81,23 +88,21 @@ Arrays: TypeAlias = dict[str, NDArray[Any]]
 def _encoded(
     piece: list[NDArray[Any]],
     encoders: Sequence[Encoder | QuickBins],
-    tables: Sequence[NDArray[np.int32]],
+    tables: Sequence[Table],
 ) -> Arrays:
     """What models read in place of the numbers of words and the raw values."""
     words, values, labels, auxiliary, _ = piece
     scalers = sum(isinstance(encoder, NumberEncoder) for encoder in encoders)
     codes = np.empty((len(labels), len(encoders) - scalers), dtype=np.int32)
     numbers = np.empty((len(labels), scalers), dtype=np.float32)
-    of_words = (table.take(words[:, j]) for j, table in enumerate(tables))
-    of_numbers = iter(values.T)
     coded, scaled = iter(codes.T), iter(numbers.T)
-    for encoder in encoders:
+    for encoder, (j, table) in zip(encoders, tables, strict=True):
         if isinstance(encoder, BinEncoder | QuickBins):
-            next(coded)[:] = encoder.apply(next(of_numbers))
+            next(coded)[:] = encoder.apply(values[:, j])
         elif isinstance(encoder, NumberEncoder):
-            next(scaled)[:] = encoder.apply(next(of_numbers))
-        else:
-            next(coded)[:] = next(of_words)
+            next(scaled)[:] = encoder.apply(values[:, j])
+        elif table is not None:
+            next(coded)[:] = table.take(words[:, j])
     return {"codes": codes, "numbers": numbers, "labels": labels, "auxiliary": auxiliary.copy()}
 
 

@@ -28,8 +28,9 @@ from lpfs.data import (
     build,
     load,
     raw,
-    read,
     stream,
+    text,
+    typed,
 )
 from lpfs.data.ahead import ahead, together
 from lpfs.data.words import Words
@@ -45,10 +46,13 @@ def assert_same(a: Data, b: Data) -> None:
         np.testing.assert_array_equal(x.labels, y.labels)
 
 
+pytestmark = pytest.mark.usefixtures("blocks")
+
+
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(read, "TEXT_BYTES", 1 << 16)
-    monkeypatch.setattr(read, "ROWS", 97)
+    monkeypatch.setattr(text, "TEXT_BYTES", 1 << 16)
+    monkeypatch.setattr(typed, "ROWS", 97)
     monkeypatch.setattr(raw, "PIECE", 0)
 
 
@@ -131,9 +135,13 @@ def test_parts() -> None:
     ]
     assert not in_order.validation.codes.any()
     assert not in_order.test.codes.any()
-    by_fraction = load(table, split=ByFraction(0.3, seed=5))
-    assert 250 < len(by_fraction.test) < 350
-    assert len(load(table, split=ByFraction(0.3, seed=6)).test) != len(by_fraction.test)
+    by_fraction = load(table, split=ByFraction(0.3, seed=5), min_count=1)
+    assert len(by_fraction.test) == 300
+    # Of few rows each part has its share of both labels, in no order.
+    assert 30 <= int(by_fraction.validation.labels.sum()) <= 40
+    assert not by_fraction.validation.codes.any()
+    other = load(table, split=ByFraction(0.3, seed=6))
+    assert other.test.labels.tolist() != by_fraction.test.labels.tolist()
     names = [["train", "train", "train", "test", "Train ", "validation"][i % 6] for i in range(n)]
     by_column = load(table.append_column("split", pa.array(names)), split=ByColumn())
     rows = [len(p) for p in (by_column.train, by_column.validation, by_column.test)]

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lpfs.data import ByColumn, Data, DataError, InOrder, load, read
+from lpfs.data import ByColumn, Data, DataError, InOrder, load, read, text
 from lpfs.data.plain import LIBRARY, PlainReader
 
 from .test_load import assert_same
@@ -45,13 +45,13 @@ def logs(draw: st.DrawFn) -> tuple[bytes, int]:
         line = lines[draw(st.integers(20, len(lines) - 1))]
         column = draw(st.integers(0, 39))
         line[column] = draw(odd_numbers if 0 < column < 14 else odd_words)
-    text = ["\t".join(line) for line in lines]
-    at = draw(st.integers(20, len(text)))
-    text[at:at] = more = draw(
+    rows = ["\t".join(line) for line in lines]
+    at = draw(st.integers(20, len(rows)))
+    rows[at:at] = more = draw(
         st.sampled_from([[]] * 6 + [[""], ["1\t2"], ["\t" * 39], ["\t" * 40]])
     )
     end = draw(st.sampled_from(["\n", "\n", "\n", "\r\n"]))
-    content = end.join(text) + draw(st.sampled_from(["", end, end * 2]))
+    content = end.join(rows) + draw(st.sampled_from(["", end, end * 2]))
     return content.encode(errors="surrogateescape"), odd + len(more)
 
 
@@ -71,7 +71,7 @@ def test_the_same_as_by_a_reader_for_any_text(
     path = tmp_path_factory.mktemp("plain") / "day_0"
     path.write_bytes(content)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(read, "TEXT_BYTES", block)
+        patch.setattr(text, "TEXT_BYTES", block)
         found = result(path, hashed={"C3": 5})
         patch.setattr(read, "LIBRARY", None)
         expected = result(path, hashed={"C3": 5})
@@ -123,7 +123,7 @@ def test_a_line_that_is_too_long(tmp_path: Path) -> None:
 
 
 def test_several_files_share_their_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(read, "TEXT_BYTES", 1000)
+    monkeypatch.setattr(text, "TEXT_BYTES", 1000)
     lines = [line(i * i) for i in range(120)]
     (tmp_path / "whole.tsv").write_text("".join(lines))
     for day in range(3):
@@ -134,7 +134,7 @@ def test_several_files_share_their_words(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_labels_of_further_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(read, "TEXT_BYTES", 1000)
+    monkeypatch.setattr(text, "TEXT_BYTES", 1000)
     lines = [line(i).replace(f"\t{i % 5}a", f"\t{i // 3 % 2}", 1) for i in range(120)]
     lines[50] = lines[50].replace("\t0a", "\tü")  # a block that is not plain
     (tmp_path / "day_0").write_text("".join(lines))

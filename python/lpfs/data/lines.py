@@ -1,0 +1,114 @@
+"""JSON lines: an object in each, with a value of its own type or none for every column."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from lpfs.data.columns import Kind
+from lpfs.data.error import DataError
+from lpfs.data.places import Place, Utf8, file_identity, opened, readable
+from lpfs.data.plain import PlainReader
+from lpfs.data.source import Chunk, Reading, Stray
+from lpfs.data.text import numbers_of
+
+__all__ = ["Lines"]
+
+# Objects whose keys are the columns.
+LOOK = 1000
+ROWS = 1 << 15
+BYTES = 1 << 20
+
+
+class Lines:
+    """A file of JSON objects, one in a line.
+
+    Numbers come as they are spelled there, so that none loses digits.
+    """
+
+    def __init__(self, place: Place, reading: Reading) -> None:
+        self.path, self.name, self.size = place.path, place.name, place.path.stat().st_size
+        self.reading = reading
+        self.kinds: dict[str, Kind] = {}
+        self.nameless: frozenset[str] = frozenset()
+        self.columns: dict[str, pa.DataType] = {}
+        with readable(self.name):
+            for _, record in itertools.islice(self._records(), LOOK):
+                for name, value in record.items():
+                    nested = isinstance(value, list | dict)
+                    kind = pa.list_(pa.null()) if isinstance(value, list) else pa.struct([])
+                    if nested or name not in self.columns:
+                        self.columns[name] = kind if nested else pa.string()
+        self.untyped = frozenset(n for n, kind in self.columns.items() if kind == pa.string())
+
+    def identity(self) -> object:
+        """What changes when the content, or what is made of it, does."""
+        return [file_identity(self.path), "lines", repr(self.reading)]
+
+    def hint(self) -> str:
+        """Nothing."""
+        return ""
+
+    def chunks(
+        self, wanted: Mapping[str, Kind], plain: Sequence[PlainReader] = ()
+    ) -> Iterator[Chunk]:
+        """All rows of the wanted columns, see `Source`."""
+        first = 0
+        with readable(self.name):
+            records = self._records()
+            while some := list(itertools.islice(records, ROWS)):
+                columns, strays = [], dict[str, Stray]()
+                for name, kind in wanted.items():
+                    values = pa.array([_word(r.get(name)) for _, r in some], pa.string())
+                    if kind == "number":
+                        values, stray = numbers_of(self.name, first, name, values, self.reading)
+                        if stray:
+                            strays[name] = stray
+                    columns.append(values)
+                rows = pa.RecordBatch.from_arrays(columns, names=list(wanted))
+                yield Chunk(self.name, first, rows, some[-1][0], strays)
+                first += len(some)
+
+    def _records(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """How much of the file is read, and each object, its numbers as text."""
+        decode = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=str).decode
+        with self.path.open("rb") as file, opened(self.path, file) as stream:
+            for number, line in enumerate(_lines(Utf8(stream, self.reading.encoding)), 1):
+                try:
+                    text = line.decode()
+                    if text.isspace() or not text:
+                        continue
+                    record = decode(text)
+                except UnicodeDecodeError as error:
+                    raise DataError(self.name, f"line {number}", "expected UTF-8 text") from error
+                except ValueError as error:
+                    raise DataError(
+                        self.name,
+                        f"line {number}",
+                        "expected a JSON object in each line",
+                        str(error),
+                    ) from error
+                if not isinstance(record, dict):
+                    raise DataError(self.name, f"line {number}", "expected a JSON object")
+                yield file.tell(), record
+
+
+def _lines(file: Utf8) -> Iterator[bytes]:
+    left = b""
+    while block := file.read(BYTES):
+        *lines, left = (left + block).split(b"\n")
+        yield from lines
+    if left:
+        yield left
+
+
+def _word(value: object) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return json.dumps(value)
