@@ -117,7 +117,8 @@ def _unreadable(sources: Sequence[Source], columns: dict[str, pa.DataType]) -> D
     """All of them at once, with an advice that works."""
     listed = ", ".join(f"{name!r} ({kind})" for name, kind in [*columns.items()][:20])
     listed += f" and {len(columns) - 20} more" if len(columns) > 20 else ""
-    file = next(file for file in sources if {*columns} & {*file.columns})
+    name, kind = next(iter(columns.items()))
+    file = next(file for file in sources if file.columns.get(name) == kind)
     advice = f"leave them out: ignore {','.join(columns)}"
     printed = [name for name, kind in columns.items() if _prints(kind)]
     if printed:

@@ -168,6 +168,7 @@ def load(
         reading=reading,
     )
     options: dict[str, Any] = asdict(settings) | {"split": repr(settings.split)}
+    options["reading"] = reading.unusual()
     options = {k: list(v) if isinstance(v, tuple) else v for k, v in options.items()}
     name = cached.key(
         {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -49,6 +49,18 @@ class Reading:
             codecs.lookup(self.encoding)
         except LookupError as error:
             raise DataError("encoding", f"{self.encoding!r} is not known") from error
+
+    def unusual(self) -> dict[str, Any]:
+        """What differs from the defaults, as JSON has it, for `Reading(**…)`.
+
+        >>> Reading(separator=";").unusual()
+        {'separator': ';'}
+        """
+        given = {name: value for name, value in asdict(self).items() if value != _USUAL[name]}
+        return {n: list(value) if isinstance(value, tuple) else value for n, value in given.items()}
+
+
+_USUAL = {one.name: one.default for one in fields(Reading)}
 
 
 @dataclass(frozen=True)

@@ -85,13 +85,12 @@ def suspicions(
     comma = isinstance(encoder, CategoryEncoder) and number_as_text(field.name, words[:_FEW])
     if comma:
         found.append(comma)
+    elif isinstance(encoder, CategoryEncoder) and field.distinct > max(_NEW * valued, _FEW):
+        found.append(f"{name} has a new value in nearly each row: {field.distinct} in {valued}")
+        return found
     elif isinstance(encoder, CategoryEncoder):
-        if field.distinct > max(_NEW * valued, _FEW):
-            found.append(f"{name} has a new value in nearly each row: {field.distinct} in {valued}")
-        else:
-            found += _misread(name, encoder)
-    one = isinstance(encoder, CategoryEncoder | BinEncoder) and _used(field, encoder) < 2
-    if one:
+        found += _misread(name, encoder)
+    if isinstance(encoder, CategoryEncoder | BinEncoder) and _used(field, encoder) < 2:
         found.append(f"{name} has one value in all training rows, or none but rare ones")
     return found
 

@@ -60,6 +60,16 @@ class Cut(BaseModel):
     gate_before: float
 
 
+class Values(BaseModel):
+    """Shares of a field's rows, 0 to 1, to which those of scored rows are compared."""
+
+    model_config = ConfigDict(extra="forbid")
+    unknown: float
+    """Of the validation rows: those with a value that training rows had not, or rarely."""
+    missing: float
+    """Of the training rows: those without a value."""
+
+
 class Summary(BaseModel):
     """`selection.json`."""
 
@@ -99,6 +109,8 @@ class Summary(BaseModel):
     """Rows of the train, validation and test part."""
     not_finite: dict[str, int] = {}
     """Column → rows in which NaN or an infinity was taken for a missing number."""
+    values: dict[str, Values] = {}
+    """What part of a field's values had no code or were missing when it was trained."""
     settings: Settings
     reading: dict[str, Any]
     """How the log was read: label, split, types and transforms; see `lpfs.data.load`."""
@@ -142,6 +154,12 @@ def summarise(
         steps=selection.steps,
         rows={name: len(getattr(data, name)) for name in ("train", "validation", "test")},
         not_finite={field.name: field.not_finite for field in data.fields if field.not_finite},
+        values={
+            field.name: Values(
+                unknown=field.unknown, missing=field.missing / max(len(data.train), 1)
+            )
+            for field in data.fields
+        },
         settings=selection.settings,
         reading=data.options,
         versions={

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,15 +13,21 @@ import pyarrow.parquet
 import torch
 from torch import Tensor
 
-from lpfs.data import DataError, stream
+from lpfs.data import Batch, DataError, Reading, stream
+from lpfs.data.encode import MISSING, UNKNOWN
 from lpfs.data.read import Input
 from lpfs.data.schema import Report
 from lpfs.files import appearing
 from lpfs.lifecycle.training import Metrics, score
-from lpfs.run import load_encoders, load_model
+from lpfs.run import load_encoders, load_model, load_summary
+from lpfs.run.directory import Values
 
 ROWS = 8192
 """Rows that are in the network at a time."""
+
+
+# A share that is that much larger than in training, and more than twice as large, is far from it.
+FAR = 0.05
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,12 @@ class Scores:
 
     rows: int
     metrics: Metrics | None
+    unknown: dict[str, float]
+    """Field → the share of rows whose value has no code."""
+    missing: dict[str, float]
+    """Field → the share of rows without a value."""
+    warnings: list[str]
+    """Fields whose values are far from those that the model was trained on, a line each."""
 
 
 def score_rows(
@@ -36,6 +49,7 @@ def score_rows(
     source: Input,
     *,
     label: str | None = None,
+    reading: Reading | None = None,
     progress: Report | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Logits and labels (NaN without `label`) of all rows of a source in order, some at a time.
@@ -43,12 +57,35 @@ def score_rows(
     Values that training did not see and missing ones are treated as there. Only the columns of the
     kept fields are read. Raises DataError with one line on what is wrong.
     """
+    for batch, logits in _scored(directory, source, label, reading, progress):
+        yield logits, batch.labels
+
+
+def _scored(
+    directory: Path,
+    source: Input,
+    label: str | None,
+    reading: Reading | None,
+    progress: Report | None,
+) -> Iterator[tuple[Batch, Tensor]]:
     model, encoders = load_model(directory).eval(), load_encoders(directory)
-    for batch in stream(source, encoders, label=label, progress=progress):
+    options = _options(directory)
+    rows = stream(
+        source,
+        encoders,
+        label=label,
+        positive=options.get("positive", ()),
+        reading=reading or Reading(**options.get("reading", {})),
+        progress=progress,
+    )
+    for batch in rows:
         with torch.no_grad():
             pieces = zip(batch.codes.split(ROWS), batch.numbers.split(ROWS), strict=True)
-            logits = torch.cat([model(codes, numbers) for codes, numbers in pieces])
-        yield logits, batch.labels
+            yield batch, torch.cat([model(codes, numbers) for codes, numbers in pieces])
+
+
+def _options(directory: Path) -> dict[str, Any]:
+    return load_summary(directory).reading
 
 
 def score_file(
@@ -57,6 +94,7 @@ def score_file(
     out: Path,
     *,
     label: str | None = None,
+    reading: Reading | None = None,
     progress: Report | None = None,
 ) -> Scores:
     """Write the probability of a click for every row of a source.
@@ -66,7 +104,8 @@ def score_file(
         source: as for `lpfs.data.load`.
         out: a Parquet file with one column, `probability` (float64), in the order of the rows. It
             appears whole or not at all.
-        label: the column with 0 and 1, if the scores are to be judged.
+        label: the column with clicks, if the scores are to be judged, by the rows that have one.
+        reading: how text is written; default: as when the model was trained.
         progress: called after every chunk.
 
     Raises:
@@ -75,24 +114,55 @@ def score_file(
     """
     schema = pa.schema([("probability", pa.float64())])
     logits, labels, rows = [], [], 0
+    encoders = load_encoders(directory)
+    coded = [encoder.name for encoder in encoders if encoder.cardinality]
+    scaled = [encoder.name for encoder in encoders if not encoder.cardinality]
+    counts = np.zeros((2, len(coded)), dtype=np.int64)
+    blank = np.zeros(len(scaled), dtype=np.int64)
     with appearing(out) as partial:
         with pa.parquet.ParquetWriter(partial, schema) as file:
-            for piece, truth in score_rows(directory, source, label=label, progress=progress):
+            for batch, piece in _scored(directory, source, label, reading, progress):
                 rows += len(piece)
                 file.write_batch(pa.record_batch([piece.double().sigmoid().numpy()], schema=schema))
+                codes = batch.codes.numpy()
+                counts += np.stack([(codes == code).sum(0) for code in (UNKNOWN, MISSING)])
+                blank += batch.numbers.isnan().sum(0).numpy()
                 if label is not None:
                     logits.append(piece)
-                    labels.append(truth.numpy())
+                    labels.append(batch.labels.numpy())
         if not rows:
             raise DataError(str(source), "no rows")
         metrics = None
         if label is not None:
             truths = np.concatenate(labels)
-            if len(set(truths.tolist())) < 2:
+            judged = ~np.isnan(truths)
+            found = {*truths[judged].tolist()}
+            if len(found) < 2:
+                have = f"have {found.pop():.0f}" if found else "have none"
                 raise DataError(
                     str(source),
                     f"column {label!r}",
-                    f"expected 0 and 1, all {rows} rows have {truths[0]:.0f}",
+                    f"expected 0 and 1, all {judged.sum() or rows} rows {have}",
                 )
-            metrics = score(torch.cat(logits), truths)
-    return Scores(rows, metrics)
+            metrics = score(torch.cat(logits)[torch.from_numpy(judged)], truths[judged])
+    unknown = dict(zip(coded, (counts[0] / rows).tolist(), strict=True))
+    missing = dict(zip(coded, (counts[1] / rows).tolist(), strict=True))
+    missing |= dict(zip(scaled, (blank / rows).tolist(), strict=True))
+    trained = load_summary(directory).values
+    return Scores(rows, metrics, unknown, missing, _far(trained, unknown, missing))
+
+
+def _far(
+    trained: Mapping[str, Values], unknown: Mapping[str, float], missing: Mapping[str, float]
+) -> list[str]:
+    found = []
+    for name, before in trained.items():
+        for what, share, usual in (
+            ("unknown", unknown.get(name, 0.0), before.unknown),
+            ("missing", missing.get(name, 0.0), before.missing),
+        ):
+            if share > usual + max(FAR, usual):
+                found.append(
+                    f"{name!r}: {share:.1%} of the values are {what}, {usual:.1%} in training"
+                )
+    return found
