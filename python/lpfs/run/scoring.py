@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,12 +12,13 @@ import pyarrow.parquet
 import torch
 from torch import Tensor
 
-from lpfs.data import Batch, DataError, Reading, stream
+from lpfs.data import Batch, DataError, Encoder, Reading, stream
 from lpfs.data.encode import MISSING, UNKNOWN
 from lpfs.data.read import Input
 from lpfs.data.schema import Report
 from lpfs.files import appearing
 from lpfs.lifecycle.training import Metrics, score
+from lpfs.models import DLRM
 from lpfs.run import load_encoders, load_model, load_summary
 from lpfs.run.directory import Values
 
@@ -57,19 +57,22 @@ def score_rows(
     Values that training did not see and missing ones are treated as there. Only the columns of the
     kept fields are read. Raises DataError with one line on what is wrong.
     """
-    for batch, logits in _scored(directory, source, label, reading, progress):
+    model, encoders = load_model(directory), load_encoders(directory)
+    for batch, logits in _scored(directory, model, encoders, source, label, reading, progress):
         yield logits, batch.labels
 
 
 def _scored(
     directory: Path,
+    model: DLRM,
+    encoders: Sequence[Encoder],
     source: Input,
     label: str | None,
     reading: Reading | None,
     progress: Report | None,
 ) -> Iterator[tuple[Batch, Tensor]]:
-    model, encoders = load_model(directory).eval(), load_encoders(directory)
-    options = _options(directory)
+    model.eval()
+    options = load_summary(directory).reading
     rows = stream(
         source,
         encoders,
@@ -82,10 +85,6 @@ def _scored(
         with torch.no_grad():
             pieces = zip(batch.codes.split(ROWS), batch.numbers.split(ROWS), strict=True)
             yield batch, torch.cat([model(codes, numbers) for codes, numbers in pieces])
-
-
-def _options(directory: Path) -> dict[str, Any]:
-    return load_summary(directory).reading
 
 
 def score_file(
@@ -114,14 +113,15 @@ def score_file(
     """
     schema = pa.schema([("probability", pa.float64())])
     logits, labels, rows = [], [], 0
-    encoders = load_encoders(directory)
+    model, encoders = load_model(directory), load_encoders(directory)
     coded = [encoder.name for encoder in encoders if encoder.cardinality]
     scaled = [encoder.name for encoder in encoders if not encoder.cardinality]
     counts = np.zeros((2, len(coded)), dtype=np.int64)
     blank = np.zeros(len(scaled), dtype=np.int64)
     with appearing(out) as partial:
         with pa.parquet.ParquetWriter(partial, schema) as file:
-            for batch, piece in _scored(directory, source, label, reading, progress):
+            scored = _scored(directory, model, encoders, source, label, reading, progress)
+            for batch, piece in scored:
                 rows += len(piece)
                 file.write_batch(pa.record_batch([piece.double().sigmoid().numpy()], schema=schema))
                 codes = batch.codes.numpy()
