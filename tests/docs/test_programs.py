@@ -31,7 +31,7 @@ root={shlex.quote(str(ROOT))}
 pip() {{ (cd $root && python -m pip "${{@/#wheel/install}}" --dry-run -q --no-deps); }}
 make() {{ command make -n -C $root "$@" >/dev/null; }}
 """
-FASTER = {"select": QUICK, "path": QUICK[:4]}
+FASTER = {"select": QUICK, "path": QUICK[: QUICK.index("--epochs")]}
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:
