@@ -113,13 +113,20 @@ def _gradients(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
     grad_packed = grad_weight = grad_x = None
     # What is large comes last: until then the cache holds what the others read.
     if wants_weight or wants_x:
-        gates = x, epsilon, ctx.widths, scale, ungated, *ctx.gate
-        operator = torch.ops.lpfs.gated_concat_backward.default
-        grad_weight, grad_x = below_autograd(operator, grad.t().mm(packed), [weight], *gates)
+        into = grad.t().mm(packed)
+        grad_weight, grad_x = _apart(ctx, into, weight, x, epsilon, scale, ungated)
     grad_bias = grad.sum(0) if wants_bias else None
     if wants_packed:
         grad_packed = grad.mm(columns)
     return grad_packed, grad_weight, grad_bias, None, grad_x, *[None] * 6
+
+
+def _apart(ctx: Any, into: Tensor, weight: Tensor, *gates: Any) -> tuple[Tensor, Tensor]:
+    """The gradients of a weight and of x, from that of Ŵ, the weight with gated columns."""
+    x, epsilon, *rest = gates
+    operator = torch.ops.lpfs.gated_concat_backward.default
+    call = into, [weight], x, epsilon, ctx.widths, *rest, *ctx.gate
+    return cast(tuple[Tensor, Tensor], below_autograd(operator, *call))
 
 
 _once = torch.autograd.function.once_differentiable(_gradients)
@@ -144,8 +151,7 @@ class _Revival(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         packed, weight, x, epsilon, scale, ungated = ctx.saved_tensors
         into = (grad.T @ packed.to(grad.dtype)).to(weight.dtype)
-        call = into, [weight], x, epsilon, ctx.widths, scale, ungated, *ctx.gate
-        _, grad_x = torch.ops.lpfs.gated_concat_backward.default(*call)
+        _, grad_x = _apart(ctx, into, weight, x, epsilon, scale, ungated)
         return grad, None, None, None, grad_x, *[None] * 6
 
 
