@@ -27,7 +27,7 @@ from lpfs.run import load_summary
 from ..command import QUICK, below, check_run, lpfs, succeed
 
 ROWS = 3000
-COMMANDS = ("demo", "select", "predict", "show", "report", "generate")
+COMMANDS = ("demo", "select", "path", "predict", "show", "report", "experiment", "generate", "env")
 
 
 @pytest.fixture(scope="module")
