@@ -113,31 +113,26 @@ def check_pairs(operator: str, pairs: Sequence[Sequence[int]], fields: int) -> N
 
 
 @jit
-def _gate_of(
-    x,
-    scale,
-    ungated,
-    index,
-    exists,
-    epsilon,
-    alpha,
-    tau,
-    KIND: tl.constexpr,
-    REVIVES: tl.constexpr,
-):
-    """Of gates: factor, whether they are alive, and whether they have a gradient."""
-    xi = tl.load(x + index, mask=exists, other=0.0)
-    alive = exists & (xi != 0)
+def _state_of(x, ungated, index, exists, REVIVES: tl.constexpr):
+    """Of gates: whether they are alive, and whether they have a gradient."""
+    alive = exists & (tl.load(x + index, mask=exists, other=0.0) != 0)
     learns = exists if REVIVES else alive
-    factor = gate(xi, epsilon, alpha, tau, KIND)
     if ungated is not None:
         always = tl.load(ungated + index, mask=exists, other=0) != 0
         alive = alive | always
         learns = learns & (always == 0)
+    return alive, learns
+
+
+@jit
+def _factor_of(x, scale, ungated, index, exists, epsilon, alpha, tau, KIND: tl.constexpr):
+    factor = gate(tl.load(x + index, mask=exists, other=0.0), epsilon, alpha, tau, KIND)
+    if ungated is not None:
+        always = tl.load(ungated + index, mask=exists, other=0) != 0
         factor = tl.where(always, 1.0, factor)
     if scale is not None:
         factor = factor * tl.load(scale + index, mask=exists, other=0.0)
-    return factor, alive, learns
+    return factor
 
 
 @jit_for_any("rows", "count", "steps")
@@ -186,18 +181,16 @@ def _forward_kernel(
         first = tl.load(pairs + 2 * pair, mask=exists, other=0)
         second = tl.load(pairs + 2 * pair + 1, mask=exists, other=-1)
         if BEFORE:
-            factor, alive, _ = _gate_of(
-                x, scale, ungated, first, exists, eps, alpha, tau, KIND, False
-            )
-            other_factor, other_alive, _ = _gate_of(
-                x, scale, ungated, second, exists & (second >= 0), eps, alpha, tau, KIND, False
-            )
+            crossed = exists & (second >= 0)
+            alive, _ = _state_of(x, ungated, first, exists, False)
+            other_alive, _ = _state_of(x, ungated, second, crossed, False)
             alive = alive & (other_alive | (second < 0))
+            factor = _factor_of(x, scale, ungated, first, exists, eps, alpha, tau, KIND)
+            other_factor = _factor_of(x, scale, ungated, second, crossed, eps, alpha, tau, KIND)
             other_factor = tl.where(second < 0, 1.0, other_factor)
         else:
-            factor, alive, _ = _gate_of(
-                x, scale, ungated, pair, exists, eps, alpha, tau, KIND, False
-            )
+            alive, _ = _state_of(x, ungated, pair, exists, False)
+            factor = _factor_of(x, scale, ungated, pair, exists, eps, alpha, tau, KIND)
         first_offset = (first.to(index) * field_stride)[None, :, None] + column * column_stride
         second_offset = (second.to(index) * field_stride)[None, :, None] + column * column_stride
         target = pair.to(index)[None, :, None] * WIDTH + column
@@ -222,7 +215,7 @@ def _forward_kernel(
             tl.store(out, value.to(y.dtype.element_ty), mask=inside & writes)
 
 
-@jit_for_any("rows", "gates", "first_count", "steps", "blocks")
+@jit_for_any("rows", "gates", "first_count", "idle_count", "steps", "blocks")
 def _backward_kernel(
     grad_embeddings,
     grad_x,
@@ -231,10 +224,12 @@ def _backward_kernel(
     firsts,
     slots,
     table,
+    idle,
     x,
     epsilon,
     scale,
     ungated,
+    factors,
     partials,
     counter,
     alpha: tl.float64,
@@ -243,6 +238,7 @@ def _backward_kernel(
     columns,
     gates,
     first_count,
+    idle_count,
     row_stride,
     field_stride,
     column_stride,
@@ -260,10 +256,11 @@ def _backward_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
     CHUNKS: tl.constexpr,
+    BLOCK_FACTORS: tl.constexpr,
     BLOCK_GATES: tl.constexpr,
     BLOCK_PARTIALS: tl.constexpr,
 ):
-    """A program takes some rows. Every field that is the second of a pair, or in none, has a slot.
+    """A program takes some rows. Fields that are the second of a pair, or only alone, have slots.
 
     The embeddings of the slots and their gradients stay in registers while one first field after
     the other is crossed with all of them: each pair's gradient is read once.
@@ -286,49 +283,56 @@ def _backward_kernel(
     eps = tl.load(epsilon)
     mine = partials + block.to(tl.int64) * gates
 
+    # A gate takes as many instructions as all else for the pair: each is computed once, by one
+    # thread, for all that need it.
+    factors += block.to(tl.int64) * gates
+    for start in range(0, gates, BLOCK_FACTORS):
+        at = start + tl.arange(0, BLOCK_FACTORS)
+        factor = _factor_of(x, scale, ungated, at, at < gates, eps, alpha, tau, KIND)
+        tl.store(factors + at, factor, mask=at < gates)
+    tl.debug_barrier()
+
     slot = tl.arange(0, SLOTS)
     field = tl.load(slots + 2 * slot)
     alone = tl.load(slots + 2 * slot + 1)
     taken = field >= 0
     if BEFORE:
-        factor, alive, learns = _gate_of(
-            x, scale, ungated, field, taken, eps, alpha, tau, KIND, REVIVES
-        )
+        alive, learns = _state_of(x, ungated, field, taken, REVIVES)
+        factor = tl.load(factors + field, mask=alive, other=0.0)
         wants = alive | learns
         alone_reads = wants & (alone >= 0)
     else:
-        alone_factor, alone_alive, alone_learns = _gate_of(
-            x, scale, ungated, alone, alone >= 0, eps, alpha, tau, KIND, REVIVES
-        )
+        alone_alive, alone_learns = _state_of(x, ungated, alone, alone >= 0, REVIVES)
+        alone_factor = tl.load(factors + alone, mask=alone_alive, other=0.0)
         alone_reads = alone_alive | alone_learns
-    slot_offset = (field.to(index) * field_stride)[None, :, None] + column * column_stride
-    slot_target = (field.to(index) * WIDTH)[None, :, None] + column
-    alone_offset = (alone.to(index) * WIDTH)[None, :, None] + column
+    slot_offset = (field.to(index) * field_stride)[:, None, None] + column * column_stride
+    slot_target = (field.to(index) * WIDTH)[:, None, None] + column
+    alone_offset = (alone.to(index) * WIDTH)[:, None, None] + column
 
     for step in range(steps):
         # Partial sums of the step before are in memory for all threads.
         tl.debug_barrier()
         row = (tile + step) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS).to(index)
-        row = row[:, None, None]
+        row = row[None, :, None]
         inside = (row < rows) & within
         base = embeddings + row * row_stride
         upstreams = grad + row * grad_row_stride
         targets = grad_embeddings + row * columns
         again = step > 0
 
-        read = inside & (wants if BEFORE else taken)[None, :, None]
+        read = inside & (wants if BEFORE else taken)[:, None, None]
         plain = tl.load(base + slot_offset, mask=read, other=0.0).to(eps.dtype)
-        read = inside & alone_reads[None, :, None]
+        read = inside & alone_reads[:, None, None]
         offset = alone_offset * grad_column_stride
         total = tl.load(upstreams + offset, mask=read, other=0.0).to(eps.dtype)
         if BEFORE:
-            value = tl.where(alive[None, :, None], plain * factor[None, :, None], 0.0)
+            value = tl.where(alive[:, None, None], plain * factor[:, None, None], 0.0)
         else:
             value = plain
-            partial = tl.sum(tl.sum(total * plain, 2), 0)
+            partial = tl.sum(tl.sum(total * plain, 2), 1)
             before = tl.load(mine + alone, mask=alone_learns & again, other=0.0)
             tl.store(mine + alone, before + partial, mask=alone_learns)
-            total = tl.where(alone_alive[None, :, None], total * alone_factor[None, :, None], 0.0)
+            total = tl.where(alone_alive[:, None, None], total * alone_factor[:, None, None], 0.0)
 
         for k in range(first_count):
             own = tl.load(firsts + 3 * k)
@@ -336,17 +340,15 @@ def _backward_kernel(
             own_alone = tl.load(firsts + 3 * k + 2)
             pair = tl.load(table + k * SLOTS + slot)
             if BEFORE:
-                own_factor, own_alive, own_learns = _gate_of(
-                    x, scale, ungated, own, own >= 0, eps, alpha, tau, KIND, REVIVES
-                )
+                own_alive, own_learns = _state_of(x, ungated, own, own >= 0, REVIVES)
+                own_factor = tl.load(factors + own)
                 own_reads = own_alive | own_learns
                 to_first = alive & (tl.where(own_reads, pair, -1) >= 0)
                 to_second = wants & (tl.where(own_alive, pair, -1) >= 0)
                 reads = to_first | to_second
             else:
-                pair_factor, to_first, pair_learns = _gate_of(
-                    x, scale, ungated, pair, pair >= 0, eps, alpha, tau, KIND, REVIVES
-                )
+                to_first, pair_learns = _state_of(x, ungated, pair, pair >= 0, REVIVES)
+                pair_factor = tl.load(factors + pair, mask=to_first, other=0.0)
                 to_second = to_first
                 reads = to_first | pair_learns
                 own_reads = tl.full((), 1, tl.int1)
@@ -356,21 +358,21 @@ def _backward_kernel(
             own_value = own_plain
             if BEFORE:
                 own_value = tl.where(own_alive, own_plain * own_factor, 0.0)
-            offset = (pair.to(index) * WIDTH)[None, :, None] + column
+            offset = (pair.to(index) * WIDTH)[:, None, None] + column
             upstream = tl.load(
                 upstreams + offset * grad_column_stride,
-                mask=inside & reads[None, :, None],
+                mask=inside & reads[:, None, None],
                 other=0.0,
             ).to(eps.dtype)
             if not BEFORE:
-                partial = tl.sum(tl.sum(upstream * (own_value * value), 2), 0)
+                partial = tl.sum(tl.sum(upstream * (own_value * value), 2), 1)
                 before = tl.load(mine + pair, mask=pair_learns & again, other=0.0)
                 tl.store(mine + pair, before + partial, mask=pair_learns)
-                upstream = upstream * pair_factor[None, :, None]
-            total += tl.where(to_second[None, :, None], upstream * own_value, 0.0)
-            gradient = tl.where(to_first[None, :, None], upstream * value, 0.0)
-            gradient = tl.sum(gradient, 1)[:, None, :]
-            total += tl.where((slot == own_slot)[None, :, None], gradient, 0.0)
+                upstream = upstream * pair_factor[:, None, None]
+            total += tl.where(to_second[:, None, None], upstream * own_value, 0.0)
+            gradient = tl.where(to_first[:, None, None], upstream * value, 0.0)
+            gradient = tl.sum(gradient, 0)[None, :, :]
+            total += tl.where((slot == own_slot)[:, None, None], gradient, 0.0)
             if own_slot < 0:
                 own_grad = (own_alone.to(index) * WIDTH + column) * grad_column_stride
                 if BEFORE:
@@ -383,9 +385,10 @@ def _backward_kernel(
                     tl.store(mine + own, own_before + own_partial, mask=own_learns)
                     own_total = tl.where(own_alive, own_total * own_factor, 0.0)
                 else:
-                    own_factor, own_alive, own_learns = _gate_of(
-                        x, scale, ungated, own_alone, own_alone >= 0, eps, alpha, tau, KIND, REVIVES
+                    own_alive, own_learns = _state_of(
+                        x, ungated, own_alone, own_alone >= 0, REVIVES
                     )
+                    own_factor = tl.load(factors + own_alone, mask=own_alive, other=0.0)
                     own_read = tl.where(own_alive | own_learns, rows, 0)
                     own_mask = (row < own_read) & within
                     more = tl.load(upstreams + own_grad, mask=own_mask, other=0.0).to(eps.dtype)
@@ -397,11 +400,15 @@ def _backward_kernel(
                 tl.store(targets + own_target, own_total.to(DTYPE), mask=inside)
 
         if BEFORE:
-            partial = tl.sum(tl.sum(total * plain, 2), 0)
+            partial = tl.sum(tl.sum(total * plain, 2), 1)
             before = tl.load(mine + field, mask=learns & again, other=0.0)
             tl.store(mine + field, before + partial, mask=learns)
-            total = tl.where(alive[None, :, None], total * factor[None, :, None], 0.0)
-        tl.store(targets + slot_target, total.to(DTYPE), mask=inside & taken[None, :, None])
+            total = tl.where(alive[:, None, None], total * factor[:, None, None], 0.0)
+        tl.store(targets + slot_target, total.to(DTYPE), mask=inside & taken[:, None, None])
+        for k in range(idle_count):
+            target = tl.load(idle + k).to(index) * WIDTH + column
+            nothing = tl.zeros([1, BLOCK_ROWS, BLOCK_COLUMNS], DTYPE)
+            tl.store(targets + target, nothing, mask=inside)
 
     # Release: this block's partial sums come before its arrival. Acquire: the last to arrive sees
     # the others'. It finds them past the first-level cache, which is not kept coherent.
@@ -410,9 +417,7 @@ def _backward_kernel(
     if arrived == blocks - 1:
         for start in range(0, gates, BLOCK_GATES):
             at = start + tl.arange(0, BLOCK_GATES)
-            _, _, counted = _gate_of(
-                x, scale, ungated, at, at < gates, eps, alpha, tau, KIND, REVIVES
-            )
+            _, counted = _state_of(x, ungated, at, at < gates, REVIVES)
             sums = tl.zeros([BLOCK_PARTIALS, BLOCK_GATES], eps.dtype)
             for other in range(0, blocks, BLOCK_PARTIALS):
                 some = other + tl.arange(0, BLOCK_PARTIALS)[:, None]
@@ -433,25 +438,27 @@ class Tables(NamedTuple):
 
     `pairs` is the list. `firsts` has for each first field its number, its slot and the pair that is
     it alone, `slots` for each slot the number of its field and the pair that is it alone, and
-    `table` for each first field and slot their pair; −1 where there is none.
+    `table` for each first field and slot their pair; −1 where there is none. `idle` fields are in
+    no pair and need no slot.
     """
 
     pairs: Tensor
     firsts: Tensor
     slots: Tensor
     table: Tensor
+    idle: Tensor
 
 
 _TABLES: dict[tuple[Any, ...], tuple[Tensor, Tables]] = {}
 """With the tensor itself, so that its memory is not given to another."""
 
 
-def _tables(operator: str, pairs: Tensor, fields: int) -> Tables:
+def _tables(operator: str, pairs: Tensor, fields: int, before: bool) -> Tables:
     """The tables of a list of pairs; made, and the list checked, when it is first seen.
 
     Only then the host waits for the device. The list must not change later, except in place.
     """
-    key = *identity(pairs), fields
+    key = *identity(pairs), fields, before
     if key in _TABLES:
         return _TABLES[key][1]
     if pairs.is_cuda and torch.cuda.is_current_stream_capturing():
@@ -460,7 +467,7 @@ def _tables(operator: str, pairs: Tensor, fields: int) -> Tables:
         )
     listed = pairs.tolist()
     check_pairs(operator, listed, fields)
-    tables = _tabulate(listed, fields, pairs.device)
+    tables = _tabulate(listed, fields, before, pairs.device)
     if len(_TABLES) >= 64:
         del _TABLES[next(iter(_TABLES))]
     _TABLES[key] = pairs, tables
@@ -473,11 +480,17 @@ def identity(tensor: Tensor) -> tuple[Any, ...]:
     return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.device, version
 
 
-def _tabulate(pairs: list[list[int]], fields: int, device: torch.device) -> Tables:
+def _tabulate(pairs: list[list[int]], fields: int, before: bool, device: torch.device) -> Tables:
     alone = {i: p for p, (i, j) in enumerate(pairs) if j < 0}
     crossed = {(i, j): p for p, (i, j) in enumerate(pairs) if j >= 0}
+    if len({j for _, j in crossed}) > len({i for i, _ in crossed}):
+        # A product has no order, and slots take registers.
+        crossed = {(j, i): p for (i, j), p in crossed.items()}
     firsts = sorted({i for i, _ in crossed})
-    in_slots = sorted({j for _, j in crossed} | set(range(fields)).difference(firsts))
+    others = set(range(fields)).difference(firsts)
+    # With gates on the fields, those of no pair have a gradient all the same: a NaN stays one.
+    idle = set() if before else others.difference(alone, (j for _, j in crossed))
+    in_slots = sorted({j for _, j in crossed} | others - idle)
     slot_of = {field: slot for slot, field in enumerate(in_slots)}
     padding = triton.next_power_of_2(max(len(in_slots), 1)) - len(in_slots)
     table = torch.full((len(firsts), len(in_slots) + padding), -1)
@@ -490,6 +503,7 @@ def _tabulate(pairs: list[list[int]], fields: int, device: torch.device) -> Tabl
         torch.tensor([[i, slot_of.get(i, -1), alone.get(i, -1)] for i in firsts]).view(-1, 3),
         torch.tensor([[i, alone.get(i, -1)] for i in in_slots] + [[-1, -1]] * padding).view(-1, 2),
         table,
+        torch.tensor(sorted(idle)),
     ]
     return Tables(*(part.to(device, torch.int32) for part in columns))
 
@@ -497,6 +511,10 @@ def _tabulate(pairs: list[list[int]], fields: int, device: torch.device) -> Tabl
 TILE = {"small": 2048, "large": 4096}
 """Elements of a tile of four warps; half as many in fp64. Backward, which keeps two such tiles in
 registers, has small ones, and larger than that only where there are very many slots."""
+
+FEWER_REGISTERS = dict.fromkeys(REGISTERS, 168)
+"""Of backward in fp32 with 16-byte accesses and four warps: nothing is spilled, and three blocks
+fit on a multiprocessor instead of two."""
 
 ENOUGH = 528
 """Programs that fill 132 multiprocessors four times over: with more, each takes several tiles."""
@@ -567,7 +585,7 @@ def launch_forward(
     if values_are_checked(x.device):
         refuse_gate_values("gated_cross_concat", x, epsilon)
     rows, fields, width = embeddings.shape
-    tables = _tables("gated_cross_concat", pairs, fields)
+    tables = _tables("gated_cross_concat", pairs, fields, before)
     y = embeddings.new_empty(rows, len(pairs) * width)
     if y.numel() == 0:
         return y
@@ -615,13 +633,14 @@ def launch_backward(
     if values_are_checked(x.device):
         refuse_gate_values("gated_cross_concat_backward", x, epsilon)
     rows, fields, width = embeddings.shape
-    tables = _tables("gated_cross_concat_backward", pairs, fields)
+    tables = _tables("gated_cross_concat_backward", pairs, fields, before)
     if grad.numel() == 0:
         return embeddings.new_zeros(embeddings.shape), x.new_zeros(x.shape)
     grad_embeddings = embeddings.new_empty(embeddings.shape)
     grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
     plan = _arrange(embeddings, len(pairs), len(tables.slots), grad)
     partials = x.new_empty(plan.blocks * len(x))
+    wide = plan.constants["VECTOR"] * embeddings.element_size() == 16 and x.dtype == torch.float32
     with on_stream(x.device, arrivals=1) as counters:
         _backward_kernel[(plan.blocks,)](
             grad_embeddings,
@@ -631,10 +650,12 @@ def launch_backward(
             tables.firsts,
             tables.slots,
             tables.table,
+            tables.idle,
             x.contiguous(),
             epsilon,
             None if scale is None else scale.contiguous(),
             None if ungated is None else ungated.contiguous(),
+            torch.empty_like(partials),
             partials,
             counters,
             alpha,
@@ -643,6 +664,7 @@ def launch_backward(
             fields * width,
             len(x),
             len(tables.firsts),
+            len(tables.idle),
             *plan.strides,
             plan.steps,
             plan.blocks,
@@ -650,11 +672,12 @@ def launch_backward(
             REVIVES=reference.revives(reference.KINDS[kind], alpha),
             BEFORE=before,
             **plan.constants,
+            BLOCK_FACTORS=32 * plan.warps,
             BLOCK_GATES=32,
             BLOCK_PARTIALS=32,
             num_warps=plan.warps,
             enable_fp_fusion=False,
-            **REGISTERS,
+            **(FEWER_REGISTERS if plan.warps == 4 and wide else REGISTERS),
         )
     return grad_embeddings, grad_x
 

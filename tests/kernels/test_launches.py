@@ -241,7 +241,8 @@ STRIDE = {*NUMBER, "long × 16"}
 GROUPS = [
     # What a launcher makes is aligned.
     (MADE, "y grad_x grad_embeddings grad_fields entry_rows values stepped live used"),
-    (MADE, "partials counter counters complaints pairs firsts slots table starts order ends"),
+    (MADE, "factors partials counter counters complaints"),
+    (MADE, "pairs firsts slots table idle starts order ends"),
     (GIVEN, "fields embeddings weight codes grad x epsilon lr lam"),
     (GIVEN, "parameters grads momentum_buffers"),
     ({"None", *GIVEN}, "scale ungated bags budget"),
