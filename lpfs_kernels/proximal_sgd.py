@@ -120,37 +120,72 @@ def _momentum_step(
     rate,
     NESTEROV: tl.constexpr,
     MAXIMIZE: tl.constexpr,
+    VECTOR: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    for start in range(0, size, BLOCK):
+    """Into `stepped`, zeros up to the next multiple of `VECTOR` included."""
+    whole = size // VECTOR * VECTOR
+    for start in range(0, whole, BLOCK):
         i = start + tl.arange(0, BLOCK)
-        inside = i < size
-        descent = tl.load(grad + i, mask=inside, other=0.0)
-        if MAXIMIZE:
-            descent = -descent
-        velocity = tl.load(buffer + i, mask=inside, other=0.0) * momentum + descent * rate
-        tl.store(buffer + i, velocity, mask=inside)
-        direction = descent + momentum * velocity if NESTEROV else velocity
-        v = tl.load(param + i, mask=inside, other=0.0) - lr * direction
-        tl.store(stepped + i, v, mask=inside)
+        v = _stepped(param, grad, buffer, i, i < whole, lr, momentum, rate, NESTEROV, MAXIMIZE)
+        tl.store(stepped + i, v, mask=i < whole)
+    if whole < size:
+        i = whole + tl.arange(0, VECTOR)
+        v = _stepped(param, grad, buffer, i, i < size, lr, momentum, rate, NESTEROV, MAXIMIZE)
+        tl.store(stepped + i, v)
 
 
 @jit
-def _shrink(param, stepped, size, threshold, BLOCK: tl.constexpr):
+def _stepped(
+    param,
+    grad,
+    buffer,
+    i,
+    inside,
+    lr,
+    momentum,
+    rate,
+    NESTEROV: tl.constexpr,
+    MAXIMIZE: tl.constexpr,
+):
+    """The elements `i` after the momentum step, which is stored; 0 where they are not `inside`."""
+    descent = tl.load(grad + i, mask=inside, other=0.0)
+    if MAXIMIZE:
+        descent = -descent
+    velocity = tl.load(buffer + i, mask=inside, other=0.0) * momentum + descent * rate
+    tl.store(buffer + i, velocity, mask=inside)
+    direction = descent + momentum * velocity if NESTEROV else velocity
+    v = tl.load(param + i, mask=inside, other=0.0) - lr * direction
+    return tl.where(inside, v, 0.0)
+
+
+@jit
+def _shrink(param, stepped, size, threshold, VECTOR: tl.constexpr, BLOCK: tl.constexpr):
     """Soft thresholding into `param`; how many elements it left alive."""
+    whole = size // VECTOR * VECTOR
     live = tl.zeros([BLOCK], tl.int64)
-    for start in range(0, size, BLOCK):
+    for start in range(0, whole, BLOCK):
         i = start + tl.arange(0, BLOCK)
-        v = tl.load(stepped + i, mask=i < size, other=0.0)
-        shrunk = v - tl.where(v < 0, -threshold, threshold)
-        shrunk = tl.where(tl.abs(v) <= threshold, 0.0, shrunk)
-        tl.store(param + i, shrunk, mask=i < size)
-        live += (shrunk != 0).to(tl.int64)
-    return tl.sum(live, 0)
+        live += _shrunk(param, stepped, i, i < whole, threshold)
+    alive = tl.sum(live, 0)
+    if whole < size:
+        i = whole + tl.arange(0, VECTOR)
+        alive += tl.sum(_shrunk(param, stepped, i, i < size, threshold), 0)
+    return alive
 
 
 @jit
-def _largest(stepped, total, rank, BLOCK: tl.constexpr):
+def _shrunk(param, stepped, i, inside, threshold):
+    """Stores the elements `i` after soft thresholding; which of them are alive."""
+    v = tl.load(stepped + i, mask=inside, other=0.0)
+    shrunk = v - tl.where(v < 0, -threshold, threshold)
+    shrunk = tl.where(tl.abs(v) <= threshold, 0.0, shrunk)
+    tl.store(param + i, shrunk, mask=inside)
+    return (shrunk != 0).to(tl.int64)
+
+
+@jit
+def _largest(stepped, end, rank, BLOCK: tl.constexpr):
     """The (rank + 1)-th largest magnitude: the greatest m with more than `rank` magnitudes ≥ m.
 
     Bit patterns of magnitudes are ordered like the magnitudes (NaN above all), so m is found bit by
@@ -162,9 +197,9 @@ def _largest(stepped, total, rank, BLOCK: tl.constexpr):
     for bit in range(1, BITS):
         candidate = pattern | (tl.full((), 1, INTEGER) << (BITS - 1 - bit))
         count = tl.zeros([BLOCK], tl.int32)
-        for start in range(0, total, BLOCK):
+        for start in range(0, end, BLOCK):
             i = start + tl.arange(0, BLOCK)
-            magnitude = tl.abs(tl.load(stepped + i, mask=i < total, other=0.0))
+            magnitude = tl.abs(tl.load(stepped + i, mask=i < end, other=0.0))
             count += (magnitude.to(INTEGER, bitcast=True) >= candidate).to(tl.int32)
         pattern = tl.where(tl.sum(count, 0) > rank, candidate, pattern)
     return pattern.to(stepped.dtype.element_ty, bitcast=True)
@@ -189,60 +224,78 @@ def _kernel(
     TABLE: tl.constexpr,
     NESTEROV: tl.constexpr,
     MAXIMIZE: tl.constexpr,
+    VECTOR: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One program. `stepped` holds the momentum step's results, one parameter after another."""
+    """One program. `stepped` holds the momentum step's results, one parameter after another, each
+    filled up to a multiple of `VECTOR` elements with zeros: so all but the last few elements of a
+    parameter move 16 bytes at a time, whatever its size."""
     DTYPE: tl.constexpr = stepped.dtype.element_ty
-    POINTER: tl.constexpr = tl.pointer_type(DTYPE)
     eta = tl.load(lr)
     momentum = tl.full((), momentum, DTYPE)
     rate = tl.full((), rate, DTYPE)
 
-    v = stepped
+    end = tl.full((), 0, tl.int32)
     if TABLE:
         for i in range(COUNT):
-            param = tl.load(parameters + i).to(POINTER)
-            grad = tl.load(grads + i).to(POINTER)
-            buffer = tl.load(momentum_buffers + i).to(POINTER)
+            param = _listed(parameters, i, DTYPE, VECTOR)
+            grad = _listed(grads, i, DTYPE, VECTOR)
+            buffer = _listed(momentum_buffers, i, DTYPE, VECTOR)
             size = tl.load(sizes + i).to(tl.int32)
+            v = stepped + end // VECTOR * VECTOR
             _momentum_step(
-                param, grad, buffer, v, size, eta, momentum, rate, NESTEROV, MAXIMIZE, BLOCK
+                param, grad, buffer, v, size, eta, momentum, rate, NESTEROV, MAXIMIZE, VECTOR, BLOCK
             )
-            v += size
+            end += tl.cdiv(size, VECTOR) * VECTOR
     else:
         for i in tl.static_range(COUNT):
-            param, grad, buffer = parameters[i], grads[i], momentum_buffers[i]
+            param, grad, buffer, size = parameters[i], grads[i], momentum_buffers[i], sizes[i]
+            v = stepped + end // VECTOR * VECTOR
             _momentum_step(
-                param, grad, buffer, v, sizes[i], eta, momentum, rate, NESTEROV, MAXIMIZE, BLOCK
+                param, grad, buffer, v, size, eta, momentum, rate, NESTEROV, MAXIMIZE, VECTOR, BLOCK
             )
-            v += sizes[i]
+            end += tl.cdiv(size, VECTOR) * VECTOR
 
     # From here on a thread reads what others have written.
     tl.debug_barrier()
     threshold = tl.where(eta == 0, 0.0, 2 * tl.load(lam) * eta)
     if budget is not None:
         allowed = tl.load(budget)
-        limit = _largest(stepped, total, allowed, BLOCK)
+        limit = _largest(stepped, end // VECTOR * VECTOR, allowed, BLOCK)
         threshold = tl.where(limit < threshold, limit, threshold)
         threshold = tl.where(allowed < total, threshold, 0.0)
 
     alive = tl.full((), 0, tl.int64)
-    v = stepped
+    end = tl.full((), 0, tl.int32)
     if TABLE:
         for i in range(COUNT):
+            param = _listed(parameters, i, DTYPE, VECTOR)
             size = tl.load(sizes + i).to(tl.int32)
-            alive += _shrink(tl.load(parameters + i).to(POINTER), v, size, threshold, BLOCK)
-            v += size
+            v = stepped + end // VECTOR * VECTOR
+            alive += _shrink(param, v, size, threshold, VECTOR, BLOCK)
+            end += tl.cdiv(size, VECTOR) * VECTOR
     else:
         for i in tl.static_range(COUNT):
-            alive += _shrink(parameters[i], v, sizes[i], threshold, BLOCK)
-            v += sizes[i]
+            v = stepped + end // VECTOR * VECTOR
+            alive += _shrink(parameters[i], v, sizes[i], threshold, VECTOR, BLOCK)
+            end += tl.cdiv(sizes[i], VECTOR) * VECTOR
     tl.store(live, alive)
     tl.store(used, tl.where(eta == 0, 0.0, divide(threshold, 2 * eta)))
 
 
+@jit
+def _listed(table, i, DTYPE: tl.constexpr, VECTOR: tl.constexpr):
+    """The pointer at place i of a table of addresses."""
+    pointer = tl.load(table + i).to(tl.pointer_type(DTYPE))
+    return tl.multiple_of(pointer, 16) if VECTOR > 1 else pointer
+
+
 POINTERS = 16
 """Beyond this many parameters an address table: the loops over a tuple are unrolled."""
+
+VECTORISED = 256
+"""Elements at once from which they move in 16 bytes: fewer are a load or two for each thread, and
+a parameter's last elements would be one more to wait for."""
 
 LARGEST_BLOCK = 8192
 """Elements at once, 256 to a warp: eight in the registers of each thread at up to 32 warps. All
@@ -272,15 +325,18 @@ def launch(
     live, used = lr.new_empty((), dtype=torch.int64), torch.empty_like(lr)
     block = min(max(triton.next_power_of_2(total), 32), LARGEST_BLOCK)
     lists: list[Any] = [params, [grad.contiguous() for grad in grads], momentum_buffers]
+    tensors = [tensor for some in lists for tensor in some]
+    aligned = all(tensor.data_ptr() % 16 == 0 for tensor in tensors)
+    vector = 16 // lr.element_size() if aligned and block >= VECTORISED else 1
     with on_stream(device):
         if count > POINTERS:
-            addresses = [tensor.data_ptr() for tensors in lists for tensor in tensors]
+            addresses = [tensor.data_ptr() for tensor in tensors]
             arguments: Any = device_table([*addresses, *sizes], device).view(4, count).unbind()
         else:
             arguments = [tuple(tensors) for tensors in (*lists, sizes)]
         _kernel[(1,)](
             *arguments,
-            lr.new_empty(total),
+            lr.new_empty(total + count * (vector - 1)),
             lr,
             lam,
             budget,
@@ -293,6 +349,7 @@ def launch(
             TABLE=count > POINTERS,
             NESTEROV=nesterov,
             MAXIMIZE=maximize,
+            VECTOR=vector,
             BLOCK=block,
             num_warps=max(block // 256, 1),
             enable_fp_fusion=False,
