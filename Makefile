@@ -1,6 +1,7 @@
 # make demo   install everything into .venv and watch lpfs find the informative fields of a click log
 # make test   install everything into .venv and run format check, lint, types and all tests
 # make bench  measure the core set, in at most 20 minutes; bench-all: the full grid, in hours
+# make emulate  every case of the emulator of GPUs, and the faults it must find, in an hour
 # make gpu    on a machine with a CUDA device and torch: the kernels' tests on it and the core set
 
 PYTHON ?= python3
@@ -10,8 +11,10 @@ TORCH ?= torch==2.13.0
 CONSTRAINTS ?= constraints.txt
 PIP := $(VENV)/bin/pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
+# Tests of kernels' PTX look here too, and skip where there is none.
+export LPFS_EMULATOR ?= ../shared/ptx
 
-.PHONY: demo test bench bench-all gpu clean
+.PHONY: demo test emulate bench bench-all gpu clean
 
 demo: $(INSTALLED)
 	rm -rf demo-run
@@ -22,6 +25,11 @@ test: $(INSTALLED)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n 2
+
+emulate: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n 2 tests/kernels/emulated
+	$(VENV)/bin/python $(LPFS_EMULATOR)/run.py --full
+	$(VENV)/bin/python $(LPFS_EMULATOR)/run.py --controls
 
 # fbgemm is an opponent; where it does not install, its rows are missing.
 bench bench-all: $(INSTALLED)

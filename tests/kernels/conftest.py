@@ -3,5 +3,5 @@
 import os
 
 interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-compiled = ["test_compiled.py", "test_interpreted.py", "test_launches.py"]
+compiled = ["test_compiled.py", "test_interpreted.py", "test_launches.py", "emulated"]
 collect_ignore = compiled if interpreted else ["interpreted"]

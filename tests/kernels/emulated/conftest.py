@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[3]
-EMULATOR = Path(os.environ.get("LPFS_EMULATOR", ROOT.parent / "shared" / "ptx"))
+EMULATOR = Path(os.environ.get("LPFS_EMULATOR", ROOT.parent / "shared" / "ptx")).absolute()
 WITHOUT = f"there is no emulator in {EMULATOR}: see CONTRIBUTING.md"
 
 if EMULATOR.is_dir():
