@@ -512,6 +512,9 @@ TILE = {"small": 2048, "large": 4096}
 """Elements of a tile of four warps; half as many in fp64. Backward, which keeps two such tiles in
 registers, has small ones, and larger than that only where there are very many slots."""
 
+LARGE = 2**24
+"""Elements of the output from which forward has large tiles."""
+
 FEWER_REGISTERS = dict.fromkeys(REGISTERS, 168)
 """Of backward in fp32 with 16-byte accesses and four warps: nothing is spilled, and three blocks
 fit on a multiprocessor instead of two."""
@@ -544,7 +547,7 @@ def _arrange(embeddings: Tensor, pairs: int, at_once: int, grad: Tensor | None) 
     if any(tensor.stride(-1) != 1 for tensor in tensors):
         vector = 0
 
-    tile = TILE["large" if grad is None and rows * pairs * width >= 2**24 else "small"]
+    tile = TILE["large" if grad is None and rows * pairs * width >= LARGE else "small"]
     tile = tile // 2 if embeddings.dtype == torch.float64 else tile
     block_columns = min(triton.next_power_of_2(width), max(tile // max(at_once, 1), 4), 512)
     if not at_once:

@@ -169,33 +169,30 @@ def _check_contents(operator: str, *call: Any) -> None:
 
 
 @jit
-def _gate_of(
-    x,
-    scale,
-    ungated,
-    field,
-    epsilon,
-    alpha,
-    tau,
-    KIND: tl.constexpr,
-    REVIVES: tl.constexpr,
-):
-    """Of a field: factor, slope, whether it is alive, and whether its gate has a gradient."""
-    xi = tl.load(x + field)
-    eps = tl.load(epsilon)
-    alive = xi != 0
+def _state_of(x, ungated, field, REVIVES: tl.constexpr):
+    """Of a field: whether it is alive, and whether its gate has a gradient."""
+    alive = tl.load(x + field) != 0
     learns = alive | REVIVES
-    factor = gate(xi, eps, alpha, tau, KIND)
-    slope = gate_derivative(xi, eps, alpha, tau, KIND)
     if ungated is not None:
         always = tl.load(ungated + field) != 0
         alive = alive | always
         learns = learns & (always == 0)
-        factor = tl.where(always, 1.0, factor)
+    return alive, learns
+
+
+@jit
+def _gate_of(x, scale, ungated, field, epsilon, alpha, tau, KIND: tl.constexpr):
+    """Of a field: factor and slope."""
+    xi = tl.load(x + field)
+    eps = tl.load(epsilon)
+    factor = gate(xi, eps, alpha, tau, KIND)
+    slope = gate_derivative(xi, eps, alpha, tau, KIND)
+    if ungated is not None:
+        factor = tl.where(tl.load(ungated + field) != 0, 1.0, factor)
     if scale is not None:
         factor = factor * tl.load(scale + field)
         slope = slope * tl.load(scale + field)
-    return factor, slope, alive, learns
+    return factor, slope
 
 
 @jit
@@ -309,7 +306,8 @@ def _forward_kernel(
     block = (tl.program_id(0) // N).to(index)
     sample = (block // CHUNKS) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)[:, None]
     column = (block % CHUNKS) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)[None, :]
-    factor, _, alive, _ = _gate_of(x, scale, ungated, field, epsilon, alpha, tau, KIND, False)
+    # What decides whether to read, then the loads; the gate while they are under way.
+    alive, _ = _state_of(x, ungated, field, False)
     total = _pool(
         weight,
         codes,
@@ -330,10 +328,11 @@ def _forward_kernel(
         WIDTH,
         MEAN,
         CHECK,
-        factor.dtype,
+        x.dtype.element_ty,
         BLOCK_ROWS,
         BLOCK_COLUMNS,
     )
+    factor, _ = _gate_of(x, scale, ungated, field, epsilon, alpha, tau, KIND)
     value = tl.where(alive, total * factor, 0.0)
     inside = (sample < rows) & (column < WIDTH)
     target = y + sample * columns + (field * WIDTH + column)
@@ -428,9 +427,8 @@ def _sparse_kernel(
     block = (tl.program_id(0) // N).to(index)
     sample = (block // CHUNKS) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)[:, None]
     column = (block % CHUNKS) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)[None, :]
-    factor, slope, alive, learns = _gate_of(
-        x, scale, ungated, field, epsilon, alpha, tau, KIND, REVIVES
-    )
+    COMPUTE: tl.constexpr = x.dtype.element_ty
+    alive, learns = _state_of(x, ungated, field, REVIVES)
     first = tl.load(layout + field)
     limit = tl.load(layout + N + field)
 
@@ -440,7 +438,7 @@ def _sparse_kernel(
         grad + sample * grad_row_stride + (field * WIDTH + column) * grad_column_stride,
         mask=inside & within,
         other=0.0,
-    ).to(factor.dtype)
+    ).to(COMPUTE)
     total = _pool(
         weight,
         codes,
@@ -461,10 +459,11 @@ def _sparse_kernel(
         WIDTH,
         MEAN,
         CHECK,
-        factor.dtype,
+        COMPUTE,
         BLOCK_ROWS,
         BLOCK_COLUMNS,
     )
+    factor, slope = _gate_of(x, scale, ungated, field, epsilon, alpha, tau, KIND)
     partial = tl.sum(tl.sum(upstream * total, 1), 0)
     partial = tl.where(learns, partial, 0.0)
 
@@ -577,9 +576,8 @@ def _dense_kernel(
     chunk = tl.program_id(0) % CHUNKS
     column = (chunk * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)).to(index)[None, :]
     within = column < WIDTH
-    factor, slope, alive, learns = _gate_of(
-        x, scale, ungated, field, epsilon, alpha, tau, KIND, REVIVES
-    )
+    alive, learns = _state_of(x, ungated, field, REVIVES)
+    factor, slope = _gate_of(x, scale, ungated, field, epsilon, alpha, tau, KIND)
     first = tl.load(layout + field)
     limit = tl.load(layout + N + field)
     first_block = tl.load(layout + 2 * N + field)
