@@ -4,6 +4,7 @@
 - `options` has every option that several commands have, with its limits;
 - `refusals` checks what can be checked before anything is read, and says what is wrong;
 - `processes` knows whether torchrun started this one, `signals` what Ctrl-C does;
+- `reading` is what commands share that read a log;
 - `selecting` is what `select` and `demo` share: read → train and select → prune and judge → write.
 
 torch and everything that imports it come late, inside the commands: neither a page of help nor a

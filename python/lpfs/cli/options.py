@@ -6,8 +6,9 @@ not wait until that is imported.
 
 from __future__ import annotations
 
+import csv
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -52,62 +53,137 @@ device = _limit(
 """A name that a device may have; whether there is one, torch knows."""
 
 
-def names(text: str) -> list[str]:
-    """What stands between commas.
+def names(texts: Sequence[str] | None) -> list[str]:
+    """What stands between commas in all of them; quotes are around what has commas in it.
 
-    >>> names("age, city,")
-    ['age', 'city']
+    >>> names(["age, city,", '"distance, km",hour'])
+    ['age', 'city', 'distance, km', 'hour']
     """
-    return [name.strip() for name in text.split(",") if name.strip()]
+    try:
+        found = [*csv.reader(texts or (), skipinitialspace=True)]
+    except csv.Error as error:
+        refuse(f"expected names with commas between them, got {texts}: {error}")
+    return [name.strip() for line in found for name in line if name.strip()]
 
 
-def buckets(text: str) -> dict[str, int]:
+def buckets(texts: Sequence[str] | None) -> dict[str, int]:
     """`--hash`: column → how many.
 
-    >>> buckets("id=1000,ip=50")
+    >>> buckets(["id=1000,ip=50"])
     {'id': 1000, 'ip': 50}
     """
-    pairs = [name.rpartition("=") for name in names(text)]
-    for column, _, number in pairs:
+    pairs = [name.rpartition("=") for name in names(texts)]
+    for column, equals, number in pairs:
         if not column or not number.isascii() or not number.isdigit():
-            refuse(f"--hash: expected COL=BUCKETS,… with whole numbers, got {text!r}")
+            got = f"{column}{equals}{number}"
+            refuse(f"--hash: expected COL=BUCKETS,… with whole numbers, got {got!r}")
         if int(number) < 1:
             refuse(f"column {column!r}: expected at least 1 bucket, got {number}")
     return {column: int(number) for column, _, number in pairs}
 
 
-Out = Annotated[Path, typer.Option("--out", help="The directory to write; must not exist.")]
+PARTS = ("train", "validation", "test")
+
+
+def split_values(text: str) -> tuple[str, dict[str, tuple[str, ...]]]:
+    """`--split`: the column, and which of its values mean which part.
+
+    >>> split_values("part"), split_values("part:test=1|2,train=0")
+    (('part', {}), ('part', {'test': ('1', '2'), 'train': ('0',)}))
+    """
+    column, _, given = text.rpartition(":")
+    if not column or "=" not in given:
+        return text, {}
+    values: dict[str, tuple[str, ...]] = {}
+    for item in given.split(","):
+        part, _, words = item.partition("=")
+        if part not in PARTS or not words or part in values:
+            refuse(f"--split: expected COL:test=VALUE,train=VALUE,validation=VALUE, got {text!r}")
+        values[part] = tuple(words.split("|"))
+    if "test" not in values:
+        refuse(f"--split: expected the values of test rows, got {text!r}")
+    return column, values
+
+
+def expanded(path: Any) -> Any:
+    """A path, or several, with the home directory for `~`, which shells leave in `--out=~/run`."""
+    if isinstance(path, list):
+        return [*map(expanded, path)]
+    return path if path is None else path.expanduser()
+
+
+Out = Annotated[
+    Path,
+    typer.Option("--out", help="The directory to write; must not exist.", callback=expanded),
+]
 Run = Annotated[
-    Path, typer.Argument(metavar="DIR", help="The directory that lpfs select has written.")
+    Path,
+    typer.Argument(
+        metavar="DIR", help="The directory that lpfs select has written.", callback=expanded
+    ),
 ]
 DataPaths = Annotated[
     list[Path],
     typer.Argument(
         metavar="DATA…",
-        help="Parquet, CSV or Criteo TSV: a file, several in order, a directory or a pattern.",
+        help="Parquet, CSV, JSON lines or Criteo TSV: a file, several in order, a directory, a "
+        "pattern, or - for the standard input.",
+        callback=expanded,
     ),
 ]
 Label = Annotated[str, typer.Option(help="The column with 0 and 1.")]
+Positive = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="VALUE,…", help="Values of the label that are a click, also as '>3'. Default: 1."
+    ),
+]
 SplitColumn = Annotated[
-    str | None, typer.Option(metavar="COL", help="A column that says train or test.")
+    str | None,
+    typer.Option(
+        metavar="COL[:test=VALUE,…]",
+        help="A column that says train or test, or what its values mean: part:test=1,train=0|2.",
+    ),
 ]
 TestShare = Annotated[float, typer.Option(help="The share of test rows, without --split.")]
 LastRows = Annotated[
     bool, typer.Option("--in-order", help="The last rows are the test rows, not random ones.")
 ]
+Columns = list[str] | None
+"""Names with commas between them; given again, they add up."""
 Categories = Annotated[
-    str,
+    Columns,
     typer.Option(
         metavar="COL,…", help="Columns of codes, such as whole numbers with over 64 values."
     ),
 ]
-Numbers = Annotated[str, typer.Option(metavar="COL,…", help="Columns of quantities.")]
-Ignored = Annotated[str, typer.Option(metavar="COL,…", help="Columns to leave out.")]
+Numbers = Annotated[Columns, typer.Option(metavar="COL,…", help="Columns of quantities.")]
+Ignored = Annotated[Columns, typer.Option(metavar="COL,…", help="Columns to leave out.")]
+Separator = Annotated[
+    str | None,
+    typer.Option(metavar="SIGN", help="Between the values of text; tab is one too."),
+]
+Decimal = Annotated[str | None, typer.Option(metavar="SIGN", help="The decimal sign of text.")]
+Thousands = Annotated[
+    str | None, typer.Option(metavar="SIGN", help="Between groups of digits in text.")
+]
+Encoding = Annotated[str | None, typer.Option(help="Of text, such as latin-1.")]
+NoHeader = Annotated[
+    bool, typer.Option("--no-header", help="Columns have no names but 'column 1' and so on.")
+]
+Null = Annotated[
+    list[str] | None,
+    typer.Option(metavar="WORD,…", help="Words that mean no value, besides the usual ones."),
+]
+Strict = Annotated[
+    bool, typer.Option("--strict", help="Stop at what would be printed under Look at these.")
+]
 CacheDirectory = Annotated[
     Path | None,
     typer.Option(
         metavar="DIR",
         help="Keep the encoded log there, for further runs with the same data and columns.",
+        callback=expanded,
     ),
 ]
 BatchSize = Annotated[

@@ -12,14 +12,23 @@ from lpfs.cli.options import (
     CacheDirectory,
     Categories,
     DataPaths,
+    Decimal,
+    Encoding,
     Ignored,
     Label,
     LastRows,
+    NoHeader,
+    Null,
     Numbers,
+    Positive,
     ProtocolName,
     Seed,
+    Separator,
     SplitColumn,
+    Strict,
     TestShare,
+    Thousands,
+    expanded,
     names,
 )
 from lpfs.cli.processes import console
@@ -45,15 +54,26 @@ def path(
         bool, typer.Option("--alone", help="Beside each of them, make a selection of its own.")
     ] = False,
     out: Annotated[
-        Path, typer.Option(metavar="FILE.json", help="The file to write; must not exist.")
+        Path,
+        typer.Option(
+            metavar="FILE.json", help="The file to write; must not exist.", callback=expanded
+        ),
     ] = Path("path.json"),
     label: Label = "label",
+    positive: Positive = None,
+    separator: Separator = None,
+    decimal: Decimal = None,
+    thousands: Thousands = None,
+    encoding: Encoding = None,
+    no_header: NoHeader = False,
+    null: Null = None,
+    strict: Strict = False,
     split: SplitColumn = None,
     test: TestShare = 0.2,
     in_order: LastRows = False,
-    category: Categories = "",
-    number: Numbers = "",
-    ignore: Ignored = "",
+    category: Categories = None,
+    number: Numbers = None,
+    ignore: Ignored = None,
     batch_size: BatchSize = None,
     protocol: ProtocolName = None,
     seed: Seed = 0,
@@ -62,25 +82,30 @@ def path(
     """Nested subsets for every number of fields from one run: λ rises until one field is left."""
     require_one_process("path")
     require_new_file(out, ".json")
-    counts = names(keep)
+    counts = names([keep])
     if not all(count.isascii() and count.isdigit() for count in counts):
         refuse(f"--keep: expected whole numbers with commas between them, got {keep!r}")
     require_split(split, test, in_order)
     require_directory("--cache", cache)
     require_data(data)
-    from lpfs.cli.selecting import read_settings, rows_for
+    from lpfs.cli.reading import reading_for, rows_for
+    from lpfs.cli.selecting import read_settings
     from lpfs.data import load
     from lpfs.lifecycle.path import follow
     from lpfs.lifecycle.training import DivergedError
     from lpfs.report.terminal import StageBars, print_path
 
     settings = read_settings(keep=1, batch_size=batch_size, protocol=protocol, seed=seed)
+    reading = checked(lambda: reading_for(separator, decimal, thousands, encoding, no_header, null))
     try:
         with StageBars(console()) as bars:
             read = checked(
                 lambda: load(
                     data,
                     label=label,
+                    positive=names(positive),
+                    reading=reading,
+                    strict=strict,
                     split=rows_for(split, test, in_order),
                     categories=names(category),
                     numbers=names(number),

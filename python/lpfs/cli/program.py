@@ -5,6 +5,7 @@ Exit status 2: the input is wrong, nothing was written; 1: the run failed; 130: 
 
 from __future__ import annotations
 
+import io
 import os
 import shlex
 import sys
@@ -17,6 +18,7 @@ from lpfs.cli.demo import demo
 from lpfs.cli.env import env
 from lpfs.cli.experiment import experiment
 from lpfs.cli.generate import generate
+from lpfs.cli.look import look
 from lpfs.cli.path import path
 from lpfs.cli.predict import predict
 from lpfs.cli.processes import complain, console, one_of_several
@@ -35,7 +37,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, select, path, predict, show, report, experiment, generate, env):
+for command in (demo, look, select, path, predict, show, report, experiment, generate, env):
     app.command()(command)
 
 
@@ -71,6 +73,10 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 
 def _run(arguments: list[str] | None) -> NoReturn:
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal or a file in an encoding without a Δ is no reason to end.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         status = app(arguments, prog_name="lpfs", standalone_mode=False)
     except StoppedError as stop:

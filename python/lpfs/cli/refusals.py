@@ -56,7 +56,7 @@ def require_data(paths: Iterable[Path]) -> None:
 
     def look() -> None:
         for path in paths:
-            if not path.exists() and not re.search(r"[*?\[]", str(path)):
+            if str(path) != "-" and not path.exists() and not re.search(r"[*?\[]", str(path)):
                 raise ValueError(f"{path}: no such file")
 
     checked(look)
@@ -78,6 +78,10 @@ def require_split(split: str | None, test: float, in_order: bool) -> None:
         refuse("--split and --in-order exclude each other")
     if not split and not 0 < test < 1:
         refuse(f"test: expected a fraction between 0 and 1, got {test}")
+    if split is not None:
+        from lpfs.cli.options import split_values
+
+        split_values(split)
 
 
 def require_new(out: Path, resume: bool) -> None:

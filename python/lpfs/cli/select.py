@@ -12,21 +12,31 @@ from lpfs.cli.options import (
     BatchSize,
     CacheDirectory,
     Categories,
+    Columns,
     DataPaths,
+    Decimal,
+    Encoding,
     Ignored,
     Label,
     LastRows,
+    NoHeader,
+    Null,
     Numbers,
     Out,
+    Positive,
     ProtocolName,
     Resume,
     Seed,
+    Separator,
     SplitColumn,
+    Strict,
     TestShare,
+    Thousands,
     names,
 )
 from lpfs.cli.processes import console
 from lpfs.cli.refusals import (
+    checked,
     is_taken,
     refuse,
     require_data,
@@ -44,19 +54,27 @@ def select(
     ] = None,
     out: Out = Path("lpfs-run"),
     label: Label = "label",
+    positive: Positive = None,
+    separator: Separator = None,
+    decimal: Decimal = None,
+    thousands: Thousands = None,
+    encoding: Encoding = None,
+    no_header: NoHeader = False,
+    null: Null = None,
+    strict: Strict = False,
     split: SplitColumn = None,
     test: TestShare = 0.2,
     in_order: LastRows = False,
-    category: Categories = "",
-    number: Numbers = "",
-    ignore: Ignored = "",
+    category: Categories = None,
+    number: Numbers = None,
+    ignore: Ignored = None,
     hash_: Annotated[
-        str,
+        Columns,
         typer.Option("--hash", metavar="COL=BUCKETS,…", help="Categories too large to be listed."),
-    ] = "",
+    ] = None,
     always_keep: Annotated[
-        str, typer.Option(metavar="COL,…", help="Fields without a gate; they count as kept.")
-    ] = "",
+        Columns, typer.Option(metavar="COL,…", help="Fields without a gate; they count as kept.")
+    ] = None,
     group: Annotated[
         list[str] | None,
         typer.Option(metavar="COL,…", help="Fields that share one gate; may be given again."),
@@ -118,7 +136,12 @@ def select(
     device: Annotated[str, typer.Option(help="cpu or cuda.", callback=options.device)] = "cpu",
     cache: CacheDirectory = None,
     tensorboard: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Write scalars for TensorBoard there.")
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Write scalars for TensorBoard there.",
+            callback=options.expanded,
+        ),
     ] = None,
     resume: Resume = False,
     checkpoint_every: Annotated[
@@ -142,14 +165,15 @@ def select(
         require_data(data)
         if start is not None:
             require_run(start, "pretrained.safetensors")
-    from lpfs.cli.selecting import Job, carry_out, read_settings, require_device, rows_for
+    from lpfs.cli.reading import accepts, reading_for, rows_for
+    from lpfs.cli.selecting import Job, carry_out, read_settings, require_device
     from lpfs.data import load
 
     settings = read_settings(
         keep=keep,
         lam=lam,
         always_keep=names(always_keep),
-        groups=[names(together) for together in group or []],
+        groups=[names([together]) for together in group or []],
         gate=gate,
         alpha=alpha,
         tau=tau,
@@ -165,11 +189,15 @@ def select(
         device=device,
     )
     require_device(device)
+    reading = checked(lambda: reading_for(separator, decimal, thousands, encoding, no_header, null))
     carry_out(
         Job(
             read=lambda scratch, progress: load(
                 data,
                 label=label,
+                positive=names(positive),
+                reading=reading,
+                strict=strict,
                 split=rows_for(split, test, in_order),
                 categories=names(category),
                 numbers=names(number),
@@ -178,6 +206,7 @@ def select(
                 min_count=min_count,
                 negatives=negatives,
                 transform="log" if numbers == "mlp" else numbers,  # type: ignore[arg-type]
+                accept=accepts(settings),
                 cache=cache or scratch,
                 progress=progress,
             ),

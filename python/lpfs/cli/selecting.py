@@ -17,9 +17,10 @@ import torch
 from pydantic import ValidationError
 
 from lpfs.cli.processes import console, one_of_several, speaks
+from lpfs.cli.reading import say
 from lpfs.cli.refusals import checked, fail, is_taken, refuse
 from lpfs.cli.signals import interrupt, signals_call
-from lpfs.data import ByColumn, ByFraction, Data, InOrder, Split
+from lpfs.data import Data
 from lpfs.data.schema import Report
 from lpfs.lifecycle import distributed
 from lpfs.lifecycle.checkpoint import Checkpoints
@@ -29,7 +30,7 @@ from lpfs.lifecycle.stages import first_difference
 from lpfs.lifecycle.training import DivergedError, Progress
 from lpfs.report.illustrations import illustrate
 from lpfs.report.tensorboard import Scalars
-from lpfs.report.terminal import StageBars, print_columns, print_summary
+from lpfs.report.terminal import StageBars, print_summary
 from lpfs.run import Summary, load_pretrained, load_summary, save, summarise
 from lpfs.unfinished import StoppedError, unfinished, working_on
 
@@ -43,13 +44,6 @@ def read_settings(**options: Any) -> Settings:
         where = "--" + "-".join(str(part) for part in first["loc"][:1]).replace("_", "-")
         fault = first["msg"].removeprefix("Value error, ")
         refuse(f"{where}: {fault}, got {first['input']!r}" if first["loc"] else fault)
-
-
-def rows_for(split: str | None, test: float, in_order: bool) -> Split:
-    """The test rows that the options name."""
-    if split:
-        return ByColumn(split)
-    return InOrder(test=test) if in_order else ByFraction(test=test)
 
 
 def require_device(device: str) -> None:
@@ -177,7 +171,7 @@ class _Run:
             checked(lambda: read() if distributed.first_on_machine() else None)
         data: Data = checked(read)
         if self.job.notes is None:
-            print_columns(console(), data.fields)
+            say(console(), data)
         return data
 
     def select(self, data: Data, bars: StageBars) -> Selection:

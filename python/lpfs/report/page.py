@@ -122,7 +122,7 @@ def _text(value: object) -> str:
     if isinstance(value, list):
         return ", ".join(map(_text, value)) or "none"
     if isinstance(value, dict):
-        return _text([f"{name} {number:,}" for name, number in value.items()])
+        return _text([f"{name} {_text(one)}" for name, one in value.items()])
     return f"{value:,}" if type(value) is int else str(value)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -136,16 +137,24 @@ class PieceBars:
         self._progress.update(self._tasks[stage], completed=done)
 
 
+# More would push what matters off the screen.
+ROWS = 30
+
+
 def print_columns(console: Console, fields: Sequence[Field]) -> None:
-    """What every column was taken for, and why."""
+    """What every column was taken for, and why; of many columns, of the first ones."""
     table = Table("column", "type", "because", title="Columns", title_justify="left")
     table.add_column("distinct", justify="right")
     table.add_column("missing", justify="right")
-    for field in fields:
+    for field in fields[:ROWS]:
         table.add_row(
             field.name, field.kind, field.why, f"{field.distinct:,}", f"{field.missing:,}"
         )
     console.print(table)
+    if rest := Counter(field.kind for field in fields[ROWS:]):
+        kinds = {"category": "categories", "number": "numbers"}
+        counts = " and ".join(f"{count:,} {kinds[kind]}" for kind, count in sorted(rest.items()))
+        console.print(f"… and {counts}.", highlight=False)
 
 
 def print_run(console: Console, summary: Summary) -> None:
@@ -167,11 +176,16 @@ def print_summary(console: Console, summary: Summary) -> None:
     table.add_column("gate", justify="right")
     if summary.notes:
         table.add_column("in truth")
-    for name in summary.kept:
+    for name in summary.kept[:ROWS]:
         row = [name, f"{summary.gates[name]:+.3f}"]
         table.add_row(*row, *([summary.notes.get(name, "")] if summary.notes else []))
     console.print(table)
-    died = ", ".join(f"{death.name} ({death.step})" for death in summary.died)
+    if len(summary.kept) > ROWS:
+        console.print(f"… and {len(summary.kept) - ROWS:,} more.", highlight=False)
+    last = summary.died[-ROWS:]
+    died = ", ".join(f"{death.name} ({death.step})" for death in last)
+    if len(last) < len(summary.died):
+        died = f"{len(summary.died) - len(last):,} fields, then {died}"
     console.print(f"Removed, in the order of their last death (step): {died or 'none'}")
     console.print(
         f"{summary.deaths} deaths, {summary.revivals} revivals, "

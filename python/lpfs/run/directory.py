@@ -32,6 +32,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 import lpfs
 from lpfs.data import Data, DataError, Encoder
+from lpfs.data.columns import Kind
 from lpfs.files import parents_made, sync
 from lpfs.lifecycle.pretrained import Pretrained
 from lpfs.lifecycle.selection import Protocol, Scored, Selection, Settings
@@ -61,9 +62,14 @@ class Cut(BaseModel):
 
 
 class Values(BaseModel):
-    """Shares of a field's rows, 0 to 1, to which those of scored rows are compared."""
+    """How a column was read, and shares of its rows, 0 to 1, to which those of scored rows are
+    compared."""
 
     model_config = ConfigDict(extra="forbid")
+    kind: Kind
+    why: str
+    distinct: int
+    """Different values in the training rows."""
     unknown: float
     """Of the validation rows: those with a value that training rows had not, or rarely."""
     missing: float
@@ -110,7 +116,11 @@ class Summary(BaseModel):
     not_finite: dict[str, int] = {}
     """Column → rows in which NaN or an infinity was taken for a missing number."""
     values: dict[str, Values] = {}
-    """What part of a field's values had no code or were missing when it was trained."""
+    """How every field was read, and what part of its values had no code or were missing."""
+    left_out: dict[str, str] = {}
+    """Columns that are no fields though no option says so, and why."""
+    warnings: list[str] = []
+    """What was odd about the log, a line each."""
     settings: Settings
     reading: dict[str, Any]
     """How the log was read: label, split, types and transforms; see `lpfs.data.load`."""
@@ -156,10 +166,16 @@ def summarise(
         not_finite={field.name: field.not_finite for field in data.fields if field.not_finite},
         values={
             field.name: Values(
-                unknown=field.unknown, missing=field.missing / max(len(data.train), 1)
+                kind=field.kind,
+                why=field.why,
+                distinct=field.distinct,
+                unknown=field.unknown,
+                missing=field.missing / max(len(data.train), 1),
             )
             for field in data.fields
         },
+        left_out=data.left_out,
+        warnings=list(data.warnings),
         settings=selection.settings,
         reading=data.options,
         versions={
