@@ -11,7 +11,7 @@ import json
 import lzma
 import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -350,3 +350,47 @@ def test_words_that_look_like_numbers_and_are_none() -> None:
     assert len(odd) == len(words) - 4
     assert numeral("1.234,5", ",", ".") == 1234.5
     assert numeral("1.5", ",") is None
+
+
+def by_pandas(table: pa.Table, path: Path) -> Iterator[Path]:
+    """Missing values make its integers floats and its truth values objects."""
+    frame = pytest.importorskip("pandas").DataFrame(table.to_pylist())
+    frame.to_csv(path / "pandas.csv", index=False)
+    yield path / "pandas.csv"
+    # Then with a column for its index, which has no name.
+    frame.to_csv(path / "pandas.csv.gz")
+    yield path / "pandas.csv.gz"
+    frame.to_json(path / "pandas.jsonl", orient="records", lines=True)
+    yield path / "pandas.jsonl"
+    frame.convert_dtypes().to_parquet(path / "pandas.parquet")
+    yield path / "pandas.parquet"
+
+
+def by_polars(table: pa.Table, path: Path) -> Iterator[Path]:
+    """It writes booleans in lower case and quotes little."""
+    frame = pytest.importorskip("polars").from_arrow(table)
+    for name, write in (
+        ("polars.csv", frame.write_csv),
+        ("polars.parquet", frame.write_parquet),
+        ("polars.jsonl", frame.write_ndjson),
+    ):
+        write(path / name)
+        yield path / name
+
+
+@pytest.mark.parametrize("written_by", [by_pandas, by_polars])
+def test_data_frames(
+    tmp_path: Path, written_by: Callable[[pa.Table, Path], Iterator[Path]]
+) -> None:
+    some = [{**row, "text": f"w,{i % 5}\r\n", "whole": i % 9} for i, row in enumerate(ANCHOR)]
+    for name, first in (("text", 0), ("whole", 3), ("truth", 5), ("real", 7)):
+        for row in some[first::11]:
+            row[name] = None
+    arrow = pa.Table.from_pylist(ANCHOR + some)
+    expected = load(arrow, **OPTIONS)
+    for file in written_by(arrow, tmp_path):
+        data = load(file, **OPTIONS)
+        np.testing.assert_array_equal(data.train.codes, expected.train.codes, err_msg=file.name)
+        np.testing.assert_array_equal(
+            codes(file, expected.encoders), codes(arrow, expected.encoders), err_msg=file.name
+        )
