@@ -137,21 +137,26 @@ class PieceBars:
         self._progress.update(self._tasks[stage], completed=done)
 
 
-# More would push what matters off the screen.
-ROWS = 30
+# So many names are a screen; of more, some are shown.
+MANY, SHOWN = 60, 10
+
+
+def _shown(count: int) -> int:
+    return count if count <= MANY else SHOWN
 
 
 def print_columns(console: Console, fields: Sequence[Field]) -> None:
-    """What every column was taken for, and why; of many columns, of the first ones."""
+    """What every column was taken for, and why; of more than 60, the first ten."""
+    shown = _shown(len(fields))
     table = Table("column", "type", "because", title="Columns", title_justify="left")
     table.add_column("distinct", justify="right")
     table.add_column("missing", justify="right")
-    for field in fields[:ROWS]:
+    for field in fields[:shown]:
         table.add_row(
             field.name, field.kind, field.why, f"{field.distinct:,}", f"{field.missing:,}"
         )
     console.print(table)
-    if rest := Counter(field.kind for field in fields[ROWS:]):
+    if rest := Counter(field.kind for field in fields[shown:]):
         kinds = {"category": "categories", "number": "numbers"}
         counts = " and ".join(f"{count:,} {kinds[kind]}" for kind, count in sorted(rest.items()))
         console.print(f"… and {counts}.", highlight=False)
@@ -176,13 +181,14 @@ def print_summary(console: Console, summary: Summary) -> None:
     table.add_column("gate", justify="right")
     if summary.notes:
         table.add_column("in truth")
-    for name in summary.kept[:ROWS]:
+    shown = _shown(len(summary.kept))
+    for name in summary.kept[:shown]:
         row = [name, f"{summary.gates[name]:+.3f}"]
         table.add_row(*row, *([summary.notes.get(name, "")] if summary.notes else []))
     console.print(table)
-    if len(summary.kept) > ROWS:
-        console.print(f"… and {len(summary.kept) - ROWS:,} more.", highlight=False)
-    last = summary.died[-ROWS:]
+    if len(summary.kept) > shown:
+        console.print(f"… and {len(summary.kept) - shown:,} more.", highlight=False)
+    last = summary.died[-_shown(len(summary.died)) :] if summary.died else []
     died = ", ".join(f"{death.name} ({death.step})" for death in last)
     if len(last) < len(summary.died):
         died = f"{len(summary.died) - len(last):,} fields, then {died}"
