@@ -90,17 +90,21 @@ def threshold(path: Path) -> None:
 
 
 def budget(path: Path) -> None:
-    """λ as the dual variable of the number of living fields, over random gradients."""
-    steps, fields, keep = 1_000, 27, 10
+    """λ as the dual variable of the number of living fields."""
+    steps, fields, rows = 1_000, 27, 64
     torch.manual_seed(0)
     model = lpfs.FeatureGate({f"field {i}": 1 for i in range(fields)})
-    optimizer = lpfs.ProximalSGD(model.parameters(), lr=1e-3, momentum=0.99)
-    plan = lpfs.Budget(model, optimizer, keep=keep, steps=steps)
-    pull = torch.linspace(0.02, -0.4, fields)
+    optimizer = lpfs.ProximalSGD(model.parameters())
+    plan = lpfs.Budget(model, optimizer, keep=10, steps=steps)
+    weight = torch.linspace(0, 1, fields) ** 2
     for _ in range(steps):
-        model.x.grad = pull + 0.1 * torch.randn(fields)
+        terms = weight * torch.randn(rows, fields)
+        clicks = (torch.rand(rows) < torch.sigmoid(terms.sum(1))).float()
+        logit = model(terms).sum(1)
+        torch.nn.functional.binary_cross_entropy_with_logits(logit, clicks).backward()
         optimizer.step()
         plan.step()
+        optimizer.zero_grad()
     table = plan.trajectory.table()
     step = np.asarray(table["step"])
     with picture(path, 2) as (alive, lam):
@@ -112,10 +116,50 @@ def budget(path: Path) -> None:
         lam.set(xlabel="step", ylabel="λ of the step")
 
 
-PICTURES = {f.__name__: f for f in (gates, slopes, threshold, budget)}
+def costs(path: Path) -> None:
+    """What removal of a field costs, and what a row says of it while the field is there."""
+    torch.manual_seed(0)
+    phi = torch.linspace(0, 1, 101)[:, None]
+    logit = 1.2 * torch.randn(20_000)
+    useful = (torch.rand_like(logit) < torch.sigmoid(logit)).float()
+    by_heart = (torch.rand_like(logit) < 0.5).float()
+
+    def loss(clicks: torch.Tensor) -> torch.Tensor:
+        logits = phi * logit
+        clicked = clicks.expand_as(logits)
+        return torch.nn.functional.binary_cross_entropy_with_logits(
+            logits, clicked, reduction="none"
+        ).mean(1)
+
+    def estimate(clicks: torch.Tensor) -> torch.Tensor:
+        slope = (torch.sigmoid(phi * logit) - clicks) * logit
+        return (-slope + slope.square() * (phi - 0.5)).mean(1)
+
+    x = phi[:, 0]
+    with picture(path, 2) as (left, right):
+        curve = loss(useful)
+        left.plot(x, curve, color=BLUE, label="mean loss")
+        straight = torch.lerp(curve[0], curve[-1], x)
+        left.plot(x, straight, color=ORANGE, linestyle="--", label="from removed to whole")
+        left.plot(x[40:], curve[-1].expand(61), color=GREY, linestyle=":", label="slope at φ = 1")
+        left.set(xlabel="φ", ylabel="nats of log loss per row")
+        left.legend()
+        for name, clicks, colour in (
+            ("a useful field", useful, BLUE),
+            ("learnt by heart", by_heart, ORANGE),
+        ):
+            curve = loss(clicks)
+            right.plot(x, estimate(clicks), color=colour, label=name)
+            right.axhline(curve[0] - curve[-1], color=colour, linestyle="--", linewidth=0.8)
+        right.set(xlabel="φ", ylabel="estimated cost of removal")
+        right.legend(loc="center left")
+
+
+PICTURES = {f.__name__: f for f in (gates, slopes, threshold, budget, costs)}
 
 
 def everything(folder: Path) -> None:
+    torch.set_num_threads(1)
     folder.mkdir(exist_ok=True)
     for name, draw in PICTURES.items():
         draw(folder / f"{name}.svg")
