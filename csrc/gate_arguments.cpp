@@ -145,6 +145,23 @@ void MomentPlan::add_parts(const std::vector<int64_t>& field_of_part, const char
   }
 }
 
+Tensor MomentPlan::collect(const Moments* moments, int64_t blocks, const std::vector<int64_t>& parts,
+                           const char* products) const {
+  const int64_t fields = gate_of_.size();
+  std::vector<int64_t> field_of_part;
+  std::vector<Moments> of_gates(gates_);
+  for (int64_t i = 0; i < fields; ++i) {
+    if (parts[i] >= 0) field_of_part.push_back(i);
+  }
+  for (int64_t block = 0; block < blocks; ++block) {
+    for (int64_t i = 0; i < fields; ++i) {
+      if (parts[i] < 0) of_gates[gate_of_[i]] += moments[block * fields + i];
+    }
+  }
+  add_parts(field_of_part, products, of_gates);
+  return result(of_gates);
+}
+
 Tensor MomentPlan::result(const std::vector<Moments>& moments) const {
   Tensor result = empty(Shape{3, gates_}, type_);
   std::vector<int64_t> rows(gates_);
@@ -164,6 +181,43 @@ Tensor MomentPlan::result(const std::vector<Moments>& moments) const {
     write(static_cast<float*>(result.mutable_data_ptr()));
   }
   return result;
+}
+
+std::vector<int64_t> MomentPlan::parts() const {
+  std::vector<int64_t> fields(gates_), parts;
+  for (const int64_t gate : gate_of_) ++fields[gate];
+  int64_t next = 0;
+  for (const int64_t gate : gate_of_) parts.push_back(fields[gate] > 1 ? next++ : -1);
+  return parts;
+}
+
+MomentBlock::MomentBlock(const MomentPlan& plan, int64_t fields, int64_t lanes, int64_t bytes)
+    : dead_rows_(plan.dead_rows()),
+      bytes_(bytes),
+      padded_((fields + kWhole - 1) / kWhole * kWhole),
+      lane_bytes_(padded_ * lanes * bytes),
+      lanes_(lane_bytes_),
+      products_(padded_ * bytes),
+      sampled_(2 * padded_ * bytes),
+      others_(2 * padded_ * bytes) {
+  std::memset(lanes_.aligned, 0, lane_bytes_);
+  std::memset(sampled_.aligned, 0, 2 * padded_ * bytes_);
+  std::memset(others_.aligned, 0, 2 * padded_ * bytes_);
+}
+
+double MomentBlock::at(const Scratch& scratch, int64_t i) const {
+  return bytes_ == 8 ? reinterpret_cast<const double*>(scratch.aligned)[i]
+                     : reinterpret_cast<const float*>(scratch.aligned)[i];
+}
+
+void MomentBlock::finish(const std::vector<GateValue>& gates, double* sums, Moments* moments) {
+  for (int64_t i = 0; i < static_cast<int64_t>(gates.size()); ++i) {
+    sums[i] = at(sampled_, i) + at(others_, i);
+    moments[i] = {at(sampled_, i), at(sampled_, padded_ + i)};
+    if (!gates[i].dead) moments[i] += {at(others_, i), at(others_, padded_ + i)};
+  }
+  std::memset(sampled_.aligned, 0, 2 * padded_ * bytes_);
+  std::memset(others_.aligned, 0, 2 * padded_ * bytes_);
 }
 
 Dtype dtype_of(const Checks& checks, const Name& name, const Tensor& embeddings) {

@@ -1,6 +1,7 @@
 // What every gated operator takes beside its data: x, ε, scale, ungated, kind, α and τ.
 #pragma once
 
+#include <cstring>
 #include <optional>
 #include <vector>
 
@@ -57,6 +58,14 @@ class MomentPlan {
   void add_parts(const std::vector<int64_t>& field_of_part, const char* products,
                  std::vector<Moments>& moments) const;
 
+  // Those fields whose gate has others too leave their row products for later: the number of each
+  // among them, or −1.
+  std::vector<int64_t> parts() const;
+
+  // The same of parts that are whole fields, beside the moments of `blocks` blocks, a row each, of all.
+  Tensor collect(const Moments* moments, int64_t blocks, const std::vector<int64_t>& parts,
+                 const char* products) const;
+
   // [3, G]: sums, sums of squares, rows.
   Tensor result(const std::vector<Moments>& moments) const;
 
@@ -64,6 +73,42 @@ class MomentPlan {
   int64_t batch_, gates_, dead_rows_;
   ScalarType type_;
   std::vector<int64_t> gate_of_, rows_;
+};
+
+// What the rows of a block bring, row after row, of operators that take all gates in one row. Where
+// gates are shared, row products wait in `parts`.
+class MomentBlock {
+ public:
+  // Vectors of any length fit into a multiple of this.
+  static constexpr int64_t kWhole = 16;
+
+  MomentBlock(const MomentPlan& plan, int64_t fields, int64_t lanes, int64_t bytes);
+
+  int64_t padded() const { return padded_; }
+  // Of the next row: `lanes` partial sums for each field, zero at first.
+  char* lanes() { return lanes_.aligned; }
+
+  // Takes the lanes, by `fold`, as those of row `row`.
+  template <class Fold>
+  void take(int64_t row, const Fold& fold, const std::vector<int64_t>& parts, char* shared,
+            int64_t batch) {
+    char* const own = row < dead_rows_ ? sampled_.aligned : others_.aligned;
+    fold(lanes_.aligned, padded_, products_.aligned, own, own + padded_ * bytes_);
+    std::memset(lanes_.aligned, 0, lane_bytes_);
+    for (size_t i = 0; i < parts.size(); ++i) {
+      if (parts[i] < 0) continue;
+      std::memcpy(shared + (parts[i] * batch + row) * bytes_, products_.aligned + i * bytes_, bytes_);
+    }
+  }
+
+  // Adds up, and begins anew: Σ over all rows for the gradients, and moments where they are wanted.
+  void finish(const std::vector<GateValue>& gates, double* sums, Moments* moments);
+
+ private:
+  double at(const Scratch& scratch, int64_t i) const;
+
+  const int64_t dead_rows_, bytes_, padded_, lane_bytes_;
+  Scratch lanes_, products_, sampled_, others_;
 };
 
 // Faults embeddings that are not of a type that has loops.

@@ -68,6 +68,32 @@ void check_distinct(const Checks& checks, const std::vector<Term>& terms) {
                     before));
 }
 
+// What fields and terms do; what is `watched` has a product in every row, whether it learns or not.
+void resolve(Call& call, bool before, const std::vector<bool>& watched) {
+  const auto learns = [&](int64_t i) { return call.gates[i].learns || watched[i]; };
+  if (before) {
+    for (size_t i = 0; i < call.fields.size(); ++i) {
+      call.fields[i] = {call.gates[i].factor, call.gates[i].dead, learns(i)};
+    }
+  }
+  for (size_t m = 0; m < call.terms.size(); ++m) {
+    Term& term = call.terms[m];
+    if (before) {
+      const auto alive = [&](int64_t i) { return i < 0 || !call.fields[i].dead; };
+      // A dead field that learns sees the living ones beside it.
+      const auto wants = [&](int64_t i) { return i >= 0 && (alive(i) || call.fields[i].learns); };
+      term.alive = alive(term.first) && alive(term.second);
+      term.to_first = wants(term.first) && alive(term.second);
+      term.to_second = wants(term.second) && alive(term.first);
+    } else {
+      const GateValue& gate = call.gates[m];
+      term.factor = gate.factor;
+      term.alive = term.to_first = term.to_second = !gate.dead;
+      term.learns = learns(m);
+    }
+  }
+}
+
 Call check(const Checks& checks, const Tensor* grad, const Tensor& embeddings, const Tensor& pairs,
            bool before, const GateArguments& gates) {
   Call call;
@@ -107,27 +133,7 @@ Call check(const Checks& checks, const Tensor* grad, const Tensor& embeddings, c
     checks.shape({"grad"}, *grad, Shape{call.batch, call.columns()}, " like the output");
   }
   call.fields.assign(fields, {1, false, false});
-  if (before) {
-    for (int64_t i = 0; i < fields; ++i) {
-      call.fields[i] = {call.gates[i].factor, call.gates[i].dead, call.gates[i].learns};
-    }
-  }
-  for (int64_t m = 0; m < count; ++m) {
-    Term& term = call.terms[m];
-    if (before) {
-      const auto alive = [&](int64_t i) { return i < 0 || !call.fields[i].dead; };
-      // A dead field that learns sees the living ones beside it.
-      const auto wants = [&](int64_t i) { return i >= 0 && (alive(i) || call.fields[i].learns); };
-      term.alive = alive(term.first) && alive(term.second);
-      term.to_first = wants(term.first) && alive(term.second);
-      term.to_second = wants(term.second) && alive(term.first);
-    } else {
-      const GateValue& gate = call.gates[m];
-      term.factor = gate.factor;
-      term.alive = term.to_first = term.to_second = !gate.dead;
-      term.learns = gate.learns;
-    }
-  }
+  resolve(call, before, std::vector<bool>(call.gates.size()));
   return call;
 }
 
@@ -199,15 +205,42 @@ const char* adjacent(const Tensor& grad, int64_t row, int64_t columns, int64_t i
   return buffer;
 }
 
-std::tuple<Tensor, Tensor> gated_cross_concat_backward(
-    const Tensor& grad, const Tensor& embeddings, const Tensor& pairs, const Tensor& x,
-    const Tensor& epsilon, const MaybeTensor& scale, const MaybeTensor& ungated, bool before,
-    int64_t kind, double alpha, double tau) {
-  Call call = check({"gated_cross_concat_backward"}, &grad, embeddings, pairs, before,
-                    {x, epsilon, scale, ungated, kind, alpha, tau});
+// From where on each row's terms say what the gradient that lies ahead will be read for.
+void mark_fetches(Call& call, int64_t ahead) {
+  const int64_t count = call.terms.size();
+  for (int64_t m = 0; m < count; ++m) {
+    call.terms[m].fetches = call.terms[(m + ahead) % count].is_read();
+  }
+}
+
+struct Gradients {
+  Tensor embeddings, x;
+  std::optional<Tensor> moments;
+};
+
+Gradients backward(const Checks& checks, const Tensor& grad, const Tensor& embeddings,
+                   const Tensor& pairs, bool before, const GateArguments& arguments,
+                   const MomentArguments* moment_arguments) {
+  Call call = check(checks, &grad, embeddings, pairs, before, arguments);
   const int64_t columns = call.columns(), item = call.item_bytes;
   const int64_t count = call.terms.size(), fields = call.fields.size();
   const int64_t gates = call.gates.size(), stride = padded(call.width);
+  std::optional<MomentPlan> plan;
+  // The call as the rows have it in which dead gates are watched; and as the others have it.
+  Call sampled = call;
+  std::vector<int64_t> parts, field_of_part;
+  if (moment_arguments) {
+    plan.emplace(checks, *moment_arguments, arguments.x, call.gates, call.batch,
+                 before ? "field" : "pair");
+    std::vector<bool> living;
+    for (const GateValue& gate : call.gates) living.push_back(!gate.dead);
+    resolve(call, before, living);
+    resolve(sampled, before, std::vector<bool>(gates, true));
+    parts = plan->parts();
+    for (int64_t i = 0; i < gates; ++i) {
+      if (parts[i] >= 0) field_of_part.push_back(i);
+    }
+  }
   Tensor grad_embeddings = empty(embeddings.sizes(), call.type);
   auto* const data = static_cast<char*>(grad_embeddings.mutable_data_ptr());
   const CrossLoops& loops = cross_loops_for(call.dtype);
@@ -215,9 +248,8 @@ std::tuple<Tensor, Tensor> gated_cross_concat_backward(
   const int64_t term_bytes = std::max<int64_t>(1, call.width * item);
   const int64_t terms_ahead = std::max<int64_t>(1, kAheadBytes / term_bytes);
   if (call.batch * columns * item >= kFetchedBytes) {
-    for (int64_t m = 0; m < count; ++m) {
-      call.terms[m].fetches = call.terms[(m + terms_ahead) % count].is_read();
-    }
+    mark_fetches(call, terms_ahead);
+    mark_fetches(sampled, terms_ahead);
   }
   std::vector<Run> runs;
   for (int64_t m = 0; m < count; ++m) {
@@ -228,29 +260,40 @@ std::tuple<Tensor, Tensor> gated_cross_concat_backward(
                                            kBlockRows);
   const int64_t blocks = (call.batch + rows - 1) / rows;
   const std::unique_ptr<double[]> partial(new double[blocks * gates]);
+  const std::unique_ptr<Moments[]> partial_moments(plan ? new Moments[blocks * gates] : nullptr);
   const int64_t bytes = compute_bytes(call), row_bytes = fields * stride * bytes;
   const int64_t sum_bytes = loops.lanes * bytes;
+  const Scratch shared(field_of_part.size() * call.batch * bytes);
   const bool copies = grad.strides()[1] != 1;
   const auto strides = embeddings.strides();
   for_each_block(call, rows, [&](int64_t first, int64_t end, const auto& rows_of) {
-    const Scratch values(row_bytes), gradients(row_bytes), sums(gates * sum_bytes);
+    const Scratch values(row_bytes), gradients(row_bytes), all_sums(plan ? 0 : gates * sum_bytes);
     const Scratch buffer(copies ? columns * item : 0);
+    std::optional<MomentBlock> watch;
+    if (plan) watch.emplace(*plan, gates, loops.lanes, bytes);
+    char* const sums = watch ? watch->lanes() : all_sums.aligned;
     for (int64_t block = first; block < end; ++block) {
-      std::memset(sums.aligned, 0, gates * sum_bytes);
+      if (!watch) std::memset(sums, 0, gates * sum_bytes);
       const auto [row, end_row] = rows_of(block);
       for (int64_t r = row; r < end_row; ++r) {
+        const Call& now = watch && r < plan->dead_rows() ? sampled : call;
         const char* const source = row_of(embeddings, r, item);
-        loops.gather(source, strides[1], strides[2], call.fields.data(), fields, call.width,
-                     stride, values.aligned);
+        loops.gather(source, strides[1], strides[2], now.fields.data(), fields, call.width, stride,
+                     values.aligned);
         std::memset(gradients.aligned, 0, row_bytes);
-        loops.backward(call.terms.data(), runs.data(), runs.size(),
-                       adjacent(grad, r, columns, item, buffer.aligned),
-                       terms_ahead * term_bytes, values.aligned, call.width, stride, gradients.aligned, sums.aligned);
-        loops.finish(source, strides[1], strides[2], call.fields.data(), gradients.aligned, fields,
-                     call.width, stride, data + r * fields * call.width * item, sums.aligned);
+        loops.backward(now.terms.data(), runs.data(), runs.size(),
+                       adjacent(grad, r, columns, item, buffer.aligned), terms_ahead * term_bytes,
+                       values.aligned, call.width, stride, gradients.aligned, sums);
+        loops.finish(source, strides[1], strides[2], now.fields.data(), gradients.aligned, fields,
+                     call.width, stride, data + r * fields * call.width * item, sums);
+        if (watch) watch->take(r, loops.fold, parts, shared.aligned, call.batch);
+      }
+      if (watch) {
+        watch->finish(call.gates, &partial[block * gates], &partial_moments[block * gates]);
+        continue;
       }
       for (int64_t i = 0; i < gates; ++i) {
-        partial[block * gates + i] = loops.total(sums.aligned + i * sum_bytes);
+        partial[block * gates + i] = loops.total(sums + i * sum_bytes);
       }
     }
   });
@@ -259,7 +302,33 @@ std::tuple<Tensor, Tensor> gated_cross_concat_backward(
   for (int64_t block = 0; block < blocks; ++block) {
     for (int64_t i = 0; i < gates; ++i) sums[i] += partial[block * gates + i];
   }
-  return {grad_embeddings, grad_of_x(x, call.gates, sums)};
+  Gradients gradients{grad_embeddings, grad_of_x(arguments.x, call.gates, sums), std::nullopt};
+  if (plan) {
+    gradients.moments = plan->collect(partial_moments.get(), blocks, parts, shared.aligned);
+  }
+  return gradients;
+}
+
+std::tuple<Tensor, Tensor> gated_cross_concat_backward(
+    const Tensor& grad, const Tensor& embeddings, const Tensor& pairs, const Tensor& x,
+    const Tensor& epsilon, const MaybeTensor& scale, const MaybeTensor& ungated, bool before,
+    int64_t kind, double alpha, double tau) {
+  const Gradients gradients =
+      backward({"gated_cross_concat_backward"}, grad, embeddings, pairs, before,
+               {x, epsilon, scale, ungated, kind, alpha, tau}, nullptr);
+  return {gradients.embeddings, gradients.x};
+}
+
+std::tuple<Tensor, Tensor, Tensor> gated_cross_concat_backward_moments(
+    const Tensor& grad, const Tensor& embeddings, const Tensor& pairs, const Tensor& x,
+    const Tensor& epsilon, const MaybeTensor& scale, const MaybeTensor& ungated, bool before,
+    const Tensor& moments, const std::optional<Shape>& gate_of_field, const MaybeTensor& dead_rows,
+    int64_t kind, double alpha, double tau) {
+  const MomentArguments moment_arguments{moments, gate_of_field, dead_rows};
+  const Gradients gradients =
+      backward({"gated_cross_concat_backward"}, grad, embeddings, pairs, before,
+               {x, epsilon, scale, ungated, kind, alpha, tau}, &moment_arguments);
+  return {gradients.embeddings, gradients.x, *gradients.moments};
 }
 
 }  // namespace
@@ -268,4 +337,6 @@ std::tuple<Tensor, Tensor> gated_cross_concat_backward(
 STABLE_TORCH_LIBRARY_IMPL(lpfs, CPU, library) {
   library.impl("gated_cross_concat", TORCH_BOX(&lpfs::gated_cross_concat));
   library.impl("gated_cross_concat_backward", TORCH_BOX(&lpfs::gated_cross_concat_backward));
+  library.impl("gated_cross_concat_backward.moments",
+               TORCH_BOX(&lpfs::gated_cross_concat_backward_moments));
 }

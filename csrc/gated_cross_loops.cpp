@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "row_products.h"
 #include "vectors.h"
 
 namespace lpfs {
@@ -217,7 +218,12 @@ LPFS_INLINE double total(const C* sums) {
     static double total(const void* sums) {                                                       \
       return lpfs::total<C, N>(static_cast<const C*>(sums));                                      \
     }                                                                                             \
-    static constexpr CrossLoops kLoops{N, gather, forward, backward, finish, total};              \
+    ATTRIBUTES static void fold(const void* sums, int64_t count, void* products, void* totals,    \
+                                void* squares) {                                                  \
+      fold_row<C, N>(static_cast<const C*>(sums), count, static_cast<C*>(products),               \
+                     static_cast<C*>(totals), static_cast<C*>(squares));                          \
+    }                                                                                             \
+    static constexpr CrossLoops kLoops{N, gather, forward, backward, finish, total, fold};        \
   };
 
 LPFS_DEFINE_CROSS_LOOPS(CrossBaseline, 16, )

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <limits>
 #include <memory>
+#include <numeric>
 #include <tuple>
 
 #include "gate_arguments.h"
@@ -29,6 +30,8 @@ constexpr int64_t kStreamedBytes = 1 << 22;
 // field pass by, which they do once for each such part.
 constexpr int64_t kPartBytes = 1 << 22;
 constexpr int64_t kAdditions = 1024;
+// Where the row product of each is wanted, their lanes stay in the nearest cache.
+constexpr int64_t kWatchedAdditions = 128;
 
 struct Call {
   ScalarType type;
@@ -48,8 +51,14 @@ struct Call {
   int64_t count() const { return static_cast<int64_t>(fields.size()); }
   int64_t columns() const { return count() * width; }
   bool bags() const { return !begins.empty(); }
-  // Whose codes matter in either direction.
-  bool looked_at(int64_t i) const { return !fields[i].dead || fields[i].learns; }
+  // How many codes of living fields a sample has.
+  int64_t entries_of(int64_t sample) const {
+    int64_t entries = 0;
+    for (int64_t i = 0, bag = sample * count(); i < count(); ++i, ++bag) {
+      if (!fields[i].dead) entries += bags() ? begins[bag + 1] - begins[bag] : 1;
+    }
+    return entries;
+  }
   int64_t code(int64_t items) const {
     const char* at = codes + items * code_bytes;
     return wide ? *reinterpret_cast<const int64_t*>(at) : *reinterpret_cast<const int32_t*>(at);
@@ -192,12 +201,14 @@ class FirstWrong {
 // The rows of a block of samples, of the fields that are read.
 class Block {
  public:
-  Block(const Call& call, const EmbeddingLoops& loops, bool backward, FirstWrong& wrong)
-      : call_(call), loops_(loops), wrong_(wrong), all_(call.count()) {
+  // Codes of `fields` matter in either direction where they live or learn.
+  Block(const Call& call, const std::vector<Lookup>& fields, const EmbeddingLoops& loops,
+        bool backward, FirstWrong& wrong)
+      : call_(call), fields_(fields), loops_(loops), wrong_(wrong), all_(call.count()) {
     for (int64_t i = 0; i < call.count(); ++i) {
-      const bool checked = call.check && call.looked_at(i);
-      limits_.push_back(checked ? call.rows_of[i] : std::numeric_limits<uint64_t>::max());
-      is_read_.push_back(!call.fields[i].dead || (backward && call.fields[i].learns));
+      is_checked_.push_back(call.check && (!fields[i].dead || fields[i].learns));
+      limits_.push_back(is_checked_[i] ? call.rows_of[i] : std::numeric_limits<uint64_t>::max());
+      is_read_.push_back(!fields[i].dead || (backward && fields[i].learns));
       if (is_read_[i]) read_.push_back(i);
     }
   }
@@ -219,7 +230,7 @@ class Block {
     for (int64_t s = 0; s < samples_; ++s) {
       for (const int64_t i : read_) {
         const int64_t size = call_.bags() ? sizes_[s * call_.count() + i] : 1;
-        if (!call_.fields[i].dead) living_.insert(living_.end(), next, next + size);
+        if (!fields_[i].dead) living_.insert(living_.end(), next, next + size);
         next += size;
       }
     }
@@ -228,7 +239,7 @@ class Block {
 
  private:
   int64_t living_fields() const {
-    return std::count_if(call_.fields.begin(), call_.fields.end(),
+    return std::count_if(fields_.begin(), fields_.end(),
                          [](const Lookup& field) { return !field.dead; });
   }
 
@@ -256,7 +267,7 @@ class Block {
     if (!call_.check) return true;
     for (int64_t i = 0; i < call_.count(); ++i) {
       const int64_t code = call_.code(s * call_.sample_stride + i * call_.field_stride);
-      if (call_.looked_at(i) && !call_.names_row(i, code)) {
+      if (is_checked_[i] && !call_.names_row(i, code)) {
         wrong_.found(s * call_.count() + i);
         return false;
       }
@@ -271,11 +282,10 @@ class Block {
     for (int64_t bag = first * count; bag < end * count; ++bag) {
       const int64_t i = bag % count, begin = call_.begins[bag], stop = call_.begins[bag + 1];
       sizes_.push_back(stop - begin);
-      const bool checked = call_.check && call_.looked_at(i);
-      if (!checked && !is_read_[i]) continue;
+      if (!is_checked_[i] && !is_read_[i]) continue;
       for (int64_t m = begin; m < stop; ++m) {
         const int64_t code = call_.code(m * call_.sample_stride);
-        if (checked && !call_.names_row(i, code)) {
+        if (is_checked_[i] && !call_.names_row(i, code)) {
           wrong_.found(m);
           return false;
         }
@@ -287,10 +297,11 @@ class Block {
   }
 
   const Call& call_;
+  const std::vector<Lookup>& fields_;
   const EmbeddingLoops& loops_;
   FirstWrong& wrong_;
   std::vector<uint64_t> limits_;
-  std::vector<bool> is_read_;
+  std::vector<bool> is_checked_, is_read_;
   std::vector<int64_t> read_, all_, rows_, sizes_, living_;
   int64_t samples_ = 0;
 };
@@ -342,7 +353,7 @@ Tensor gated_embedding_concat(const Tensor& weight, const Tensor& codes, const S
   const Way way = way_to(output, call);
   FirstWrong wrong;
   for_each_block(call, [&](int64_t first, int64_t end, const auto& rows_of) {
-    Block block(call, loops, false, wrong);
+    Block block(call, call.fields, loops, false, wrong);
     const Scratch buffer(way == Way::assembled ? row_bytes : 0);
     for (int64_t b = first; b < end; ++b) {
       const auto [row, end_row] = rows_of(b);
@@ -383,26 +394,43 @@ Upstream adjacent(const Call& call, const Rows& grad, int64_t row, int64_t end, 
   return {buffer, columns};
 }
 
-using Gradients = std::tuple<Tensor, Tensor, std::vector<double>>;
+struct Gradients {
+  Tensor rows, values;
+  std::vector<double> sums;  // of the row products of every field
+  std::optional<Tensor> moments;
+  Tensor grad_x{};
+};
+
+// What is looked up in the rows in which dead fields are watched, and in the others: every field that
+// is watched has products, whether it learns or not.
+struct Watched {
+  const MomentPlan& plan;
+  std::vector<Lookup> sampled, others;
+  std::vector<int64_t> parts;  // of which fields' products wait, see MomentPlan
+
+  Watched(const MomentPlan& plan, const Call& call)
+      : plan(plan), sampled(call.fields), others(call.fields), parts(plan.parts()) {
+    for (Lookup& field : sampled) field.learns = true;
+    for (Lookup& field : others) field.learns = field.learns || !field.dead;
+  }
+
+  int64_t waiting() const {
+    return std::count_if(parts.begin(), parts.end(), [](int64_t part) { return part >= 0; });
+  }
+};
 
 // An entry for each code of a living field, in their order.
-Gradients sparse_backward(const Checks& checks, const Call& call, const Rows& grad) {
+Gradients sparse_backward(const Checks& checks, const Call& call, const Rows& grad,
+                          const Watched* watched) {
   const int64_t count = call.count(), item = call.item_bytes, value_bytes = call.width * item;
   const EmbeddingLoops& loops = embedding_loops_for(call.dtype);
   const int64_t rows = block_rows(call), blocks = (call.batch + rows - 1) / rows;
   // How many entries there are before each block.
   std::vector<int64_t> before(blocks + 1);
   for (int64_t b = 0; b < blocks; ++b) {
-    const int64_t bag = b * rows * count, end = std::min((b + 1) * rows, call.batch) * count;
-    int64_t entries = 0;
-    if (call.bags()) {
-      for (int64_t k = bag; k < end; ++k) {
-        if (!call.fields[k % count].dead) entries += call.begins[k + 1] - call.begins[k];
-      }
-    } else {
-      for (const Lookup& field : call.fields) entries += field.dead ? 0 : (end - bag) / count;
-    }
-    before[b + 1] = before[b] + entries;
+    before[b + 1] = before[b];
+    const int64_t end = std::min((b + 1) * rows, call.batch);
+    for (int64_t r = b * rows; r < end; ++r) before[b + 1] += call.entries_of(r);
   }
   Tensor indices = empty(Shape{before.back()}, ScalarType::Long);
   Tensor values = empty(Shape{before.back(), call.width}, call.type);
@@ -412,47 +440,88 @@ Gradients sparse_backward(const Checks& checks, const Call& call, const Rows& gr
   const bool streams = before.back() * int64_t{sizeof(int64_t)} >= kStreamedBytes;
 
   const std::unique_ptr<double[]> partial(new double[blocks * count]());
-  const int64_t sum_bytes = loops.lanes * compute_bytes(call);
+  const std::unique_ptr<Moments[]> moments(watched ? new Moments[blocks * count] : nullptr);
+  const int64_t bytes = compute_bytes(call), sum_bytes = loops.lanes * bytes;
+  const Scratch shared(watched ? watched->waiting() * call.batch * bytes : 0);
   FirstWrong wrong;
   for_each_block(call, [&](int64_t first, int64_t end, const auto& rows_of) {
-    Block block(call, loops, true, wrong);
-    const Scratch sums(count * sum_bytes);
+    Block block(call, watched ? watched->others : call.fields, loops, true, wrong);
+    const Scratch sums(watched ? 0 : count * sum_bytes);
     const Scratch copy(grad.column_stride == 1 ? 0 : rows * call.columns() * item);
+    std::optional<Block> sampled;
+    std::optional<MomentBlock> watch;
+    if (watched) {
+      sampled.emplace(call, watched->sampled, loops, true, wrong);
+      watch.emplace(watched->plan, count, loops.lanes, bytes);
+    }
     std::vector<char> assembled;
     for (int64_t b = first; b < end; ++b) {
       const auto [row, end_row] = rows_of(b);
-      if (!block.resolve(row, end_row)) return;
-      std::memset(sums.aligned, 0, count * sum_bytes);
       const Upstream upstream = adjacent(call, grad, row, end_row, copy.aligned);
       const int64_t entries = before[b + 1] - before[b];
-      char* target = data + before[b] * value_bytes;
+      char* const values = data + before[b] * value_bytes;
+      char* target = values;
       if (way == Way::assembled) {
         assembled.resize(entries * value_bytes);
         target = assembled.data();
       }
-      loops.entries(call.weight, call.width, call.fields.data(), count, block.bags(),
-                    upstream.data, upstream.row_stride, end_row - row, target, way == Way::past,
-                    sums.aligned);
-      if (way == Way::assembled) {
-        stream(data + before[b] * value_bytes, target, entries * value_bytes);
+      int64_t* living = index + before[b];
+      const auto write_index = [&](Block& resolved, int64_t number) {
+        const int64_t index_bytes = number * static_cast<int64_t>(sizeof(int64_t));
+        if (streams) {
+          stream(living, resolved.living_rows(), index_bytes);
+        } else if (number) {
+          std::memcpy(living, resolved.living_rows(), index_bytes);
+        }
+        living += number;
+      };
+      if (watch) {
+        const int64_t middle = std::clamp(watched->plan.dead_rows(), row, end_row);
+        for (const auto& [begin, stop] : {std::pair(row, middle), std::pair(middle, end_row)}) {
+          if (begin == stop) continue;
+          const bool dead_too = begin < watched->plan.dead_rows();
+          Block& own = dead_too ? *sampled : block;
+          const auto& fields = dead_too ? watched->sampled : watched->others;
+          if (!own.resolve(begin, stop)) return;
+          Bags left = own.bags();
+          int64_t number = 0;
+          for (int64_t r = begin; r < stop; ++r) {
+            left.rows = loops.entries(call.weight, call.width, fields.data(), count, left,
+                                      upstream.data + (r - row) * upstream.row_stride * item,
+                                      upstream.row_stride, 1, target, way == Way::past,
+                                      watch->lanes());
+            const int64_t added = call.entries_of(r);
+            target += added * value_bytes, number += added;
+            if (left.sizes) left.sizes += count;
+            watch->take(r, loops.fold, watched->parts, shared.aligned, call.batch);
+          }
+          write_index(own, number);
+        }
+        watch->finish(call.gates, &partial[b * count], &moments[b * count]);
+      } else {
+        if (!block.resolve(row, end_row)) return;
+        std::memset(sums.aligned, 0, count * sum_bytes);
+        loops.entries(call.weight, call.width, call.fields.data(), count, block.bags(),
+                      upstream.data, upstream.row_stride, end_row - row, target, way == Way::past,
+                      sums.aligned);
+        write_index(block, entries);
+        for (int64_t i = 0; i < count; ++i) {
+          partial[b * count + i] = loops.total(sums.aligned + i * sum_bytes);
+        }
       }
-      const int64_t bytes = entries * static_cast<int64_t>(sizeof(int64_t));
-      if (streams) {
-        stream(index + before[b], block.living_rows(), bytes);
-      } else if (entries) {
-        std::memcpy(index + before[b], block.living_rows(), bytes);
-      }
-      for (int64_t i = 0; i < count; ++i) {
-        partial[b * count + i] = loops.total(sums.aligned + i * sum_bytes);
-      }
+      if (way == Way::assembled) stream(values, assembled.data(), entries * value_bytes);
     }
   });
   wrong.refuse(checks, call);
-  std::vector<double> sums(count);
+  Gradients gradients{indices, values, std::vector<double>(count), std::nullopt};
   for (int64_t b = 0; b < blocks; ++b) {
-    for (int64_t i = 0; i < count; ++i) sums[i] += partial[b * count + i];
+    for (int64_t i = 0; i < count; ++i) gradients.sums[i] += partial[b * count + i];
   }
-  return {indices, values, sums};
+  if (watched) {
+    gradients.moments =
+        watched->plan.collect(moments.get(), blocks, watched->parts, shared.aligned);
+  }
+  return gradients;
 }
 
 // Some rows of one field's table.
@@ -465,15 +534,17 @@ class Collector {
  public:
   explicit Collector(int64_t at_once) : at_once_(at_once) {}
 
+  // `place` is the number of the code, or of its sample.
   template <class Flush>
-  void add(int64_t sample, int64_t row, double scale, const Flush& flush) {
-    samples_[count_] = sample, rows_[count_] = row, scales_[count_] = scale;
+  void add(int64_t sample, int64_t place, int64_t row, double scale, const Flush& flush) {
+    samples_[count_] = sample, places_[count_] = place, rows_[count_] = row;
+    scales_[count_] = scale;
     if (++count_ == at_once_) drain(flush);
   }
 
   template <class Flush>
   void drain(const Flush& flush) {
-    if (count_) flush(samples_, rows_, scales_, count_);
+    if (count_) flush(samples_, places_, rows_, scales_, count_);
     clear();
   }
 
@@ -482,15 +553,17 @@ class Collector {
  private:
   const int64_t at_once_;
   int64_t count_ = 0;
-  int64_t samples_[kAdditions], rows_[kAdditions];
+  int64_t samples_[kAdditions], places_[kAdditions], rows_[kAdditions];
   double scales_[kAdditions];
 };
 
-// body(sample, row, scale) for each code of a field; false where one is wrong.
+// body(sample, place, row, scale) for each code of a field in the first samples; false where one is
+// wrong.
 template <class Body>
-bool for_each_code(const Call& call, int64_t i, FirstWrong& wrong, const Body& body) {
+bool for_each_code(const Call& call, int64_t i, int64_t samples, FirstWrong& wrong,
+                   const Body& body) {
   const int64_t count = call.count();
-  for (int64_t s = 0; s < call.batch; ++s) {
+  for (int64_t s = 0; s < samples; ++s) {
     int64_t begin = s * count + i, end = begin + 1;
     if (call.bags()) end = call.begins[begin + 1], begin = call.begins[begin];
     const double scale = call.mean && call.bags() ? 1.0 / (end - begin) : 1;
@@ -501,14 +574,27 @@ bool for_each_code(const Call& call, int64_t i, FirstWrong& wrong, const Body& b
         wrong.found(m);
         return false;
       }
-      body(s, call.first[i] + code, scale);
+      body(s, call.bags() ? m : s, call.first[i] + code, scale);
     }
   }
   return true;
 }
 
+// The products of bags from those of their codes: `batch` for each field, in the order of the fields.
+template <class C>
+void add_bags(const Call& call, const C* of_codes, C* of_bags) {
+  for (int64_t i = 0; i < call.count(); ++i) {
+    for (int64_t s = 0; s < call.batch; ++s) {
+      const int64_t bag = s * call.count() + i;
+      const C* const first = of_codes + call.begins[bag];
+      *of_bags++ = std::accumulate(first, of_codes + call.begins[bag + 1], C(0));
+    }
+  }
+}
+
 // The whole gradient of the weight. Parts, and the order within one, depend on the call alone.
-Gradients dense_backward(const Checks& checks, const Call& call, const Rows& grad) {
+Gradients dense_backward(const Checks& checks, const Call& call, const Rows& grad,
+                         const Watched* watched) {
   const int64_t count = call.count(), item = call.item_bytes, bytes = compute_bytes(call);
   const EmbeddingLoops& loops = embedding_loops_for(call.dtype);
   Tensor values = empty(Shape{call.table_rows, call.width}, call.type);
@@ -526,11 +612,21 @@ Gradients dense_backward(const Checks& checks, const Call& call, const Rows& gra
   }
 
   const int64_t additions =
-      std::clamp<int64_t>(kBlockElements / std::max<int64_t>(call.width, 1), 1, kAdditions);
+      watched ? kWatchedAdditions
+              : std::clamp<int64_t>(kBlockElements / std::max<int64_t>(call.width, 1), 1, kAdditions);
   std::vector<double> partial(parts.size());
+  std::vector<Moments> partial_moments(watched ? parts.size() : 0);
+  // Row products wait here: those of each code in bags, else those of fields that share a gate.
+  const int64_t waiting = !watched      ? 0
+                          : call.bags() ? call.code_count
+                                        : watched->waiting() * call.batch;
+  const Scratch shared(waiting * bytes);
   FirstWrong wrong;
   torch::stable::parallel_for(0, parts.size(), 1, [&](int64_t first, int64_t end) {
-    const Scratch lanes(loops.lanes * bytes);
+    const int64_t lane_bytes = (watched ? kWatchedAdditions : 1) * loops.lanes * bytes;
+    const Scratch lanes(lane_bytes);
+    // Products, sums and squares of the additions.
+    const Scratch folded(watched ? 3 * kWatchedAdditions * bytes : 0);
     std::unique_ptr<char[]> scratch;
     Collector collector(additions);
     for (int64_t p = first; p < end; ++p) {
@@ -539,28 +635,60 @@ Gradients dense_backward(const Checks& checks, const Call& call, const Rows& gra
       const int64_t elements = (part.end - part.first) * call.width;
       char* const target = data + part.first * call.width * item;
       if (field.dead) std::memset(target, 0, elements * item);
-      if (!call.looked_at(part.field)) continue;
+      // From the first samples row products are taken, and the first matter at all.
+      const int64_t sampled = watched ? watched->plan.rows_of(part.field) : 0;
+      const int64_t samples = !field.dead || field.learns ? call.batch : sampled;
+      if (field.dead && samples == 0) continue;
       char* totals = nullptr;
       if (!field.dead) {
         if (item != bytes && !scratch) scratch.reset(new char[at_once * call.width * bytes]);
         totals = item == bytes ? target : scratch.get();
         std::memset(totals, 0, elements * bytes);
       }
-      const auto flush = [&](const int64_t* samples, const int64_t* rows, const double* scales,
-                             int64_t size) {
-        std::memset(lanes.aligned, 0, loops.lanes * bytes);
+      const int64_t slot = watched ? watched->parts[part.field] : -1;
+      const auto flush = [&](const int64_t* flushed, const int64_t* places, const int64_t* rows,
+                             const double* scales, int64_t size) {
         Rows own = grad;
         own.data = static_cast<const char*>(grad.data) +
                    part.field * call.width * grad.column_stride * item;
-        loops.scatter(field.learns ? call.weight : Rows{}, own, call.width, field.factor,
-                      {samples, rows, call.mean ? scales : nullptr, size, part.first}, totals,
-                      lanes.aligned);
-        partial[p] += loops.total(lanes.aligned);
+        const Additions added{flushed, rows, call.mean ? scales : nullptr, size, part.first};
+        if (flushed[0] >= sampled) {
+          std::memset(lanes.aligned, 0, loops.lanes * bytes);
+          loops.scatter(field.learns ? call.weight : Rows{}, own, call.width, field.factor, added,
+                        totals, lanes.aligned, false);
+          partial[p] += loops.total(lanes.aligned);
+          return;
+        }
+        std::memset(lanes.aligned, 0, lane_bytes);
+        loops.scatter(call.weight, own, call.width, field.factor, added, totals, lanes.aligned,
+                      true);
+        char *const products = folded.aligned, *const sums = products + kWatchedAdditions * bytes;
+        char* const squares = sums + kWatchedAdditions * bytes;
+        std::memset(sums, 0, 2 * kWatchedAdditions * bytes);
+        loops.fold(lanes.aligned, kWatchedAdditions, products, sums, squares);
+        for (int64_t e = 0; e < size; ++e) {
+          const double product = bytes == 8 ? reinterpret_cast<const double*>(products)[e]
+                                            : reinterpret_cast<const float*>(products)[e];
+          partial[p] += product;
+          partial_moments[p] += {product, product * product};
+        }
+        if (call.bags() || slot >= 0) {
+          char* const own_shared = shared.aligned + (call.bags() ? 0 : slot * call.batch * bytes);
+          for (int64_t e = 0; e < size; ++e) {
+            std::memcpy(own_shared + places[e] * bytes, products + e * bytes, bytes);
+          }
+        }
       };
+      bool past = false;
       const bool right = for_each_code(
-          call, part.field, wrong, [&](int64_t sample, int64_t row, double scale) {
+          call, part.field, samples, wrong,
+          [&](int64_t sample, int64_t place, int64_t row, double scale) {
+            if (!past && sample >= sampled) {
+              collector.drain(flush);
+              past = true;
+            }
             if (row < part.first || row >= part.end) return;
-            collector.add(sample, row, scale, flush);
+            collector.add(sample, place, row, scale, flush);
           });
       if (!right) {
         collector.clear();
@@ -571,9 +699,44 @@ Gradients dense_backward(const Checks& checks, const Call& call, const Rows& gra
     }
   });
   wrong.refuse(checks, call);
-  std::vector<double> sums(count);
-  for (size_t p = 0; p < parts.size(); ++p) sums[parts[p].field] += partial[p];
-  return {empty(Shape{0}, ScalarType::Long), values, sums};
+  Gradients gradients{empty(Shape{0}, ScalarType::Long), values, std::vector<double>(count),
+                      std::nullopt};
+  for (size_t p = 0; p < parts.size(); ++p) gradients.sums[parts[p].field] += partial[p];
+  if (watched && call.bags()) {
+    std::vector<int64_t> every(count);
+    std::iota(every.begin(), every.end(), 0);
+    const Scratch of_bags(count * call.batch * bytes);
+    if (bytes == 8) {
+      add_bags(call, reinterpret_cast<const double*>(shared.aligned),
+               reinterpret_cast<double*>(of_bags.aligned));
+    } else {
+      add_bags(call, reinterpret_cast<const float*>(shared.aligned),
+               reinterpret_cast<float*>(of_bags.aligned));
+    }
+    gradients.moments = watched->plan.collect(nullptr, 0, every, of_bags.aligned);
+  } else if (watched) {
+    std::vector<Moments> moments(count);
+    for (size_t p = 0; p < parts.size(); ++p) moments[parts[p].field] += partial_moments[p];
+    gradients.moments = watched->plan.collect(moments.data(), 1, watched->parts, shared.aligned);
+  }
+  return gradients;
+}
+
+Gradients backward(const Tensor& grad, const Tensor& weight, const Tensor& codes,
+                   const Shape& offsets, const MaybeTensor& bags, bool mean, bool sparse, bool look,
+                   const GateArguments& gates, const MomentArguments* moments) {
+  const Checks checks{"gated_embedding_concat_backward"};
+  const Call call = check(checks, &grad, weight, codes, offsets, bags, mean, look, gates);
+  std::optional<MomentPlan> plan;
+  std::optional<Watched> watched;
+  if (moments) {
+    plan.emplace(checks, *moments, gates.x, call.gates, call.batch, "field");
+    watched.emplace(*plan, call);
+  }
+  const auto backward = sparse ? sparse_backward : dense_backward;
+  Gradients gradients = backward(checks, call, rows_of(grad), watched ? &*watched : nullptr);
+  gradients.grad_x = grad_of_x(gates.x, call.gates, gradients.sums);
+  return gradients;
 }
 
 std::tuple<Tensor, Tensor, Tensor> gated_embedding_concat_backward(
@@ -581,12 +744,23 @@ std::tuple<Tensor, Tensor, Tensor> gated_embedding_concat_backward(
     const MaybeTensor& bags, const Tensor& x, const Tensor& epsilon, const MaybeTensor& scale,
     const MaybeTensor& ungated, bool mean, bool sparse, bool look, int64_t kind, double alpha,
     double tau) {
-  const Checks checks{"gated_embedding_concat_backward"};
-  const Call call = check(checks, &grad, weight, codes, offsets, bags, mean, look,
-                          {x, epsilon, scale, ungated, kind, alpha, tau});
-  const auto backward = sparse ? sparse_backward : dense_backward;
-  const auto [rows, values, sums] = backward(checks, call, rows_of(grad));
-  return {rows, values, grad_of_x(x, call.gates, sums)};
+  const GateArguments gates{x, epsilon, scale, ungated, kind, alpha, tau};
+  const Gradients gradients =
+      backward(grad, weight, codes, offsets, bags, mean, sparse, look, gates, nullptr);
+  return {gradients.rows, gradients.values, gradients.grad_x};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> gated_embedding_concat_backward_moments(
+    const Tensor& grad, const Tensor& weight, const Tensor& codes, const Shape& offsets,
+    const MaybeTensor& bags, const Tensor& x, const Tensor& epsilon, const MaybeTensor& scale,
+    const MaybeTensor& ungated, bool mean, bool sparse, bool look, const Tensor& moments,
+    const std::optional<Shape>& gate_of_field, const MaybeTensor& dead_rows, int64_t kind,
+    double alpha, double tau) {
+  const GateArguments gates{x, epsilon, scale, ungated, kind, alpha, tau};
+  const MomentArguments moment_arguments{moments, gate_of_field, dead_rows};
+  const Gradients gradients =
+      backward(grad, weight, codes, offsets, bags, mean, sparse, look, gates, &moment_arguments);
+  return {gradients.rows, gradients.values, gradients.grad_x, *gradients.moments};
 }
 
 }  // namespace
@@ -596,4 +770,6 @@ STABLE_TORCH_LIBRARY_IMPL(lpfs, CPU, library) {
   library.impl("gated_embedding_concat", TORCH_BOX(&lpfs::gated_embedding_concat));
   library.impl("gated_embedding_concat_backward",
                TORCH_BOX(&lpfs::gated_embedding_concat_backward));
+  library.impl("gated_embedding_concat_backward.moments",
+               TORCH_BOX(&lpfs::gated_embedding_concat_backward_moments));
 }

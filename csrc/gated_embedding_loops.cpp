@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "row_products.h"
 #include "vectors.h"
 
 namespace lpfs {
@@ -194,7 +195,8 @@ LPFS_INLINE void add_row(const Rows& weight, const Rows& grad, int64_t row, int6
 
 template <class T, int N>
 LPFS_INLINE void scatter(const Rows& weight, const Rows& grad, int64_t width, double factor,
-                         const Additions& additions, Compute<T>* totals, Compute<T>* sums) {
+                         const Additions& additions, Compute<T>* totals, Compute<T>* sums,
+                         bool apart) {
   for (int64_t e = 0; e < additions.count; ++e) {
     const int64_t later = std::min(e + kRowsAhead, additions.count - 1);
     const int64_t row = additions.rows[e], ahead = additions.rows[later];
@@ -204,7 +206,8 @@ LPFS_INLINE void scatter(const Rows& weight, const Rows& grad, int64_t width, do
     const double scale = additions.scales ? additions.scales[e] : 1;
     add_row<T, N>(weight, grad, row, additions.samples[e], static_cast<Compute<T>>(factor * scale),
                   static_cast<Compute<T>>(scale), 0, width,
-                  totals ? totals + (row - additions.first) * width : nullptr, sums);
+                  totals ? totals + (row - additions.first) * width : nullptr,
+                  apart ? sums + e * N : sums);
   }
 }
 
@@ -275,9 +278,9 @@ LPFS_INLINE double total(const C* sums) {
                                                       grad_stride, samples, to, add);             \
     }                                                                                             \
     ATTRIBUTES static void scatter(Rows weight, Rows grad, int64_t width, double factor,          \
-                                   Additions additions, void* totals, void* sums) {               \
+                                   Additions additions, void* totals, void* sums, bool apart) {   \
       lpfs::scatter<T, N>(weight, grad, width, factor, additions, static_cast<C*>(totals),        \
-                          static_cast<C*>(sums));                                                 \
+                          static_cast<C*>(sums), apart);                                          \
     }                                                                                             \
     ATTRIBUTES static void round(const void* totals, int64_t count, void* target) {               \
       lpfs::round<T, N>(static_cast<const C*>(totals), count, static_cast<T*>(target));           \
@@ -285,7 +288,13 @@ LPFS_INLINE double total(const C* sums) {
     static double total(const void* sums) {                                                       \
       return lpfs::total<C, N>(static_cast<const C*>(sums));                                      \
     }                                                                                             \
-    static constexpr EmbeddingLoops kLoops{N, resolve, concat, entries, scatter, round, total};   \
+    ATTRIBUTES static void fold(const void* sums, int64_t count, void* products, void* totals,    \
+                                void* squares) {                                                  \
+      fold_row<C, N>(static_cast<const C*>(sums), count, static_cast<C*>(products),               \
+                     static_cast<C*>(totals), static_cast<C*>(squares));                          \
+    }                                                                                             \
+    static constexpr EmbeddingLoops kLoops{N,       resolve, concat, entries,                     \
+                                           scatter, round,   total,  fold};                       \
   };
 
 LPFS_DEFINE_EMBEDDING_LOOPS(EmbeddingBaseline, 16, )

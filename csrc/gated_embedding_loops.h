@@ -55,13 +55,17 @@ struct EmbeddingLoops {
                             Bags bags, const void* grad, int64_t grad_stride, int64_t samples,
                             void* values, bool past, void* sums);
   // totals[row − first] += factor · scale · grad unless `totals` is null, in the type that is
-  // computed in; sums += scale · grad ⊙ weight[row] unless `weight.data` is null.
+  // computed in; sums += scale · grad ⊙ weight[row] unless `weight.data` is null. `sums` has `lanes`
+  // for all additions together or, `apart`, for each.
   void (*scatter)(Rows weight, Rows grad, int64_t width, double factor, Additions additions,
-                  void* totals, void* sums);
+                  void* totals, void* sums, bool apart);
   // Rounds `count` elements of the type that is computed in.
   void (*round)(const void* totals, int64_t count, void* target);
   // The sum of a gate's partial sums.
   double (*total)(const void* sums);
+  // Of `count` gates or additions, in whole vectors: the sums of their partial sums, `products`,
+  // which it adds to `totals` and squared to `squares`.
+  void (*fold)(const void* sums, int64_t count, void* products, void* totals, void* squares);
 };
 
 const EmbeddingLoops& embedding_loops_for(Dtype dtype);

@@ -25,6 +25,15 @@ STABLE_TORCH_LIBRARY_FRAGMENT(lpfs, library) {
       "Tensor epsilon, Tensor? scale, Tensor? ungated, bool before, int kind, float alpha, "
       "float tau) -> (Tensor grad_embeddings, Tensor grad_x)");
   library.def(
+      "gated_cross_concat.moments(Tensor embeddings, Tensor pairs, Tensor x, Tensor epsilon, "
+      "Tensor? scale, Tensor? ungated, bool before, Tensor moments, int[]? gate_of_field, "
+      "Tensor? dead_rows, int kind, float alpha, float tau) -> Tensor");
+  library.def(
+      "gated_cross_concat_backward.moments(Tensor grad, Tensor embeddings, Tensor pairs, Tensor x, "
+      "Tensor epsilon, Tensor? scale, Tensor? ungated, bool before, Tensor moments, "
+      "int[]? gate_of_field, Tensor? dead_rows, int kind, float alpha, float tau) "
+      "-> (Tensor grad_embeddings, Tensor grad_x, Tensor moments)");
+  library.def(
       "gated_embedding_concat(Tensor weight, Tensor codes, int[] offsets, Tensor? bags, Tensor x, "
       "Tensor epsilon, Tensor? scale, Tensor? ungated, bool mean, bool sparse, bool check, int kind, "
       "float alpha, float tau) -> Tensor");
@@ -34,7 +43,18 @@ STABLE_TORCH_LIBRARY_FRAGMENT(lpfs, library) {
       "bool sparse, bool check, int kind, float alpha, float tau) "
       "-> (Tensor rows, Tensor values, Tensor grad_x)");
   library.def(
+      "gated_embedding_concat.moments(Tensor weight, Tensor codes, int[] offsets, Tensor? bags, "
+      "Tensor x, Tensor epsilon, Tensor? scale, Tensor? ungated, bool mean, bool sparse, bool check, "
+      "Tensor moments, int[]? gate_of_field, Tensor? dead_rows, int kind, float alpha, float tau) "
+      "-> Tensor");
+  library.def(
+      "gated_embedding_concat_backward.moments(Tensor grad, Tensor weight, Tensor codes, "
+      "int[] offsets, Tensor? bags, Tensor x, Tensor epsilon, Tensor? scale, Tensor? ungated, "
+      "bool mean, bool sparse, bool check, Tensor moments, int[]? gate_of_field, Tensor? dead_rows, "
+      "int kind, float alpha, float tau) "
+      "-> (Tensor rows, Tensor values, Tensor grad_x, Tensor moments)");
+  library.def(
       "proximal_sgd_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momentum_buffers, "
       "Tensor lr, Tensor lam, Tensor? budget, float momentum, float dampening, bool nesterov, "
-      "bool maximize) -> (Tensor live, Tensor lam)");
+      "bool maximize, bool nonnegative=False) -> (Tensor live, Tensor lam)");
 }

@@ -94,14 +94,16 @@ int64_t offset(const Tensor& tensor, int64_t i) {
 
 // A momentum step of neighbouring elements, before the threshold; into `stepped`. Loops of this kind
 // the compiler turns into vectors.
-template <bool kNesterov, class T>
+template <bool kNesterov, bool kNonnegative, class T>
 void descend(const T* param, const T* grad, T* buffer, int64_t count, T lr, T momentum, T share,
              T sign, T* stepped) {
   for (int64_t i = 0; i < count; ++i) {
     const T descent = sign * grad[i];
     const T velocity = buffer[i] * momentum + descent * share;
-    buffer[i] = velocity;
-    stepped[i] = param[i] - lr * (kNesterov ? descent + momentum * velocity : velocity);
+    const T v = param[i] - lr * (kNesterov ? descent + momentum * velocity : velocity);
+    const bool stops = kNonnegative && v < 0;
+    buffer[i] = stops ? T(0) : velocity;
+    stepped[i] = stops ? T(0) : v;
   }
 }
 
@@ -127,7 +129,8 @@ template <class T>
 std::tuple<Tensor, Tensor> step(const Tensors& params, const Tensors& grads,
                                 const Tensors& momentum_buffers, const Tensor& lr_tensor,
                                 const Tensor& lam_tensor, const std::optional<Tensor>& budget,
-                                T momentum, T dampening, bool nesterov, bool maximize) {
+                                T momentum, T dampening, bool nesterov, bool maximize,
+                                bool nonnegative) {
   const T lr = *data<T>(lr_tensor), lam = *data<T>(lam_tensor);
   if (!(lr >= 0 && std::isfinite(lr))) kChecks.fault({"lr"}, "be at least 0 and finite", lr);
   if (!(lam >= 0)) kChecks.fault({"lam"}, "be at least 0", lam);
@@ -138,6 +141,8 @@ std::tuple<Tensor, Tensor> step(const Tensors& params, const Tensors& grads,
   for (const Tensor& param : params) total += param.numel();
   const std::unique_ptr<T[]> all(new T[total]);
   T* stepped = all.get();
+  const auto descent = nonnegative ? (nesterov ? descend<true, true, T> : descend<false, true, T>)
+                                   : (nesterov ? descend<true, false, T> : descend<false, false, T>);
   for (size_t k = 0; k < params.size(); ++k) {
     const int64_t count = params[k].numel();
     const T* grad = data<T>(grads[k]);
@@ -145,9 +150,8 @@ std::tuple<Tensor, Tensor> step(const Tensors& params, const Tensors& grads,
       for (int64_t i = 0; i < count; ++i) stepped[i] = grad[offset(grads[k], i)];
       grad = stepped;
     }
-    (nesterov ? descend<true, T> : descend<false, T>)(
-        data<T>(params[k]), grad, data<T>(momentum_buffers[k]), count, lr, momentum, 1 - dampening,
-        T(maximize ? -1 : 1), stepped);
+    descent(data<T>(params[k]), grad, data<T>(momentum_buffers[k]), count, lr, momentum,
+            1 - dampening, T(maximize ? -1 : 1), stepped);
     stepped += count;
   }
 
@@ -181,15 +185,15 @@ std::tuple<Tensor, Tensor> proximal_sgd_(const Tensors& params, const Tensors& g
                                          const Tensors& momentum_buffers, const Tensor& lr,
                                          const Tensor& lam, const std::optional<Tensor>& budget,
                                          double momentum, double dampening, bool nesterov,
-                                         bool maximize) {
+                                         bool maximize, bool nonnegative) {
   check(params, grads, momentum_buffers, lr, lam, budget);
   if (params[0].scalar_type() == ScalarType::Double) {
     return step<double>(params, grads, momentum_buffers, lr, lam, budget, momentum, dampening,
-                        nesterov, maximize);
+                        nesterov, maximize, nonnegative);
   }
   return step<float>(params, grads, momentum_buffers, lr, lam, budget,
                      static_cast<float>(momentum), static_cast<float>(dampening), nesterov,
-                     maximize);
+                     maximize, nonnegative);
 }
 
 }  // namespace

@@ -78,5 +78,20 @@ struct RowProducts {
   }
 };
 
+// Row products of many sources in one row, from lanes that lie side by side; added to `sums`, and
+// squared to `squares`. All of them have as many elements as whole vectors take.
+template <class C, int N>
+LPFS_INLINE void fold_row(const C* lanes, int64_t count, C* products, C* sums, C* squares) {
+  for (int64_t k = 0; k < count; k += N) {
+    Vector<C, N> folded, sum, square;
+    fold<C, N>(lanes + k * N, folded);
+    load<N>(sums + k, sum);
+    load<N>(squares + k, square);
+    store<N>(products + k, folded);
+    store<N>(sums + k, sum + folded);
+    store<N>(squares + k, square + folded * folded);
+  }
+}
+
 }  // namespace
 }  // namespace lpfs

@@ -21,9 +21,11 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .gates import gate, gate_derivative
+from .gates import gate, gate_derivative, member_of, rows_of_dead, total_of
 from .launch import (
+    ASKED,
     REGISTERS,
+    asked_of,
     check_device,
     check_dtype,
     check_fields,
@@ -38,9 +40,11 @@ from .launch import (
     on_stream,
     refuse_dead_rows,
     refuse_gate_values,
+    table_of_members,
     tl,
     triton,
     values_are_checked,
+    without_moments,
 )
 from .library import LIBRARY, apply, below_autograd, define, implement
 
@@ -48,7 +52,6 @@ ARGUMENTS = """(
     {grad}Tensor[] embeddings, Tensor x, Tensor epsilon, int[]? widths, Tensor? scale,
     Tensor? ungated, {moments}int kind, float alpha, float tau
 ) -> """
-ASKED = "Tensor moments, int[]? gate_of_field, Tensor? dead_rows, "
 define("gated_concat" + ARGUMENTS.format(grad="", moments="") + "Tensor")
 define("gated_concat.moments" + ARGUMENTS.format(grad="", moments=ASKED) + "Tensor")
 define("gated_concat_backward" + ARGUMENTS.format(grad="Tensor grad, ", moments="") + "Tensor[]")
@@ -85,15 +88,10 @@ def _check(
 
 
 def _check_with_moments(grad: Tensor | None, *call: Any) -> None:
-    _check(grad, *_without_moments(*call))
+    _check(grad, *without_moments(call))
     operator = "gated_concat" if grad is None else "gated_concat_backward"
-    _, x, _, _, _, _, moments, gate_of_field, dead_rows, *_ = call
-    check_moments(operator, moments, gate_of_field, dead_rows, x, "field")
-
-
-def _without_moments(*call: Any) -> tuple[Any, ...]:
-    """The arguments of the operator that is not asked for them."""
-    return *call[:6], *call[9:]
+    moments, gate_of_field, dead_rows = asked_of(call)
+    check_moments(operator, moments, gate_of_field, dead_rows, call[1], "field")
 
 
 @jit
@@ -235,6 +233,89 @@ def _forward_kernel(
     tl.store(y + row * columns + (first + column), value.to(y.dtype.element_ty), mask=inside)
 
 
+@jit
+def _flow(
+    grad_fields,
+    grad,
+    fields,
+    layout,
+    x,
+    epsilon,
+    scale,
+    ungated,
+    dead_rows,
+    alpha,
+    tau,
+    rows,
+    columns,
+    grad_row_stride,
+    grad_column_stride,
+    field,
+    row,
+    column,
+    KIND: tl.constexpr,
+    REVIVES: tl.constexpr,
+    WATCHED: tl.constexpr,
+    N: tl.constexpr,
+    SOURCE: tl.constexpr,
+    WIDTH: tl.constexpr,
+    VECTOR: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """Take a tile of a field from its gradient and embedding to the embedding's gradient.
+
+    Also its products; whether the field learns, and how steeply; and the rows, the first ones,
+    whose row products are wanted.
+    """
+    first, width, row_stride, column_stride, columns = _layout(
+        layout, field, columns, N, SOURCE, WIDTH, VECTOR, WIDE
+    )
+    if VECTOR > 0:
+        grad_row_stride = _multiple(grad_row_stride, VECTOR)
+        grad_column_stride = 1
+
+    xi = tl.load(x + field)
+    alive = xi != 0
+    learns = alive | REVIVES
+    if ungated is not None:
+        always = tl.load(ungated + field) != 0
+        alive = alive | always
+        learns = learns & (always == 0)
+    grad_rows = tl.where(alive | learns, rows, 0)
+    value_rows = tl.where(learns, rows, 0)
+    watched = value_rows
+    if WATCHED:
+        watched = tl.where(alive, rows, rows_of_dead(dead_rows, rows))
+        grad_rows = tl.maximum(grad_rows, watched)
+        value_rows = tl.maximum(value_rows, watched)
+    grad_offset = row * grad_row_stride + (first + column) * grad_column_stride
+    read = (row < grad_rows) & (column < width)
+    upstream = tl.load(grad + grad_offset, mask=read, other=0.0).to(xi.dtype)
+    DTYPE: tl.constexpr = grad.dtype.element_ty
+    base = _base(fields, field, N, SOURCE, VECTOR, DTYPE)
+    if SOURCE == "packed":
+        base += first * column_stride
+    offset = row * row_stride + column * column_stride
+    read = (row < value_rows) & (column < width)
+    value = tl.load(base + offset, mask=read, other=0.0).to(xi.dtype)
+
+    factor = gate(xi, tl.load(epsilon), alpha, tau, KIND)
+    slope = gate_derivative(xi, tl.load(epsilon), alpha, tau, KIND)
+    if ungated is not None:
+        factor = tl.where(always, 1.0, factor)
+    if scale is not None:
+        factor = factor * tl.load(scale + field)
+        slope = slope * tl.load(scale + field)
+    out = _base(grad_fields, field, N, SOURCE, VECTOR, DTYPE)
+    if SOURCE == "packed":
+        out += row * columns + (first + column)
+    else:
+        out += row * width + column
+    inside = (row < rows) & (column < width)
+    tl.store(out, tl.where(alive, upstream * factor, 0.0).to(DTYPE), mask=inside)
+    return upstream * value, learns, slope, watched
+
+
 @jit_for_any("rows", "blocks")
 def _backward_kernel(
     grad_fields,
@@ -268,49 +349,37 @@ def _backward_kernel(
     BLOCK_PARTIALS: tl.constexpr,
 ):
     field = tl.program_id(0) % N
-    first, width, row_stride, column_stride, columns = _layout(
-        layout, field, columns, N, SOURCE, WIDTH, VECTOR, WIDE
-    )
-    if VECTOR > 0:
-        grad_row_stride = _multiple(grad_row_stride, VECTOR)
-        grad_column_stride = 1
     block = tl.program_id(0) // N
     row, column = _tile(block, WIDE, BLOCK_ROWS, BLOCK_COLUMNS, CHUNKS)
-
-    xi = tl.load(x + field)
-    alive = xi != 0
-    learns = alive | REVIVES
-    if ungated is not None:
-        always = tl.load(ungated + field) != 0
-        alive = alive | always
-        learns = learns & (always == 0)
-    grad_offset = row * grad_row_stride + (first + column) * grad_column_stride
-    read = (row < tl.where(alive | learns, rows, 0)) & (column < width)
-    upstream = tl.load(grad + grad_offset, mask=read, other=0.0).to(xi.dtype)
-    DTYPE: tl.constexpr = grad.dtype.element_ty
-    base = _base(fields, field, N, SOURCE, VECTOR, DTYPE)
-    if SOURCE == "packed":
-        base += first * column_stride
-    offset = row * row_stride + column * column_stride
-    read = (row < tl.where(learns, rows, 0)) & (column < width)
-    value = tl.load(base + offset, mask=read, other=0.0).to(xi.dtype)
-
-    factor = gate(xi, tl.load(epsilon), alpha, tau, KIND)
-    slope = gate_derivative(xi, tl.load(epsilon), alpha, tau, KIND)
-    if ungated is not None:
-        factor = tl.where(always, 1.0, factor)
-    if scale is not None:
-        factor = factor * tl.load(scale + field)
-        slope = slope * tl.load(scale + field)
-    out = _base(grad_fields, field, N, SOURCE, VECTOR, DTYPE)
-    if SOURCE == "packed":
-        out += row * columns + (first + column)
-    else:
-        out += row * width + column
-    inside = (row < rows) & (column < width)
-    tl.store(out, tl.where(alive, upstream * factor, 0.0).to(DTYPE), mask=inside)
-
-    partial = tl.sum(tl.sum(upstream * value, 1), 0)
+    products, learns, slope, _ = _flow(
+        grad_fields,
+        grad,
+        fields,
+        layout,
+        x,
+        epsilon,
+        scale,
+        ungated,
+        None,
+        alpha,
+        tau,
+        rows,
+        columns,
+        grad_row_stride,
+        grad_column_stride,
+        field,
+        row,
+        column,
+        KIND,
+        REVIVES,
+        False,
+        N,
+        SOURCE,
+        WIDTH,
+        VECTOR,
+        WIDE,
+    )
+    partial = tl.sum(tl.sum(products, 1), 0)
     partial = tl.where(learns, partial, 0.0)
 
     # Release: this block's partial sum comes before its arrival. Acquire: the last to arrive sees
@@ -319,13 +388,128 @@ def _backward_kernel(
     tl.store(mine + block, partial)
     arrived = tl.atomic_add(counters + field, 1, sem="acq_rel", scope="gpu")
     if arrived == blocks - 1:
-        total = tl.zeros([BLOCK_PARTIALS], partial.dtype)
-        for start in range(0, blocks, BLOCK_PARTIALS):
-            i = start + tl.arange(0, BLOCK_PARTIALS)
-            total += tl.load(mine + i, mask=i < blocks, other=0.0, cache_modifier=".cg")
-        result = tl.where(learns, slope * tl.sum(total, 0), 0.0)
-        tl.store(grad_x + field, result)
+        result = total_of(mine, blocks, BLOCK_PARTIALS)
+        tl.store(grad_x + field, tl.where(learns, slope * result, 0.0))
         tl.store(counters + field, 0)
+
+
+@jit_for_any("rows", "blocks", "gates")
+def _moments_kernel(
+    grad_fields,
+    grad_x,
+    moments,
+    grad,
+    fields,
+    layout,
+    members,
+    x,
+    epsilon,
+    scale,
+    ungated,
+    dead_rows,
+    partials,
+    counters,
+    alpha: tl.float64,
+    tau: tl.float64,
+    rows,
+    columns,
+    grad_row_stride,
+    grad_column_stride,
+    blocks,
+    gates,
+    KIND: tl.constexpr,
+    REVIVES: tl.constexpr,
+    N: tl.constexpr,
+    SLOTS: tl.constexpr,
+    SOURCE: tl.constexpr,
+    WIDTH: tl.constexpr,
+    VECTOR: tl.constexpr,
+    WIDE: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    BLOCK_PARTIALS: tl.constexpr,
+):
+    """The backward kernel with moments: a program takes some rows of all fields of one gate, and of
+    all their columns, so that it has whole row products before it squares them.
+
+    `members` are the fields, gate after gate; where those of each slot begin; and its gate.
+    Without, slot, field and gate are the same.
+    """
+    slot = tl.program_id(0) % SLOTS
+    block = (tl.program_id(0) // SLOTS).to(tl.int64 if WIDE else tl.int32)
+    row = block * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    if members is None:
+        begin = slot
+        end = slot + 1
+        own_gate = slot
+    else:
+        begin = tl.load(members + N + slot).to(tl.int32)
+        end = tl.load(members + N + 1 + slot).to(tl.int32)
+        own_gate = tl.load(members + N + 1 + SLOTS + slot).to(tl.int32)
+    DTYPE: tl.constexpr = partials.dtype.element_ty
+    row_products = tl.zeros([BLOCK_ROWS], DTYPE)
+    taken = rows * 0
+    for member in range(begin, end):
+        field = member_of(members, member)
+        learned = tl.full((), 0.0, DTYPE)
+        for chunk in range(CHUNKS):
+            column = (chunk * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)).to(row.dtype)
+            products, learns, _, watched = _flow(
+                grad_fields,
+                grad,
+                fields,
+                layout,
+                x,
+                epsilon,
+                scale,
+                ungated,
+                dead_rows,
+                alpha,
+                tau,
+                rows,
+                columns,
+                grad_row_stride,
+                grad_column_stride,
+                field,
+                row[:, None],
+                column[None, :],
+                KIND,
+                REVIVES,
+                True,
+                N,
+                SOURCE,
+                WIDTH,
+                VECTOR,
+                WIDE,
+            )
+            own = tl.sum(products, 1)
+            row_products += tl.where(row < watched, own, 0.0)
+            learned += tl.where(learns, tl.sum(own, 0), 0.0)
+            taken = tl.maximum(taken, watched)
+        tl.store(partials + field.to(tl.int64) * blocks + block, learned)
+
+    mine = partials + (N + 2 * slot.to(tl.int64)) * blocks
+    tl.store(mine + block, tl.sum(row_products, 0))
+    tl.store(mine + blocks + block, tl.sum(row_products * row_products, 0))
+    # As in the kernel without moments.
+    arrived = tl.atomic_add(counters + slot, 1, sem="acq_rel", scope="gpu")
+    if arrived == blocks - 1:
+        for member in range(begin, end):
+            field = member_of(members, member)
+            total = total_of(partials + field.to(tl.int64) * blocks, blocks, BLOCK_PARTIALS)
+            xi = tl.load(x + field)
+            slope = gate_derivative(xi, tl.load(epsilon), alpha, tau, KIND)
+            if scale is not None:
+                slope = slope * tl.load(scale + field)
+            learns = (xi != 0) | REVIVES
+            if ungated is not None:
+                learns = learns & (tl.load(ungated + field) == 0)
+            tl.store(grad_x + field, tl.where(learns, slope * total, 0.0))
+        tl.store(moments + own_gate, total_of(mine, blocks, BLOCK_PARTIALS))
+        tl.store(moments + gates + own_gate, total_of(mine + blocks, blocks, BLOCK_PARTIALS))
+        tl.store(moments + 2 * gates + own_gate, taken.to(DTYPE))
+        tl.store(counters + slot, 0)
 
 
 class Arrangement(NamedTuple):
@@ -460,8 +644,12 @@ def launch_backward(
     kind: int,
     alpha: float,
     tau: float,
+    asked: tuple[Tensor, Sequence[int] | None, Tensor | None] | None = None,
 ) -> list[Tensor]:
-    """One launch of the backward kernel; CPU tensors are taken under Triton's interpreter."""
+    """One launch of a backward kernel; CPU tensors are taken under Triton's interpreter.
+
+    With what is `asked`, moments, gates of the fields and rows of dead ones, the moments come last.
+    """
     _check(grad, embeddings, x, epsilon, widths, scale, ungated, kind, alpha, tau)
     if values_are_checked(x.device):
         refuse_gate_values("gated_concat_backward", x, epsilon)
@@ -469,40 +657,83 @@ def launch_backward(
     grad_embeddings = [field.new_empty(field.shape) for field in embeddings]
     grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
     fields, blocks = plan.constants["N"], max(plan.blocks, 1)
-    partials = x.new_empty(fields * blocks)
-    with on_stream(x.device, arrivals=fields) as counters:
-        _backward_kernel[(blocks * fields,)](
-            _pointers(grad_embeddings, plan.constants["SOURCE"]),
+    pointers = [
+        _pointers(tensors, plan.constants["SOURCE"]) for tensors in (grad_embeddings, embeddings)
+    ]
+    gates = (
+        x.contiguous(),
+        epsilon,
+        None if scale is None else scale.contiguous(),
+        None if ungated is None else ungated.contiguous(),
+    )
+    sizes = alpha, tau, plan.rows, plan.columns, *grad.stride()
+    options = {
+        "KIND": reference.KINDS[kind],
+        "REVIVES": reference.revives(reference.KINDS[kind], alpha),
+        **plan.constants,
+        "BLOCK_PARTIALS": 256,
+        "num_warps": plan.warps,
+        "enable_fp_fusion": False,
+        **(REGISTERS if plan.constants["SOURCE"] == "table" else {}),
+    }
+    if asked is None:
+        partials = x.new_empty(fields * blocks)
+        with on_stream(x.device, arrivals=fields) as counters:
+            _backward_kernel[(blocks * fields,)](
+                pointers[0],
+                grad_x,
+                grad,
+                pointers[1],
+                plan.layout,
+                *gates,
+                partials,
+                counters,
+                *sizes,
+                blocks,
+                **options,
+            )
+        return [*grad_embeddings, grad_x]
+
+    wanted, gate_of_field, dead_rows = asked
+    check_moments("gated_concat_backward", wanted, gate_of_field, dead_rows, x, "field")
+    if values_are_checked(x.device):
+        refuse_dead_rows("gated_concat_backward", dead_rows)
+    blocks = max(blocks // plan.constants["CHUNKS"], 1)
+    members, slots = table_of_members(gate_of_field, fields, x.device)
+    columns = wanted.shape[1]
+    # A gate without fields has no program.
+    moments = x.new_empty(3, columns) if slots == columns else x.new_zeros(3, columns)
+    partials = x.new_empty((fields + 2 * slots) * blocks)
+    with on_stream(x.device, arrivals=slots) as counters:
+        _moments_kernel[(blocks * slots,)](
+            pointers[0],
             grad_x,
+            moments,
             grad,
-            _pointers(embeddings, plan.constants["SOURCE"]),
+            pointers[1],
             plan.layout,
-            x.contiguous(),
-            epsilon,
-            None if scale is None else scale.contiguous(),
-            None if ungated is None else ungated.contiguous(),
+            members,
+            *gates,
+            dead_rows,
             partials,
             counters,
-            alpha,
-            tau,
-            plan.rows,
-            plan.columns,
-            *grad.stride(),
+            *sizes,
             blocks,
-            KIND=reference.KINDS[kind],
-            REVIVES=reference.revives(reference.KINDS[kind], alpha),
-            **plan.constants,
-            BLOCK_PARTIALS=256,
-            num_warps=plan.warps,
-            enable_fp_fusion=False,
-            **(REGISTERS if plan.constants["SOURCE"] == "table" else {}),
+            columns,
+            SLOTS=slots,
+            **options,
         )
-    return [*grad_embeddings, grad_x]
+    return [*grad_embeddings, grad_x, moments]
+
+
+def _launch_with_moments(grad: Tensor, *call: Any) -> list[Tensor]:
+    return partial(launch_backward, asked=asked_of(call))(grad, *without_moments(call))
 
 
 if triton is not None:
     implement("gated_concat", "CUDA", launch_forward)
     implement("gated_concat_backward", "CUDA", launch_backward)
+    implement("gated_concat_backward.moments", "CUDA", _launch_with_moments)
 
 
 def _reference_forward(*call: Any) -> Tensor:
@@ -525,14 +756,14 @@ def _reference_backward(grad: Tensor, *call: Any) -> list[Tensor]:
 def _forward_with_moments(*call: Any) -> Tensor:
     """The same output: only backward makes more."""
     _check_with_moments(None, *call)
-    return cast(Tensor, torch.ops.lpfs.gated_concat.default(*_without_moments(*call)))
+    return cast(Tensor, torch.ops.lpfs.gated_concat.default(*without_moments(call)))
 
 
 def _reference_backward_with_moments(grad: Tensor, *call: Any) -> list[Tensor]:
     _check_with_moments(grad, *call)
     embeddings, x, _, widths, _, ungated, moments, gate_of_field, dead_rows, *_ = call
     refuse_dead_rows("gated_concat_backward", dead_rows)
-    results = _reference_backward(grad, *_without_moments(*call))
+    results = _reference_backward(grad, *without_moments(call))
     gates = moments.shape[1], gate_of_field, dead_rows
     data = grad, embeddings, x, widths or (), ungated
     return [*results, reference.gated_concat_moments(*data, *gates)]
@@ -557,13 +788,13 @@ def _fake_backward(grad: Tensor, embeddings: list[Tensor], x: Tensor, *rest: Any
 
 def _fake_forward_with_moments(*call: Any) -> Tensor:
     _check_with_moments(None, *call)
-    return _fake_forward(*_without_moments(*call))
+    return _fake_forward(*without_moments(call))
 
 
 def _fake_backward_with_moments(grad: Tensor, *call: Any) -> list[Tensor]:
     _check_with_moments(grad, *call)
     moments: Tensor = call[6]
-    results = _fake_backward(grad, *_without_moments(*call))
+    results = _fake_backward(grad, *without_moments(call))
     return [*results, moments.new_empty(moments.shape)]
 
 
@@ -689,9 +920,10 @@ def _autograd_forward(
 
 
 def _autograd_forward_with_moments(embeddings: list[Tensor], *call: Any) -> Tensor:
-    _check_with_moments(None, embeddings, *call)
-    data, moments, gate = call[:5], call[5:8], call[8:]
-    return cast(Tensor, apply(_GatedConcatMoments, *moments, *data, *gate, *embeddings))
+    moments, gate_of_field, dead_rows = asked = asked_of(call)
+    check_moments("gated_concat", moments, gate_of_field, dead_rows, call[0], "field")
+    rest = without_moments(call)
+    return cast(Tensor, apply(_GatedConcatMoments, *asked, *rest, *embeddings))
 
 
 class _GatedConcatBackward(torch.autograd.Function):
@@ -826,10 +1058,11 @@ def gated_concat(
         call = *call, moments, gate_of_field, dead_rows
     try:
         y = operator(*call, *gate)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError, TypeError) as error:
         if "gated_concat: " not in str(error):
             raise
-        # The C++ library finds faults too, but cannot raise another type.
+        # The C++ library finds faults too, but cannot raise another type; and what is wrong with x
+        # may have been found by comparing moments with it.
         _check(None, embeddings, x, epsilon, widths, scale, ungated, *gate)
         if x.device.type == "cpu":
             refuse_gate_values("gated_concat", x, epsilon)

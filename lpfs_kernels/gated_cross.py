@@ -29,32 +29,43 @@ from torch import Tensor
 from . import reference
 from .gates import gate, gate_derivative
 from .launch import (
+    ASKED,
     REGISTERS,
+    asked_of,
     check_device,
     check_dtype,
     check_embeddings,
     check_gates,
+    check_moments,
     check_shape,
     fault,
     jit,
     jit_for_any,
     on_stream,
+    refuse_dead_rows,
     refuse_gate_values,
     tl,
     triton,
     values_are_checked,
+    without_moments,
 )
 from .library import LIBRARY, apply, below_autograd, define, implement
 
 ARGUMENTS = """(
     {grad}Tensor embeddings, Tensor pairs, Tensor x, Tensor epsilon, Tensor? scale,
-    Tensor? ungated, bool before, int kind, float alpha, float tau
+    Tensor? ungated, bool before, {moments}int kind, float alpha, float tau
 ) -> """
-define("gated_cross_concat" + ARGUMENTS.format(grad="") + "Tensor")
+define("gated_cross_concat" + ARGUMENTS.format(grad="", moments="") + "Tensor")
+define("gated_cross_concat.moments" + ARGUMENTS.format(grad="", moments=ASKED) + "Tensor")
 define(
     "gated_cross_concat_backward"
-    + ARGUMENTS.format(grad="Tensor grad, ")
+    + ARGUMENTS.format(grad="Tensor grad, ", moments="")
     + "(Tensor grad_embeddings, Tensor grad_x)"
+)
+define(
+    "gated_cross_concat_backward.moments"
+    + ARGUMENTS.format(grad="Tensor grad, ", moments=ASKED)
+    + "(Tensor grad_embeddings, Tensor grad_x, Tensor moments)"
 )
 
 
@@ -96,6 +107,14 @@ def _check(
         check_dtype(operator, "grad", grad, embeddings.dtype, "like embeddings")
         shape = [embeddings.shape[0], pairs.shape[0] * embeddings.shape[2]]
         check_shape(operator, "grad", grad, shape, " like the output")
+
+
+def _check_with_moments(grad: Tensor | None, *call: Any) -> None:
+    _check(grad, *without_moments(call))
+    operator = "gated_cross_concat" if grad is None else "gated_cross_concat_backward"
+    moments, gate_of_field, dead_rows = asked_of(call)
+    each = "field" if call[6] else "pair"
+    check_moments(operator, moments, gate_of_field, dead_rows, call[2], each)
 
 
 def check_pairs(operator: str, pairs: Sequence[Sequence[int]], fields: int) -> None:
@@ -708,8 +727,30 @@ def _reference_backward(grad: Tensor, *call: Any) -> tuple[Tensor, Tensor]:
     return reference.gated_cross_concat_backward(grad, *tensors, **options)
 
 
+def _forward_with_moments(*call: Any) -> Tensor:
+    """The same output: only backward makes more."""
+    _check_with_moments(None, *call)
+    return cast(Tensor, torch.ops.lpfs.gated_cross_concat.default(*without_moments(call)))
+
+
+def _reference_backward_with_moments(grad: Tensor, *call: Any) -> tuple[Tensor, Tensor, Tensor]:
+    _check_with_moments(grad, *call)
+    moments, gate_of_field, dead_rows = asked_of(call)
+    refuse_dead_rows("gated_cross_concat_backward", dead_rows)
+    plain = without_moments(call)
+    *tensors, before, kind, alpha, tau = plain
+    options = {"before": before, "kind": reference.KINDS[kind], "alpha": alpha, "tau": tau}
+    embeddings, pairs, x, epsilon, scale, ungated = tensors
+    data = grad, embeddings, pairs, x, epsilon, scale, ungated
+    gates = moments.shape[1], gate_of_field, dead_rows
+    own = reference.gated_cross_concat_moments(*data, *gates, **options)
+    return *_reference_backward(grad, *plain), own
+
+
 implement("gated_cross_concat", "CPU", _reference_forward)
+implement("gated_cross_concat.moments", "CompositeExplicitAutograd", _forward_with_moments)
 implement("gated_cross_concat_backward", "CPU", _reference_backward)
+implement("gated_cross_concat_backward.moments", "CPU", _reference_backward_with_moments)
 
 
 def _fake_forward(embeddings: Tensor, pairs: Tensor, *rest: Any) -> Tensor:
@@ -725,8 +766,25 @@ def _fake_backward(
     return embeddings.new_empty(embeddings.shape), x.new_empty(x.shape)
 
 
+def _fake_forward_with_moments(*call: Any) -> Tensor:
+    _check_with_moments(None, *call)
+    return _fake_forward(*without_moments(call))
+
+
+def _fake_backward_with_moments(grad: Tensor, *call: Any) -> tuple[Tensor, Tensor, Tensor]:
+    _check_with_moments(grad, *call)
+    moments, *_ = asked_of(call)
+    return *_fake_backward(grad, *without_moments(call)), moments.new_empty(moments.shape)
+
+
 torch.library.register_fake("lpfs::gated_cross_concat", _fake_forward, lib=LIBRARY)
+torch.library.register_fake(
+    "lpfs::gated_cross_concat.moments", _fake_forward_with_moments, lib=LIBRARY
+)
 torch.library.register_fake("lpfs::gated_cross_concat_backward", _fake_backward, lib=LIBRARY)
+torch.library.register_fake(
+    "lpfs::gated_cross_concat_backward.moments", _fake_backward_with_moments, lib=LIBRARY
+)
 
 
 class _GatedCrossConcat(torch.autograd.Function):
@@ -741,19 +799,49 @@ class _GatedCrossConcat(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        operator = torch.ops.lpfs.gated_cross_concat_backward.default
         args = grad, *ctx.saved_tensors, *ctx.rest
-        # Where a second derivative may follow, autograd has to see the operator to refuse it.
-        results = operator(*args) if torch.is_grad_enabled() else below_autograd(operator, *args)
-        grad_embeddings, grad_x = results
+        grad_embeddings, grad_x = _backward_of(
+            torch.ops.lpfs.gated_cross_concat_backward.default, *args
+        )
         return grad_embeddings, None, grad_x, *[None] * 7
+
+
+class _GatedCrossConcatMoments(torch.autograd.Function):
+    """The same with moments as the gradient of the tensor that asks for them, if it has one."""
+
+    @staticmethod
+    def forward(*call: Any) -> Tensor:
+        return _GatedCrossConcat.forward(*without_moments(call))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        moments, ctx.gate_of_field, dead_rows = asked_of(inputs)
+        ctx.save_for_backward(moments, dead_rows, *inputs[:6])
+        ctx.before, ctx.gate = inputs[6], inputs[-3:]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        moments, dead_rows, *tensors = ctx.saved_tensors
+        overloads, own = torch.ops.lpfs.gated_cross_concat_backward, None
+        call = grad, *tensors, ctx.before
+        if ctx.needs_input_grad[-6]:
+            asked = moments, ctx.gate_of_field, dead_rows
+            results = _backward_of(overloads.moments, *call, *asked, *ctx.gate)
+            grad_embeddings, grad_x, own = results
+        else:
+            grad_embeddings, grad_x = _backward_of(overloads.default, *call, *ctx.gate)
+        return grad_embeddings, None, grad_x, *[None] * 4, own, *[None] * 5
+
+
+def _backward_of(operator: Any, *args: Any) -> Any:
+    # Where a second derivative may follow, autograd has to see the operator to refuse it.
+    return operator(*args) if torch.is_grad_enabled() else below_autograd(operator, *args)
 
 
 class _GatedCrossConcatBackward(torch.autograd.Function):
     @staticmethod
-    def forward(*call: Any) -> tuple[Tensor, Tensor]:
-        operator = torch.ops.lpfs.gated_cross_concat_backward.default
-        return cast(tuple[Tensor, Tensor], below_autograd(operator, *call))
+    def forward(operator: Any, *call: Any) -> tuple[Tensor, ...]:
+        return tuple(below_autograd(operator, *call))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -768,12 +856,27 @@ def _autograd_forward(*call: Any) -> Tensor:
     return cast(Tensor, apply(_GatedCrossConcat, *call))
 
 
-def _autograd_backward(*call: Any) -> tuple[Tensor, Tensor]:
-    return cast(tuple[Tensor, Tensor], apply(_GatedCrossConcatBackward, *call))
+def _autograd_forward_with_moments(*call: Any) -> Tensor:
+    moments, gate_of_field, dead_rows = asked_of(call)
+    each = "field" if call[6] else "pair"
+    check_moments("gated_cross_concat", moments, gate_of_field, dead_rows, call[2], each)
+    return cast(Tensor, apply(_GatedCrossConcatMoments, *call))
+
+
+def _autograd_backward(*call: Any) -> tuple[Tensor, ...]:
+    operator = torch.ops.lpfs.gated_cross_concat_backward.default
+    return cast(tuple[Tensor, ...], apply(_GatedCrossConcatBackward, operator, *call))
+
+
+def _autograd_backward_with_moments(*call: Any) -> tuple[Tensor, ...]:
+    operator = torch.ops.lpfs.gated_cross_concat_backward.moments
+    return cast(tuple[Tensor, ...], apply(_GatedCrossConcatBackward, operator, *call))
 
 
 implement("gated_cross_concat", "Autograd", _autograd_forward)
+implement("gated_cross_concat.moments", "Autograd", _autograd_forward_with_moments)
 implement("gated_cross_concat_backward", "Autograd", _autograd_backward)
+implement("gated_cross_concat_backward.moments", "Autograd", _autograd_backward_with_moments)
 
 
 def gated_cross_concat(
@@ -785,6 +888,9 @@ def gated_cross_concat(
     ungated: Tensor | None = None,
     *,
     before: bool = False,
+    moments: Tensor | None = None,
+    gate_of_field: Sequence[int] | None = None,
+    dead_rows: Tensor | None = None,
     kind: str = "lpfs++",
     alpha: float = 10.0,
     tau: float = 2.0,
@@ -805,6 +911,11 @@ def gated_cross_concat(
         ungated: like x, bool; these pairs' factor is `scale` alone, whatever x holds.
         before: gate the fields before they are crossed: `x`, `scale` and `ungated` are `[N]`, and
             pair (i, j) is gᵢ·eᵢ ⊙ gⱼ·eⱼ. A dead field kills its pairs.
+        moments: `[3, G]`, of x's dtype: gets sums of row products as its gradient, as in
+            `gated_concat`. The product of a pair is that of its upstream gradient and eᵢ ⊙ eⱼ; with
+            `before`, that of a field's embedding and its gradient, of all its pairs together.
+        gate_of_field: for each element of x its column of moments, as in `gated_concat`.
+        dead_rows: from how many rows moments of what is dead are taken, as in `gated_concat`.
         kind: one of `KINDS`.
         alpha: α ≥ 0 of `lpfs++`: how strongly what is dead can come back.
         tau: τ > 0 of `lpfs++`.
@@ -835,8 +946,12 @@ def gated_cross_concat(
     call = embeddings, pairs, x, epsilon, scale, ungated, before
     gate = reference.KINDS.index(kind), alpha, tau
     try:
-        y = torch.ops.lpfs.gated_cross_concat.default(*call, *gate)
-    except RuntimeError as error:
+        if moments is None:
+            y = torch.ops.lpfs.gated_cross_concat.default(*call, *gate)
+        else:
+            asked = moments, gate_of_field, dead_rows
+            y = torch.ops.lpfs.gated_cross_concat.moments(*call, *asked, *gate)
+    except (RuntimeError, ValueError, TypeError) as error:
         if "gated_cross_concat: " not in str(error):
             raise
         # The C++ library finds faults too, but cannot raise another type.

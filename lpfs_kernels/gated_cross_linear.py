@@ -16,7 +16,7 @@ embeddings, and backward write a gradient for each.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -28,6 +28,8 @@ from .launch import (
     check_dtype,
     check_embeddings,
     check_gates,
+    check_moments,
+    constant,
     fault,
     refuse_gate_values,
     values_are_checked,
@@ -37,6 +39,8 @@ AT_ONCE = 256, 1024
 """Pairs and rows of a block: large enough for the matrix product to be at its full speed."""
 
 OPERATOR = "gated_cross_linear"
+SHARE = 16
+"""Moments are taken from one row in so many."""
 Columns = slice | Tensor
 
 
@@ -181,6 +185,51 @@ class _GatedCrossLinear(torch.autograd.Function):
         return grad_embeddings, None, grad_g, grad_weight, grad_bias, grad_beside, None
 
 
+class _Watched(torch.autograd.Function):
+    """y as it is; backward, moments from the first rows of the batch."""
+
+    @staticmethod
+    def forward(
+        y: Tensor,
+        moments: Tensor,
+        gate_of_field: Tensor | None,
+        dead_rows: Tensor | None,
+        rows: int | None,
+        embeddings: Tensor,
+        pairs: Tensor,
+        x: Tensor,
+        ungated: Tensor | None,
+        weight: Tensor,
+        living: Tensor | None,
+    ) -> Tensor:
+        return y.view_as(y)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, *tensors = inputs
+        ctx.rows = tensors.pop(3)
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        moments, gate_of_field, dead_rows, embeddings, pairs, x, *more = ctx.saved_tensors
+        ungated, weight, living = more
+        count, width = len(pairs), embeddings.shape[2]
+        rows = len(grad) // SHARE if ctx.rows is None else ctx.rows
+        upstream, some = grad[:rows].to(weight.dtype), embeddings[:rows]
+        by_pair, _ = _parts(weight, count, width)
+        products = x.new_zeros(len(some), count)
+        for block in _plan(pairs, living, embeddings.shape[1]):
+            crosses, _ = _cross(block.embeddings(some), block.pairs, x.new_ones(()))
+            own = upstream @ by_pair[:, block.columns].flatten(1)
+            own = (own.to(x.dtype) * crosses.to(x.dtype)).unflatten(1, (-1, width)).sum(2)
+            products[:, block.columns] = own
+        gates = x, ungated, moments.shape[1], gate_of_field, dead_rows
+        result = reference.moments(products, *gates, computed=living)
+        return grad, result, *[None] * 9
+
+
 def _parts(weight: Tensor, pairs: int, width: int) -> tuple[Tensor, Tensor]:
     """The columns of the pairs, `[H, P, D]`, and the others, `[H, R]`."""
     columns = pairs * width
@@ -199,6 +248,10 @@ def gated_cross_linear(
     *,
     beside: Tensor | None = None,
     living: Tensor | None = None,
+    moments: Tensor | None = None,
+    gate_of_field: Sequence[int] | None = None,
+    dead_rows: Tensor | None = None,
+    moment_rows: int | None = None,
     kind: str = "lpfs++",
     alpha: float = 10.0,
     tau: float = 2.0,
@@ -223,6 +276,12 @@ def gated_cross_linear(
         living: int64, the pairs to compute, `x.nonzero().flatten()` of some earlier step; all by
             default. The others add nothing and get no gradient, neither their columns nor their
             gates, so that under LPFS++ none of them comes back before the next, longer list.
+        moments: `[3, G]`, of x's dtype: gets sums of row products as its gradient, as in
+            `gated_concat`, but of the first rows alone, whose number is in it. Of pairs that are
+            not in `living` there are none.
+        gate_of_field: the column of moments of each pair, as in `gated_concat`.
+        dead_rows: from how many of these rows moments of dead pairs are taken; default: all.
+        moment_rows: how many rows they are. Default: a sixteenth of the batch.
         kind: one of `KINDS`.
         alpha: α ≥ 0 of `lpfs++`.
         tau: τ > 0 of `lpfs++`.
@@ -260,6 +319,10 @@ def gated_cross_linear(
         columns += beside.shape[1]
     if weight.dim() != 2 or weight.shape[1] != columns:
         fault(operator, "weight", f"have shape [H, {columns}]", list(weight.shape))
+    if moments is not None:
+        check_moments(operator, moments, gate_of_field, dead_rows, x, "pair")
+        if moment_rows is not None and moment_rows < 0:
+            fault(operator, "moment_rows", "be at least 0", moment_rows)
     looks = x.device.type == "cpu" or values_are_checked(x.device)
     if looks and not torch.compiler.is_compiling():
         refuse_gate_values(operator, x, epsilon)
@@ -269,4 +332,10 @@ def gated_cross_linear(
     if scale is not None:
         g = g * scale
     arguments = embeddings, pairs, g, weight, bias, beside, living
-    return cast(Tensor, _GatedCrossLinear.apply(*arguments))  # type: ignore[no-untyped-call]
+    y = cast(Tensor, _GatedCrossLinear.apply(*arguments))  # type: ignore[no-untyped-call]
+    if moments is None or not moments.requires_grad:
+        return y
+    columns_of = None if gate_of_field is None else constant(gate_of_field, x.device)
+    asked = moments, columns_of, dead_rows, moment_rows
+    call = y, *asked, embeddings, pairs, x, ungated, weight, living
+    return cast(Tensor, _Watched.apply(*call))  # type: ignore[no-untyped-call]

@@ -23,11 +23,14 @@ from torch import Tensor
 from . import reference
 from .gates import gate, gate_derivative
 from .launch import (
+    ASKED,
     REGISTERS,
+    asked_of,
     check_device,
     check_dtype,
     check_embeddings,
     check_gates,
+    check_moments,
     check_shape,
     complaint,
     constant_table,
@@ -36,24 +39,32 @@ from .launch import (
     jit,
     jit_for_any,
     on_stream,
+    refuse_dead_rows,
     refuse_earlier,
     refuse_gate_values,
     tl,
     triton,
     values_are_checked,
+    without_moments,
 )
 from .library import LIBRARY, apply, below_autograd, define, implement
 
 ARGUMENTS = """(
     {grad}Tensor weight, Tensor codes, int[] offsets, Tensor? bags, Tensor x, Tensor epsilon,
-    Tensor? scale, Tensor? ungated, bool mean, bool sparse, bool check, int kind, float alpha,
-    float tau
+    Tensor? scale, Tensor? ungated, bool mean, bool sparse, bool check, {moments}int kind,
+    float alpha, float tau
 ) -> """
-define("gated_embedding_concat" + ARGUMENTS.format(grad="") + "Tensor")
+define("gated_embedding_concat" + ARGUMENTS.format(grad="", moments="") + "Tensor")
+define("gated_embedding_concat.moments" + ARGUMENTS.format(grad="", moments=ASKED) + "Tensor")
 define(
     "gated_embedding_concat_backward"
-    + ARGUMENTS.format(grad="Tensor grad, ")
+    + ARGUMENTS.format(grad="Tensor grad, ", moments="")
     + "(Tensor rows, Tensor values, Tensor grad_x)"
+)
+define(
+    "gated_embedding_concat_backward.moments"
+    + ARGUMENTS.format(grad="Tensor grad, ", moments=ASKED)
+    + "(Tensor rows, Tensor values, Tensor grad_x, Tensor moments)"
 )
 
 MODES = ("sum", "mean")
@@ -115,6 +126,13 @@ def _check(
         check_dtype(operator, "grad", grad, weight.dtype, "like weight")
         shape = [rows, fields * weight.shape[1]]
         check_shape(operator, "grad", grad, shape, " like the output")
+
+
+def _check_with_moments(grad: Tensor | None, *call: Any) -> None:
+    _check(grad, *without_moments(call))
+    operator = "gated_embedding_concat" if grad is None else "gated_embedding_concat_backward"
+    moments, gate_of_field, dead_rows = asked_of(call)
+    check_moments(operator, moments, gate_of_field, dead_rows, call[4], "field")
 
 
 def _check_codes(
@@ -944,8 +962,29 @@ def _reference_backward(grad: Tensor, *call: Any) -> tuple[Tensor, Tensor, Tenso
     return reference.gated_embedding_concat_backward(grad, *args, sparse=call[9], **options)
 
 
+def _forward_with_moments(*call: Any) -> Tensor:
+    """The same output: only backward makes more."""
+    _check_with_moments(None, *call)
+    return cast(Tensor, torch.ops.lpfs.gated_embedding_concat.default(*without_moments(call)))
+
+
+def _reference_backward_with_moments(grad: Tensor, *call: Any) -> tuple[Tensor, ...]:
+    _check_with_moments(grad, *call)
+    moments, gate_of_field, dead_rows = asked_of(call)
+    refuse_dead_rows("gated_embedding_concat_backward", dead_rows)
+    plain = without_moments(call)
+    args, options = _as_reference(*plain)
+    weight, codes, offsets, x, _, _, ungated = args
+    data = weight, codes, offsets, x, ungated, moments.shape[1], gate_of_field, dead_rows
+    lookup = {name: options[name] for name in ("bags", "mode")}
+    own = reference.gated_embedding_concat_moments(grad, *data, **lookup)
+    return *_reference_backward(grad, *plain), own
+
+
 implement("gated_embedding_concat", "CPU", _reference_forward)
+implement("gated_embedding_concat.moments", "CompositeExplicitAutograd", _forward_with_moments)
 implement("gated_embedding_concat_backward", "CPU", _reference_backward)
+implement("gated_embedding_concat_backward.moments", "CPU", _reference_backward_with_moments)
 
 
 def _fake_forward(
@@ -976,8 +1015,25 @@ def _fake_backward(
     return rows, values, x.new_empty(x.shape)
 
 
+def _fake_forward_with_moments(*call: Any) -> Tensor:
+    _check_with_moments(None, *call)
+    return _fake_forward(*without_moments(call))
+
+
+def _fake_backward_with_moments(grad: Tensor, *call: Any) -> tuple[Tensor, ...]:
+    _check_with_moments(grad, *call)
+    moments, *_ = asked_of(call)
+    return *_fake_backward(grad, *without_moments(call)), moments.new_empty(moments.shape)
+
+
 torch.library.register_fake("lpfs::gated_embedding_concat", _fake_forward, lib=LIBRARY)
+torch.library.register_fake(
+    "lpfs::gated_embedding_concat.moments", _fake_forward_with_moments, lib=LIBRARY
+)
 torch.library.register_fake("lpfs::gated_embedding_concat_backward", _fake_backward, lib=LIBRARY)
+torch.library.register_fake(
+    "lpfs::gated_embedding_concat_backward.moments", _fake_backward_with_moments, lib=LIBRARY
+)
 
 
 class _GatedEmbeddingConcat(torch.autograd.Function):
@@ -993,23 +1049,60 @@ class _GatedEmbeddingConcat(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        weight, codes, *rest = ctx.saved_tensors
-        operator = torch.ops.lpfs.gated_embedding_concat_backward.default
-        args = grad, weight, codes, ctx.offsets, *rest, *ctx.rest
-        # Where a second derivative may follow, autograd has to see the operator to refuse it.
-        results = operator(*args) if torch.is_grad_enabled() else below_autograd(operator, *args)
-        rows, grad_weight, grad_x = results
-        _, sparse, *_ = ctx.rest
-        if sparse:
-            whole = rows[None], grad_weight, weight.shape
-            grad_weight = torch.sparse_coo_tensor(*whole, check_invariants=False)
+        grad_weight, grad_x = _backward_of(grad, ctx.offsets, ctx.saved_tensors, ctx.rest, None)
         return grad_weight, None, None, None, grad_x, *[None] * 9
+
+
+class _GatedEmbeddingConcatMoments(torch.autograd.Function):
+    """The same with moments as the gradient of the tensor that asks for them, if it has one."""
+
+    @staticmethod
+    def forward(*call: Any) -> Tensor:
+        return _GatedEmbeddingConcat.forward(*without_moments(call))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        moments, ctx.gate_of_field, dead_rows = asked_of(inputs)
+        weight, codes, offsets, bags, x, epsilon, scale, ungated, *rest = without_moments(inputs)
+        tensors = weight, codes, bags, x, epsilon, scale, ungated
+        ctx.save_for_backward(moments, dead_rows, *tensors)
+        ctx.offsets, ctx.rest = offsets, rest
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        moments, dead_rows, *tensors = ctx.saved_tensors
+        asked = (moments, ctx.gate_of_field, dead_rows) if ctx.needs_input_grad[-6] else None
+        results = _backward_of(grad, ctx.offsets, tensors, ctx.rest, asked)
+        grad_weight, grad_x, *more = results
+        own = more[0] if more else None
+        return grad_weight, None, None, None, grad_x, *[None] * 6, own, *[None] * 5
+
+
+def _backward_of(
+    grad: Tensor,
+    offsets: Sequence[int],
+    tensors: Sequence[Tensor],
+    rest: Sequence[Any],
+    asked: tuple[Any, ...] | None,
+) -> list[Tensor]:
+    """Gradients of weight and x, and the moments that are asked for."""
+    (weight, codes, *more), (*options, kind, alpha, tau) = tensors, rest
+    overloads = torch.ops.lpfs.gated_embedding_concat_backward
+    operator = overloads.default if asked is None else overloads.moments
+    args = grad, weight, codes, offsets, *more, *options, *(asked or ()), kind, alpha, tau
+    # Where a second derivative may follow, autograd has to see the operator to refuse it.
+    results = operator(*args) if torch.is_grad_enabled() else below_autograd(operator, *args)
+    rows, grad_weight, *others = results
+    _, sparse, *_ = rest
+    if sparse:
+        whole = rows[None], grad_weight, weight.shape
+        grad_weight = torch.sparse_coo_tensor(*whole, check_invariants=False)
+    return [grad_weight, *others]
 
 
 class _GatedEmbeddingConcatBackward(torch.autograd.Function):
     @staticmethod
-    def forward(*call: Any) -> tuple[Tensor, ...]:
-        operator = torch.ops.lpfs.gated_embedding_concat_backward.default
+    def forward(operator: Any, *call: Any) -> tuple[Tensor, ...]:
         return tuple(below_autograd(operator, *call))
 
     @staticmethod
@@ -1026,12 +1119,26 @@ def _autograd_forward(*call: Any) -> Tensor:
     return cast(Tensor, apply(_GatedEmbeddingConcat, *call))
 
 
+def _autograd_forward_with_moments(*call: Any) -> Tensor:
+    moments, gate_of_field, dead_rows = asked_of(call)
+    check_moments("gated_embedding_concat", moments, gate_of_field, dead_rows, call[4], "field")
+    return cast(Tensor, apply(_GatedEmbeddingConcatMoments, *call))
+
+
 def _autograd_backward(*call: Any) -> tuple[Tensor, ...]:
-    return cast(tuple[Tensor, ...], apply(_GatedEmbeddingConcatBackward, *call))
+    operator = torch.ops.lpfs.gated_embedding_concat_backward.default
+    return cast(tuple[Tensor, ...], apply(_GatedEmbeddingConcatBackward, operator, *call))
+
+
+def _autograd_backward_with_moments(*call: Any) -> tuple[Tensor, ...]:
+    operator = torch.ops.lpfs.gated_embedding_concat_backward.moments
+    return cast(tuple[Tensor, ...], apply(_GatedEmbeddingConcatBackward, operator, *call))
 
 
 implement("gated_embedding_concat", "Autograd", _autograd_forward)
+implement("gated_embedding_concat.moments", "Autograd", _autograd_forward_with_moments)
 implement("gated_embedding_concat_backward", "Autograd", _autograd_backward)
+implement("gated_embedding_concat_backward.moments", "Autograd", _autograd_backward_with_moments)
 
 
 def gated_embedding_concat(
@@ -1047,6 +1154,9 @@ def gated_embedding_concat(
     mode: str = "sum",
     sparse: bool = False,
     check: bool = True,
+    moments: Tensor | None = None,
+    gate_of_field: Sequence[int] | None = None,
+    dead_rows: Tensor | None = None,
     kind: str = "lpfs++",
     alpha: float = 10.0,
     tau: float = 2.0,
@@ -1077,6 +1187,11 @@ def gated_embedding_concat(
             unless `check_values()` asks for an error at once. Codes of a field that is dead and has
             g′(0) = 0 are not looked at. Without the check a wrong code reads, and trains, memory of
             somebody else.
+        moments: `[3, G]`, of x's dtype: gets sums of row products as its gradient, as in
+            `gated_concat`; the embedding of one is the sum or mean of a bag.
+        gate_of_field: the column of moments of each field, as in `gated_concat`.
+        dead_rows: from how many samples moments of dead fields are taken, as in `gated_concat`;
+            codes of the others are not looked at.
         kind: one of `KINDS`.
         alpha: α ≥ 0 of `lpfs++`: how strongly a dead field can come back.
         tau: τ > 0 of `lpfs++`.
@@ -1111,8 +1226,13 @@ def gated_embedding_concat(
     call = weight, codes, offsets, bags, x, epsilon, scale, ungated
     options = mode == "mean", sparse, check, reference.KINDS.index(kind), alpha, tau
     try:
-        y = torch.ops.lpfs.gated_embedding_concat.default(*call, *options)
-    except RuntimeError as error:
+        if moments is None:
+            y = torch.ops.lpfs.gated_embedding_concat.default(*call, *options)
+        else:
+            more, gate = options[:3], options[3:]
+            asked = moments, gate_of_field, dead_rows
+            y = torch.ops.lpfs.gated_embedding_concat.moments(*call, *more, *asked, *gate)
+    except (RuntimeError, ValueError, TypeError) as error:
         if f"{operator}: " not in str(error):
             raise
         # The C++ library finds faults too, but cannot raise another type.

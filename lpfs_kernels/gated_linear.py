@@ -17,6 +17,7 @@ Which fields live is for the caller to know: here nobody looks at x.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
@@ -29,8 +30,9 @@ from .launch import (
     check_dtype,
     check_fields,
     check_gates,
+    check_moments,
     check_shape,
-    device_table,
+    constant,
     fault,
     refuse_gate_values,
 )
@@ -40,6 +42,9 @@ OPERATOR = "gated_linear"
 LEAVE_OUT_FROM = 0.09
 """The share of dead columns from which a packed tensor's living ones are copied together: below,
 the copy takes more time than the smaller product saves (H = 256, 2 threads; bench/notes.md)."""
+
+SHARE = 16
+"""Moments are taken from one row in so many."""
 
 T = TypeVar("T")
 
@@ -58,7 +63,7 @@ class _Gates(NamedTuple):
     def of(self, chosen: Sequence[bool]) -> _Gates:
         if all(chosen):
             return self
-        index = _table([i for i, c in enumerate(chosen) if c], self.x.device)
+        index = constant([i for i, c in enumerate(chosen) if c], self.x.device)
         scale = None if self.scale is None else self.scale[index]
         ungated = None if self.ungated is None else self.ungated[index]
         return self._replace(x=self.x[index], scale=scale, ungated=ungated)
@@ -67,13 +72,6 @@ class _Gates(NamedTuple):
         x, epsilon, *rest = self
         operator = torch.ops.lpfs.gated_concat.default
         return cast(Tensor, operator(fields, x, epsilon, widths or None, *rest))
-
-
-def _table(values: Sequence[int], device: torch.device) -> Tensor:
-    """`values` on the device, without waiting for it; a compiler makes a constant of them."""
-    if torch.compiler.is_compiling():
-        return torch.tensor(values, dtype=torch.int64, device=device)
-    return device_table(values, device)
 
 
 class _Product(torch.autograd.Function):
@@ -155,6 +153,56 @@ class _Revival(torch.autograd.Function):
         return grad, None, None, None, grad_x, *[None] * 6
 
 
+class _Asked(NamedTuple):
+    """What asks for moments, and how many rows they are taken from."""
+
+    moments: Tensor
+    gate_of_field: Sequence[int] | None
+    dead_rows: Tensor | None
+    rows: int | None
+
+    def of(self, chosen: Sequence[bool]) -> _Asked:
+        every = range(len(chosen)) if self.gate_of_field is None else self.gate_of_field
+        return self._replace(gate_of_field=_of(list(every), chosen))
+
+
+class _Watched(torch.autograd.Function):
+    """y as it is; backward, moments from the first rows: their gradient is multiplied by the
+    columns without gates, as if `gated_concat` had come before the layer."""
+
+    @staticmethod
+    def forward(
+        y: Tensor,
+        moments: Tensor,
+        gate_of_field: Sequence[int] | None,
+        dead_rows: Tensor | None,
+        rows: int | None,
+        weight: Tensor,
+        widths: Sequence[int] | None,
+        *gates_and_fields: Any,
+    ) -> Tensor:
+        return y.view_as(y)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, moments, ctx.gate_of_field, dead_rows, ctx.rows, weight, ctx.widths, *rest = inputs
+        x, epsilon, scale, ungated, *ctx.gate = rest[:7]
+        ctx.save_for_backward(moments, dead_rows, weight, x, epsilon, scale, ungated, *rest[7:])
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        moments, dead_rows, weight, x, epsilon, scale, ungated, *fields = ctx.saved_tensors
+        rows = len(grad) // SHARE if ctx.rows is None else ctx.rows
+        some = [field[:rows] for field in fields]
+        dtype = reduce(torch.promote_types, (field.dtype for field in some))
+        upstream = (grad[:rows].to(weight.dtype) @ weight).to(dtype)
+        asked = moments, ctx.gate_of_field, dead_rows
+        call = upstream, [field.to(dtype) for field in some], x, epsilon, ctx.widths, scale, ungated
+        *_, own = torch.ops.lpfs.gated_concat_backward.moments(*call, *asked, *ctx.gate)
+        return grad, own, *[None] * (12 + len(fields))
+
+
 class _Selected(torch.autograd.Function):
     """Some fields of a packed tensor side by side, by `gated_concat`: it is several times faster
     than `torch.cat` and `index_select` where columns are few, and leaves out what is dead."""
@@ -184,7 +232,7 @@ class _Selected(torch.autograd.Function):
 def _concat(fields: list[Tensor], like: Tensor, alive: list[bool] | None) -> Tensor:
     compute = torch.float64 if like.dtype == torch.float64 else torch.float32
     x = torch.zeros(len(fields), dtype=compute, device=like.device)
-    ungated = _table(alive or [True] * len(fields), like.device).bool()
+    ungated = constant(alive or [True] * len(fields), like.device).bool()
     return _Gates(x, x.new_ones(()), None, ungated, 0, 0.0, 1.0).concat(fields)
 
 
@@ -221,6 +269,10 @@ def gated_linear(
     *,
     living: Sequence[int] | None = None,
     revive: bool = False,
+    moments: Tensor | None = None,
+    gate_of_field: Sequence[int] | None = None,
+    dead_rows: Tensor | None = None,
+    moment_rows: int | None = None,
     kind: str = "lpfs++",
     alpha: float = 10.0,
     tau: float = 2.0,
@@ -246,6 +298,13 @@ def gated_linear(
             must be finite. The others add nothing, whatever they hold, and get no gradient.
         revive: whether the gates of the others get their gradient all the same, which under LPFS++
             may bring them back.
+        moments: `[3, G]`, of x's dtype: gets sums of row products as its gradient, as in
+            `gated_concat`, but of the first rows alone: there is no pass over the batch in which
+            they would cost nothing. Their number is in it. Of fields that are neither in `living`
+            nor given, there are none.
+        gate_of_field: the column of moments of each field, as in `gated_concat`.
+        dead_rows: from how many of these rows moments of dead fields are taken; default: all.
+        moment_rows: how many rows they are. Default: a sixteenth of the batch.
         kind: one of `KINDS`.
         alpha: α ≥ 0 of `lpfs++`.
         tau: τ > 0 of `lpfs++`.
@@ -265,10 +324,19 @@ def gated_linear(
     if kind not in reference.KINDS:
         fault(OPERATOR, "kind", f"be one of {reference.KINDS}", repr(kind))
     gates = _Gates(x, epsilon, scale, ungated, reference.KINDS.index(kind), alpha, tau)
+    if moments is not None:
+        check_moments(OPERATOR, moments, gate_of_field, dead_rows, x, "field")
+        if moment_rows is not None and moment_rows < 0:
+            fault(OPERATOR, "moment_rows", "be at least 0", moment_rows)
     try:
         if living is None:
-            return F.linear(gates.concat(embeddings, widths), weight, bias)
-        return _linear(embeddings, weight, bias, widths, gates, living, revive)
+            y = F.linear(gates.concat(embeddings, widths), weight, bias)
+        else:
+            y = _linear(embeddings, weight, bias, widths, gates, living, revive)
+        if moments is None or not moments.requires_grad:
+            return y
+        asked = _Asked(moments, gate_of_field, dead_rows, moment_rows)
+        return _watch(y, embeddings, weight, list(widths), gates, living, asked)
     except (RuntimeError, ValueError, TypeError):
         # What it is made of finds faults too, and calls them by other names.
         _check(embeddings, weight, bias, widths, gates, living)
@@ -318,6 +386,42 @@ def _linear(
         unread = _select(first, widths, dead) if packed else torch.cat(_of(embeddings, dead), 1)
         columns, own = _select(weight, widths, dead), _of(widths, dead)
     return cast(Tensor, _Revival.apply(y, unread, columns, own, *gates.of(dead)))  # type: ignore[no-untyped-call]
+
+
+def _watch(
+    y: Tensor,
+    embeddings: Sequence[Tensor],
+    weight: Tensor,
+    widths: list[int],
+    gates: _Gates,
+    living: Sequence[int] | None,
+    asked: _Asked,
+) -> Tensor:
+    """y, with moments of the fields whose embeddings are there."""
+    if living is not None and len(living) < len(gates.x):
+        own = widths or [field.shape[1] for field in embeddings]
+        alive = _chosen(living, len(own))
+        held = not widths or embeddings[0].shape[1] == sum(own)
+        if not held or _is_none(asked.dead_rows):
+            with torch.no_grad():
+                weight = _select(weight, own, alive)
+                if not widths:
+                    embeddings = _of(embeddings, alive)
+                elif held:
+                    embeddings = [_select(embeddings[0], own, alive)]
+            widths = _of(widths, alive) if widths else []
+            gates, asked = gates.of(alive), asked.of(alive)
+            if not any(alive):
+                return y
+    call = y, *asked, weight, widths or None, *gates
+    return cast(Tensor, _Watched.apply(*call, *embeddings))  # type: ignore[no-untyped-call]
+
+
+def _is_none(rows: Tensor | None) -> bool:
+    """Whether dead fields have no rows to be watched in; looking would wait for a GPU."""
+    if rows is None or rows.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    return int(rows) == 0
 
 
 def _chosen(living: Sequence[int], fields: int) -> list[bool]:

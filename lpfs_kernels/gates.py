@@ -130,3 +130,31 @@ def square_root(a):
         return tl.sqrt(a)
     else:
         return tl.sqrt_rn(a)
+
+
+@jit
+def member_of(members, i):
+    """A field of `table_of_members`."""
+    if members is None:
+        return i
+    else:
+        return tl.load(members + i).to(tl.int32)
+
+
+@jit
+def rows_of_dead(dead_rows, rows):
+    """From how many rows row products of dead fields are wanted."""
+    if dead_rows is None:
+        return rows
+    else:
+        return tl.minimum(tl.load(dead_rows), rows).to(rows.dtype)
+
+
+@jit
+def total_of(partials, blocks, BLOCK_PARTIALS: tl.constexpr):
+    """The sum of what all blocks have left, in a fixed order."""
+    total = tl.zeros([BLOCK_PARTIALS], partials.dtype.element_ty)
+    for start in range(0, blocks, BLOCK_PARTIALS):
+        i = start + tl.arange(0, BLOCK_PARTIALS)
+        total += tl.load(partials + i, mask=i < blocks, other=0.0, cache_modifier=".cg")
+    return tl.sum(total, 0)

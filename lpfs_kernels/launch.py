@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
+from itertools import accumulate
 from typing import Any, NoReturn
 
 import torch
@@ -154,6 +156,21 @@ def check_gates(
         check_shape(operator, "ungated", ungated, [count], " like x")
 
 
+ASKED = "Tensor moments, int[]? gate_of_field, Tensor? dead_rows, "
+"""What an operator's overload `moments` takes before kind, α and τ."""
+
+
+def asked_of(call: Sequence[Any]) -> tuple[Any, Any, Any]:
+    """What asks for moments among the arguments of such an overload."""
+    moments, gate_of_field, dead_rows = call[-6:-3]
+    return moments, gate_of_field, dead_rows
+
+
+def without_moments(call: Sequence[Any]) -> tuple[Any, ...]:
+    """The arguments of the operator that is not asked for them."""
+    return *call[:-6], *call[-3:]
+
+
 def check_moments(
     operator: str,
     moments: Tensor,
@@ -299,6 +316,13 @@ _COPIED_BY_GRAPHS: list[Tensor] = []
 """A captured copy reads its source again at each replay, and nobody says when the graph is gone."""
 
 
+def constant(values: Sequence[int], device: torch.device) -> Tensor:
+    """`values` as int64 on `device`, without waiting; a compiler makes a constant of them."""
+    if torch.compiler.is_compiling():
+        return torch.tensor(values, dtype=torch.int64, device=device)
+    return device_table(values, device)
+
+
 def constant_table(values: tuple[int, ...], device: torch.device) -> Tensor:
     """`values` as int64 on `device`; kept for the next launch on the same stream."""
     if _capturing(device):
@@ -309,3 +333,17 @@ def constant_table(values: tuple[int, ...], device: torch.device) -> Tensor:
 @lru_cache(maxsize=256)
 def _cached_table(values: tuple[int, ...], device: torch.device, stream: int) -> Tensor:
     return device_table(values, device)
+
+
+def table_of_members(
+    gate_of_field: Sequence[int] | None, fields: int, device: torch.device
+) -> tuple[Tensor | None, int]:
+    """The fields, gate after gate; where those of each gate that has any begin; and those gates.
+    Without, if field and gate are the same. And how many gates that are."""
+    if gate_of_field is None or list(gate_of_field) == list(range(fields)):
+        return None, fields
+    members = sorted(range(fields), key=lambda field: gate_of_field[field])
+    gates = sorted(set(gate_of_field))
+    counts = Counter(gate_of_field)
+    begins = accumulate((counts[gate] for gate in gates), initial=0)
+    return constant_table((*members, *begins, *gates), device), len(gates)

@@ -38,7 +38,8 @@ from .library import LIBRARY, below_autograd, define, implement
 
 define("""proximal_sgd_(
     Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momentum_buffers, Tensor lr, Tensor lam,
-    Tensor? budget, float momentum, float dampening, bool nesterov, bool maximize
+    Tensor? budget, float momentum, float dampening, bool nesterov, bool maximize,
+    bool nonnegative=False
 ) -> (Tensor live, Tensor lam)""")
 
 
@@ -120,6 +121,7 @@ def _momentum_step(
     rate,
     NESTEROV: tl.constexpr,
     MAXIMIZE: tl.constexpr,
+    NONNEGATIVE: tl.constexpr,
     VECTOR: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -127,11 +129,15 @@ def _momentum_step(
     whole = size // VECTOR * VECTOR
     for start in range(0, whole, BLOCK):
         i = start + tl.arange(0, BLOCK)
-        v = _stepped(param, grad, buffer, i, i < whole, lr, momentum, rate, NESTEROV, MAXIMIZE)
+        v = _stepped(
+            param, grad, buffer, i, i < whole, lr, momentum, rate, NESTEROV, MAXIMIZE, NONNEGATIVE
+        )
         tl.store(stepped + i, v, mask=i < whole)
     if whole < size:
         i = whole + tl.arange(0, VECTOR)
-        v = _stepped(param, grad, buffer, i, i < size, lr, momentum, rate, NESTEROV, MAXIMIZE)
+        v = _stepped(
+            param, grad, buffer, i, i < size, lr, momentum, rate, NESTEROV, MAXIMIZE, NONNEGATIVE
+        )
         tl.store(stepped + i, v)
 
 
@@ -147,15 +153,19 @@ def _stepped(
     rate,
     NESTEROV: tl.constexpr,
     MAXIMIZE: tl.constexpr,
+    NONNEGATIVE: tl.constexpr,
 ):
     """The elements `i` after the momentum step, which is stored; 0 where they are not `inside`."""
     descent = tl.load(grad + i, mask=inside, other=0.0)
     if MAXIMIZE:
         descent = -descent
     velocity = tl.load(buffer + i, mask=inside, other=0.0) * momentum + descent * rate
-    tl.store(buffer + i, velocity, mask=inside)
     direction = descent + momentum * velocity if NESTEROV else velocity
     v = tl.load(param + i, mask=inside, other=0.0) - lr * direction
+    if NONNEGATIVE:
+        velocity = tl.where(v < 0, 0.0, velocity)
+        v = tl.where(v < 0, 0.0, v)
+    tl.store(buffer + i, velocity, mask=inside)
     return tl.where(inside, v, 0.0)
 
 
@@ -224,6 +234,7 @@ def _kernel(
     TABLE: tl.constexpr,
     NESTEROV: tl.constexpr,
     MAXIMIZE: tl.constexpr,
+    NONNEGATIVE: tl.constexpr,
     VECTOR: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -244,7 +255,19 @@ def _kernel(
             size = tl.load(sizes + i).to(tl.int32)
             v = stepped + end // VECTOR * VECTOR
             _momentum_step(
-                param, grad, buffer, v, size, eta, momentum, rate, NESTEROV, MAXIMIZE, VECTOR, BLOCK
+                param,
+                grad,
+                buffer,
+                v,
+                size,
+                eta,
+                momentum,
+                rate,
+                NESTEROV,
+                MAXIMIZE,
+                NONNEGATIVE,
+                VECTOR,
+                BLOCK,
             )
             end += tl.cdiv(size, VECTOR) * VECTOR
     else:
@@ -252,7 +275,19 @@ def _kernel(
             param, grad, buffer, size = parameters[i], grads[i], momentum_buffers[i], sizes[i]
             v = stepped + end // VECTOR * VECTOR
             _momentum_step(
-                param, grad, buffer, v, size, eta, momentum, rate, NESTEROV, MAXIMIZE, VECTOR, BLOCK
+                param,
+                grad,
+                buffer,
+                v,
+                size,
+                eta,
+                momentum,
+                rate,
+                NESTEROV,
+                MAXIMIZE,
+                NONNEGATIVE,
+                VECTOR,
+                BLOCK,
             )
             end += tl.cdiv(size, VECTOR) * VECTOR
 
@@ -313,6 +348,7 @@ def launch(
     dampening: float,
     nesterov: bool,
     maximize: bool,
+    nonnegative: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """One launch for all parameters; CPU tensors are taken under Triton's interpreter."""
     _check(params, grads, momentum_buffers, lr, lam, budget)
@@ -349,6 +385,7 @@ def launch(
             TABLE=count > POINTERS,
             NESTEROV=nesterov,
             MAXIMIZE=maximize,
+            NONNEGATIVE=nonnegative,
             VECTOR=vector,
             BLOCK=block,
             num_warps=max(block // 256, 1),
@@ -362,7 +399,7 @@ if triton is not None:
 
 
 def _reference(*call: Any) -> tuple[Tensor, Tensor]:
-    tensors, (momentum, dampening, nesterov, maximize) = call[:6], call[6:]
+    tensors, (momentum, dampening, nesterov, maximize, *rest) = call[:6], call[6:]
     params, _, momentum_buffers, lr, lam, budget = tensors
     _check(*tensors)
     _check_overlap(params, momentum_buffers)
@@ -373,6 +410,7 @@ def _reference(*call: Any) -> tuple[Tensor, Tensor]:
         dampening=dampening,
         nesterov=nesterov,
         maximize=maximize,
+        nonnegative=any(rest),
     )
 
 
@@ -424,6 +462,7 @@ def proximal_sgd_(
     dampening: float = 0.0,
     nesterov: bool = False,
     maximize: bool = False,
+    nonnegative: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """One momentum step on the data loss, then soft thresholding by 2λη, in place (eq. 11).
 
@@ -444,6 +483,7 @@ def proximal_sgd_(
         dampening: of the gradient in the buffer.
         nesterov: step along `∇ + μb` instead of b.
         maximize: climb instead of descend.
+        nonnegative: what the momentum step brings below 0 stops at 0, and its momentum there is 0.
 
     Returns:
         How many elements differ from zero (int64), and the λ that was used, t/2η, or 0 where η is
@@ -471,7 +511,7 @@ def proximal_sgd_(
     >>> x
     tensor([0.5000, 0.0000, 0.0000])
     """
-    options = momentum, dampening, nesterov, maximize
+    options = momentum, dampening, nesterov, maximize, nonnegative
     operator = torch.ops.lpfs.proximal_sgd_.default
     try:
         live, used = operator(params, grads, momentum_buffers, lr, lam, budget, *options)

@@ -174,15 +174,17 @@ def moments(
     x: Tensor,
     ungated: Tensor | None = None,
     gates: int | None = None,
-    gate_of_field: Sequence[int] | None = None,
+    gate_of_field: Sequence[int] | Tensor | None = None,
     dead_rows: Tensor | None = None,
+    computed: Tensor | None = None,
 ) -> Tensor:
     """Σ p, Σ p² and the number of rows they were taken from, `[3, G]`, of row products `[B, N]`.
 
     A row product is that of upstream gradient and embedding, p_ri = ⟨∂L/∂y_ri, e_ri⟩: what the loss
     of row r gains if the factor of field i grows. Products of all fields of a gate are added before
     they are squared: that of field i is number `gate_of_field[i]` of `gates`, or i of N. Of dead
-    fields only the first `dead_rows` rows count, or all; the others are not looked at.
+    fields only the first `dead_rows` rows count, or all; the others are not looked at, nor are the
+    fields that are not among the `computed`, if these are named.
 
     >>> products = torch.tensor([[1.0, 2.0], [3.0, float("nan")]])
     >>> x, first = torch.tensor([1.0, 0.0]), torch.tensor(1)
@@ -200,9 +202,13 @@ def moments(
     if dead_rows is not None:
         dead = x == 0 if ungated is None else (x == 0) & ~ungated
         taken = ~dead | (torch.arange(rows, device=x.device)[:, None] < dead_rows)
+    if computed is not None:
+        taken = taken & x.new_zeros(fields, dtype=torch.bool).index_fill(0, computed, True)
     gates = fields if gates is None else gates
-    gate = torch.arange(fields) if gate_of_field is None else torch.tensor(gate_of_field).long()
-    gate, nothing = gate.to(x.device), products.new_zeros(rows, gates)
+    if gate_of_field is None:
+        gate_of_field = torch.arange(fields, device=x.device)
+    gate = torch.as_tensor(gate_of_field, dtype=torch.int64, device=x.device)
+    nothing = products.new_zeros(rows, gates)
     of_gates = nothing.index_add(1, gate, torch.where(taken, products, 0.0))
     counted = nothing.index_add(1, gate, taken.to(products.dtype)).count_nonzero(0)
     return torch.stack([of_gates.sum(0), of_gates.square().sum(0), counted.to(products.dtype)])
@@ -306,6 +312,46 @@ def gated_cross_concat_backward(
     return stacked.to(embeddings.dtype), grad_x
 
 
+def gated_cross_concat_moments(
+    grad: Tensor,
+    embeddings: Tensor,
+    pairs: Tensor,
+    x: Tensor,
+    epsilon: Tensor,
+    scale: Tensor | None = None,
+    ungated: Tensor | None = None,
+    gates: int | None = None,
+    gate_of_field: Sequence[int] | None = None,
+    dead_rows: Tensor | None = None,
+    *,
+    before: bool = False,
+    kind: str = "lpfs++",
+    alpha: float = 10.0,
+    tau: float = 2.0,
+) -> Tensor:
+    """What removal costs are made of, `[3, G]`: see `moments`.
+
+    The row product of a pair is that of its upstream gradient and eᵢ ⊙ eⱼ. With `before`, a field's
+    is that of eᵢ and its own gradient, the sum over its pairs with what lives of ∂L/∂y ⊙ hⱼ.
+    """
+    factors, dead = _factors(x, epsilon, scale, ungated, kind, alpha, tau)
+    plain = list(embeddings.to(x.dtype).unbind(1))
+    products = [x.new_zeros(len(grad)) for _ in range(len(x))]
+    upstreams = grad.to(x.dtype).view(len(grad), len(pairs), embeddings.shape[2]).unbind(1)
+    for p, ((i, j), upstream) in enumerate(zip(pairs.tolist(), upstreams, strict=True)):
+        if not before:
+            products[p] = (upstream * (plain[i] if j < 0 else plain[i] * plain[j])).sum(1)
+        elif j < 0:
+            products[i] = products[i] + (upstream * plain[i]).sum(1)
+        else:
+            for own, other in ((i, j), (j, i)):
+                if not dead[other]:
+                    crossed = plain[own] * plain[other] * factors[other]
+                    products[own] = products[own] + (upstream * crossed).sum(1)
+    stacked = torch.stack(products, 1) if products else x.new_zeros(len(grad), 0)
+    return moments(stacked, x, ungated, gates, gate_of_field, dead_rows)
+
+
 def gated_embedding_concat(
     weight: Tensor,
     codes: Tensor,
@@ -394,6 +440,38 @@ def gated_embedding_concat_backward(
     return rows, values.to(weight.dtype), grad_x
 
 
+def gated_embedding_concat_moments(
+    grad: Tensor,
+    weight: Tensor,
+    codes: Tensor,
+    offsets: Sequence[int],
+    x: Tensor,
+    ungated: Tensor | None = None,
+    gates: int | None = None,
+    gate_of_field: Sequence[int] | None = None,
+    dead_rows: Tensor | None = None,
+    *,
+    bags: Tensor | None = None,
+    mode: str = "sum",
+) -> Tensor:
+    """What removal costs are made of, `[3, G]`: see `moments`. The embedding of a row product is
+    the sum or mean of a bag. Codes of dead fields beyond `dead_rows` are not looked at."""
+    upstreams = grad.to(x.dtype).view(len(grad), len(offsets), weight.shape[1])
+    dead = x == 0 if ungated is None else (x == 0) & ~ungated
+    taken = len(grad) if dead_rows is None else min(int(dead_rows), len(grad))
+    count, products = len(offsets), x.new_zeros(len(grad), len(offsets))
+    for rows, unread in ((slice(0, taken), [False] * count), (slice(taken, None), dead.tolist())):
+        own, first = upstreams[rows], (rows.start or 0) * count
+        if bags is None:
+            some, ends = codes[rows], None
+        else:
+            ends = bags[first : first + own.shape[0] * count + 1]
+            some, ends = codes[int(ends[0]) : int(ends[-1])], ends - ends[0]
+        fields = _pooled(weight, some, offsets, unread, x, ends, mode)
+        products[rows] = (own * torch.stack(fields, 1)).sum(2).where(~torch.tensor(unread), 0.0)
+    return moments(products, x, ungated, gates, gate_of_field, dead_rows)
+
+
 def _flat(codes: Tensor, bags: Tensor | None, fields: int) -> tuple[Tensor, Tensor]:
     """All codes as `[M]`, int64, and the bag of each; bag b·N + i is field i of sample b."""
     if bags is None:
@@ -466,13 +544,15 @@ def proximal_sgd_(
     dampening: float = 0.0,
     nesterov: bool = False,
     maximize: bool = False,
+    nonnegative: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """One momentum step on the data loss, then soft thresholding by 2λη, in place (eq. 11).
 
     The momentum step is `torch.optim.SGD`'s on an existing buffer. With a `budget` L, λ is an upper
     bound: the threshold is the smaller of 2λη and the (L+1)-th largest magnitude after the momentum
     step, over all `params` together, so that at most L elements survive whenever 2λη does not bind.
-    A NaN is the largest magnitude of all and stays alive. Where η = 0 nothing is thresholded.
+    A NaN is the largest magnitude of all and stays alive. Where η = 0 nothing is thresholded. With
+    `nonnegative`, what the momentum step brings below 0 stops at 0, and its momentum ends.
 
     Returns the number of elements that differ from zero afterwards (int64) and the λ that was used
     (in x's dtype), both as 0-d tensors.
@@ -489,7 +569,11 @@ def proximal_sgd_(
         descent = -grad if maximize else grad
         buffer.mul_(momentum).add_(descent, alpha=1 - dampening)
         direction = descent + momentum * buffer if nesterov else buffer
-        stepped.append(param - lr * direction)
+        v = param - lr * direction
+        if nonnegative:
+            buffer.masked_fill_(v < 0, 0.0)
+            v = torch.where(v < 0, 0.0, v)
+        stepped.append(v)
     threshold = torch.where(lr == 0, lr, 2 * lam * lr)
     if budget is not None:
         magnitudes = torch.cat([v.abs().flatten() for v in stepped])

@@ -131,6 +131,25 @@ def a_gradient(call: Call) -> Tensor:
     return matrix(rows, columns, dtype, "contiguous", generator)
 
 
+def row_products(grad: Tensor, call: Call) -> list[Tensor]:
+    """Of each field what its row products are the sums of, `[B, Dᵢ]`."""
+    double = call.double()
+    widths = [field.shape[1] for field in call.fields]
+    return [a * b for a, b in zip(grad.double().split(widths, 1), double.fields, strict=True)]
+
+
+@st.composite
+def requests(draw: st.DrawFn, fields: int) -> tuple[Any, ...]:
+    """Gates, the gate of each field, and rows of dead fields; all of them may be left out."""
+    rows = draw(st.none() | st.sampled_from([0, 1, 16, 100, 1000]))
+    dead_rows = None if rows is None else torch.tensor(rows)
+    if draw(st.booleans()):
+        return None, None, dead_rows
+    gates = draw(st.integers(1, fields + 1))
+    numbers = st.integers(0, gates - 1)
+    return gates, draw(st.lists(numbers, min_size=fields, max_size=fields)), dead_rows
+
+
 @dataclass(frozen=True)
 class Step:
     """The arguments of proximal_sgd_."""
@@ -145,6 +164,7 @@ class Step:
     dampening: float = 0.0
     nesterov: bool = False
     maximize: bool = False
+    nonnegative: bool = False
 
     def clone(self) -> Step:
         return replace(
@@ -155,7 +175,7 @@ class Step:
 
     @property
     def options(self) -> dict[str, Any]:
-        names = ("momentum", "dampening", "nesterov", "maximize")
+        names = ("momentum", "dampening", "nesterov", "maximize", "nonnegative")
         return {name: getattr(self, name) for name in names}
 
     def exact(self) -> tuple[Tensor, Tensor]:
@@ -189,6 +209,7 @@ def steps(draw: st.DrawFn) -> Step:
         None if budget is None else torch.tensor(budget),
         draw(st.sampled_from([0.0, 0.5, 1.0])),
         draw(st.sampled_from([0.0, 0.5])),
+        draw(st.booleans()),
         draw(st.booleans()),
         draw(st.booleans()),
     )

@@ -107,6 +107,10 @@ def concat(
     grad = laid_out(rows, sum(widths), upstream, skip)
     module.launch_forward(*call)
     module.launch_backward(grad, *call)
+    shared = [0] * len(widths) if skip else None
+    columns = 1 if skip else len(widths)
+    dead_rows = None if optional == "absent" else placed(dtype=torch.int64, skip=skip)
+    module.launch_backward(grad, *call, asked=(placed(3, columns), shared, dead_rows))
 
 
 def cross(
@@ -240,13 +244,13 @@ NUMBER = {"1", "int", "int × 16"}
 STRIDE = {*NUMBER, "long × 16"}
 GROUPS = [
     # What a launcher makes is aligned.
-    (MADE, "y grad_x grad_embeddings grad_fields entry_rows values stepped live used"),
+    (MADE, "y grad_x moments grad_embeddings grad_fields entry_rows values stepped live used"),
     (MADE, "factors partials counter counters complaints"),
     (MADE, "pairs firsts slots table idle starts order ends"),
     (GIVEN, "fields embeddings weight codes grad x epsilon lr lam"),
     (GIVEN, "parameters grads momentum_buffers"),
-    ({"None", *GIVEN}, "scale ungated bags budget"),
-    ({"None", *MADE}, "bag_of"),
+    ({"None", *GIVEN}, "scale ungated bags budget dead_rows"),
+    ({"None", *MADE}, "bag_of members"),
     (NUMBER, "columns total"),
     (STRIDE, "row_stride field_stride column_stride grad_row_stride grad_column_stride"),
     ({*NUMBER, *GIVEN}, "sizes"),  # in a tuple, or in a table
@@ -355,11 +359,19 @@ def learned(*shape: int) -> Tensor:
     return torch.ones(shape, requires_grad=True)
 
 
-def of_concat(rows: int, packed: bool = False, fields: int = FIELDS) -> Tensor:
+def of_concat(rows: int, packed: bool = False, fields: int = FIELDS, **asked: Any) -> Tensor:
     x = learned(fields)
     if packed:
-        return gated_concat([learned(rows, fields * WIDTH)], x, EPSILON, [WIDTH] * fields)
-    return gated_concat([learned(rows, WIDTH) for _ in range(fields)], x, EPSILON)
+        return gated_concat([learned(rows, fields * WIDTH)], x, EPSILON, [WIDTH] * fields, **asked)
+    return gated_concat([learned(rows, WIDTH) for _ in range(fields)], x, EPSILON, **asked)
+
+
+def of_moments(rows: int, gates: int, packed: bool) -> Tensor:
+    """Fields of one gate lie apart; however many rows are sampled of dead ones."""
+    shared = None if gates == FIELDS else [i % gates for i in range(FIELDS)]
+    dead_rows = torch.tensor(rows // 3)
+    moments = learned(3, gates)
+    return of_concat(rows, packed, moments=moments, gate_of_field=shared, dead_rows=dead_rows)
 
 
 PAIRS = every_pair(FIELDS)
@@ -405,6 +417,16 @@ GATED: dict[str, tuple[Callable[[int], Tensor], list[str], list[str]]] = {
         partial(of_concat, packed=True),
         ["gated_concat._forward_kernel"],
         ["gated_concat._backward_kernel"],
+    ),
+    "gated_concat, moments": (
+        partial(of_moments, gates=FIELDS, packed=False),
+        ["gated_concat._forward_kernel"],
+        ["gated_concat._moments_kernel"],
+    ),
+    "gated_concat, moments of shared gates": (
+        partial(of_moments, gates=9, packed=True),
+        ["gated_concat._forward_kernel"],
+        ["gated_concat._moments_kernel"],
     ),
     "gated_cross_concat": (
         partial(of_cross, before=False),

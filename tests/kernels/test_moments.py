@@ -17,7 +17,26 @@ import lpfs_kernels
 from lpfs_kernels import reference
 from lpfs_kernels.library import COMPILED
 
-from .strategies import DTYPES, LAYOUTS, Call, a_call, a_gradient, calls, matrix
+from .crosses import CrossCall, a_cross_call, a_cross_gradient, check_cross_backward, cross_calls
+from .embeddings import (
+    EmbeddingCall,
+    an_embedding_call,
+    an_embedding_gradient,
+    check_embedding_backward,
+    embedding_calls,
+    largest_bag,
+)
+from .strategies import (
+    DTYPES,
+    LAYOUTS,
+    Call,
+    a_call,
+    a_gradient,
+    calls,
+    matrix,
+    requests,
+    row_products,
+)
 from .tolerances import assert_plus_zero, check_backward, check_moments
 
 # Inductor's own imports warn, whatever is compiled.
@@ -38,44 +57,26 @@ def _fresh_compiler() -> Iterator[None]:
         yield
 
 
-def row_products(grad: Tensor, call: Call) -> list[Tensor]:
-    """Of each field what its row products are the sums of, `[B, Dᵢ]`."""
-    double = call.double()
-    widths = [field.shape[1] for field in call.fields]
-    return [a * b for a, b in zip(grad.double().split(widths, 1), double.fields, strict=True)]
-
-
-def backward(
-    grad: Tensor,
-    call: Call,
+def request_of(
+    x: Tensor,
     gates: int | None = None,
     gate_of_field: Sequence[int] | None = None,
     dead_rows: Tensor | None = None,
-) -> list[Tensor]:
-    columns = len(call.x) if gates is None else gates
-    asked = call.x.new_zeros(3, columns), gate_of_field, dead_rows
+) -> tuple[Any, ...]:
+    return x.new_zeros(3, len(x) if gates is None else gates), gate_of_field, dead_rows
+
+
+def backward(grad: Tensor, call: Call, *asked: Any) -> list[Tensor]:
     *data, kind, alpha, tau = call.args
     with torch._C._AutoDispatchBelowAutograd():
         operator = OPERATORS.gated_concat_backward.moments
-        return list(operator(grad, *data, *asked, kind, alpha, tau))
+        return list(operator(grad, *data, *request_of(call.x, *asked), kind, alpha, tau))
 
 
 def check(grad: Tensor, call: Call, *asked: Any) -> None:
     *grads, grad_x, moments = backward(grad, call, *asked)
     check_backward(grads, grad_x, grad, call, ROUNDINGS)
     check_moments(moments, row_products(grad, call), call.x, call.ungated, *asked)
-
-
-@st.composite
-def requests(draw: st.DrawFn, fields: int) -> tuple[Any, ...]:
-    """Gates, the gate of each field, and rows of dead fields; all of them may be left out."""
-    rows = draw(st.none() | st.sampled_from([0, 1, 16, 100, 1000]))
-    dead_rows = None if rows is None else torch.tensor(rows)
-    if draw(st.booleans()):
-        return None, None, dead_rows
-    gates = draw(st.integers(1, fields + 1))
-    numbers = st.integers(0, gates - 1)
-    return gates, draw(st.lists(numbers, min_size=fields, max_size=fields)), dead_rows
 
 
 @PROPERTY
@@ -149,6 +150,150 @@ def test_rows_of_dead_fields_that_are_not_sampled_are_not_looked_at(
     assert moments[2].tolist() == [rows, sampled, rows]
     assert_plus_zero(torch.cat(grads, 1)[:, 32:64])
     assert grad_x.isnan().tolist() == [False, kind == "lpfs++", False]
+
+
+def cross_products(grad: Tensor, call: CrossCall) -> list[Tensor]:
+    """Of each gate what its row products are the sums of: in all pairs of a field, if before."""
+    double = call.double()
+    fields, dead = double.embeddings.unbind(1), call.dead.tolist()
+    rows, _, width = double.embeddings.shape
+    upstreams = grad.double().view(rows, len(call.pairs), width).unbind(1)
+    gate = {"kind": call.options["kind"], "alpha": call.alpha, "tau": call.tau}
+    factors, _ = reference._factors(double.x, double.epsilon, double.scale, double.ungated, **gate)
+    products: list[list[Tensor]] = [[torch.zeros(rows, 0).double()] for _ in call.x]
+    for p, ((i, j), upstream) in enumerate(zip(call.pairs.tolist(), upstreams, strict=True)):
+        product = upstream * fields[i] * (fields[j] if j >= 0 else 1)
+        if not call.before:
+            products[p].append(product)
+        elif j < 0:
+            products[i].append(product)
+        else:
+            if not dead[j]:
+                products[i].append(product * factors[j])
+            if not dead[i]:
+                products[j].append(product * factors[i])
+    return [torch.cat(own, 1) for own in products]
+
+
+def cross_backward(grad: Tensor, call: CrossCall, *asked: Any) -> list[Tensor]:
+    *data, kind, alpha, tau = call.args
+    with torch._C._AutoDispatchBelowAutograd():
+        operator = OPERATORS.gated_cross_concat_backward.moments
+        return list(operator(grad, *data, *request_of(call.x, *asked), kind, alpha, tau))
+
+
+def check_cross(grad: Tensor, call: CrossCall, *asked: Any) -> None:
+    grad_embeddings, grad_x, moments = cross_backward(grad, call, *asked)
+    check_cross_backward(grad_embeddings, grad_x, grad, call, ROUNDINGS)
+    products = cross_products(grad, call)
+    check_moments(moments, products, call.x, call.ungated, *asked, roundings=ROUNDINGS + 2)
+
+
+@PROPERTY
+@given(cross_calls(ROWS, st.sampled_from([0, 1, 3, 4, 16, 17])), st.data())
+def test_crosses(call: CrossCall, data: st.DataObject) -> None:
+    grad, fields = a_cross_gradient(call), len(call.x)
+    if fields == 0:
+        *_, moments = cross_backward(grad, call)
+        assert moments.shape == (3, 0)
+        return
+    check_cross(grad, call, *data.draw(requests(fields)))
+
+
+@pytest.mark.parametrize("before", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_of_dead_crosses_that_are_not_sampled_are_not_looked_at(
+    before: bool, dtype: torch.dtype
+) -> None:
+    """Nor is a dead field looked at for the sake of those that it is crossed with."""
+    call = replace(a_cross_call(300, 3, 16, dtype, before=before), kind=0)
+    x = torch.ones_like(call.x)
+    x[2] = 0
+    if not before:
+        x[4:] = 0  # all pairs of the last field
+    call, sampled = replace(call, x=x), 5
+    grad = a_cross_gradient(call)
+    call.embeddings[sampled:, 2] = float("nan")
+    dead = call.dead_pairs.repeat_interleave(16)
+    grad[sampled:, dead] = float("nan")
+    check_cross(grad, call, None, None, torch.tensor(sampled))
+    *_, moments = cross_backward(grad, call, None, None, torch.tensor(sampled))
+    assert moments.isfinite().all()
+    assert moments[2].tolist() == [sampled if dead else 300 for dead in call.dead]
+
+
+def pooled_of(call: EmbeddingCall, dead_rows: Tensor | None) -> Tensor:
+    """Every field's `[B, N, D]` before its gate; zero where nobody looks."""
+    taken = call.batch if dead_rows is None else min(int(dead_rows), call.batch)
+    unread = call.dead.tolist() if not taken else [False] * len(call.x)
+    _, bag_of = reference._flat(call.codes, call.bags, len(call.x))
+    hidden = call.dead[bag_of % len(call.x)] & (bag_of // len(call.x) >= taken)
+    codes = torch.where(hidden.view(call.codes.shape), 0, call.codes)
+    fields = reference._pooled(
+        call.weight, codes, call.offsets, unread, call.x, call.bags, call.options["mode"]
+    )
+    return torch.stack(fields, 1)
+
+
+def embedding_backward(grad: Tensor, call: EmbeddingCall, *asked: Any) -> list[Tensor]:
+    *data, kind, alpha, tau = call.args
+    with torch._C._AutoDispatchBelowAutograd():
+        operator = OPERATORS.gated_embedding_concat_backward.moments
+        return list(operator(grad, *data, *request_of(call.x, *asked), kind, alpha, tau))
+
+
+def check_embedding(grad: Tensor, call: EmbeddingCall, *asked: Any) -> None:
+    *gradients, moments = embedding_backward(grad, call, *asked)
+    check_embedding_backward(tuple(gradients), grad, call, ROUNDINGS)  # type: ignore[arg-type]
+    dead_rows = asked[2] if asked else None
+    width = call.weight.shape[1]
+    upstream = grad.double().view(call.batch, len(call.x), width)
+    products = list((upstream * pooled_of(call.double(), dead_rows)).unbind(1))
+    own = list((upstream.abs() * pooled_of(call.magnitudes(), dead_rows)).unbind(1))
+    more = largest_bag(call) * (width + 1) + 2
+    options = call.x, call.ungated, *asked
+    check_moments(moments, products, *options, magnitudes=own, roundings=more)
+
+
+@PROPERTY
+@given(embedding_calls(ROWS, st.sampled_from([0, 1, 3, 4, 16, 17])), st.data())
+def test_lookups(call: EmbeddingCall, data: st.DataObject) -> None:
+    gates, gate_of_field, dead_rows = data.draw(requests(len(call.x)))
+    if not call.looked_at.all():
+        dead_rows = torch.tensor(0)  # codes of theirs are wrong
+    check_embedding(an_embedding_gradient(call), call, gates, gate_of_field, dead_rows)
+
+
+@pytest.mark.parametrize("kind", ["lpfs", "lpfs++"])
+@pytest.mark.parametrize("bags", [False, True])
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_samples_of_dead_lookups_that_are_not_wanted_are_not_looked_at(
+    dtype: torch.dtype, sparse: bool, bags: bool, kind: str
+) -> None:
+    call = an_embedding_call(300, [40, 7, 90], 16, dtype, bags=bags, sparse=sparse)
+    call = replace(call, kind=reference.KINDS.index(kind))
+    assert call.dead.tolist() == [False, True, False]
+    grad, sampled = an_embedding_gradient(call), 5
+    if kind == "lpfs":
+        _, bag_of = reference._flat(call.codes, call.bags, 3)
+        hidden = (bag_of % 3 == 1) & (bag_of // 3 >= sampled)
+        call.codes.view(-1)[hidden] = -1
+        grad.view(300, 3, 16)[sampled:, 1] = float("nan")
+    check_embedding(grad, call, None, None, torch.tensor(sampled))
+    check_embedding(grad, call, 2, [0, 1, 0], torch.tensor(sampled))
+    *_, moments = embedding_backward(grad, call, None, None, torch.tensor(sampled))
+    assert moments[2].tolist() == [300, sampled, 300]
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_lookups_past_the_cache(sparse: bool) -> None:
+    """More samples than are added up at a time, in tables of several parts."""
+    for bags in (False, True):
+        call = an_embedding_call(20_000, [70_000, 9, 60], 16, bags=bags, sparse=sparse)
+        grad = an_embedding_gradient(call)
+        for asked in ((), (2, [1, 0, 1], torch.tensor(700))):
+            check_embedding(grad, call, *asked)
 
 
 def gates_of(call: Call) -> dict[str, Any]:
@@ -339,3 +484,71 @@ def test_faults_of_backward(wrong: dict[str, Any], message: str) -> None:
             run(*args)
         assert str(fault.value).startswith("gated_concat_backward: ")
         assert message in str(fault.value)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("living", [None, (0, 1, 2, 3), (0, 2, 3)])
+@pytest.mark.parametrize("dead_rows", [None, torch.tensor(0), torch.tensor(3)])
+@pytest.mark.parametrize("shared", [False, True])
+def test_linear(
+    packed: bool, living: tuple[int, ...] | None, dead_rows: Tensor | None, shared: bool
+) -> None:
+    """What `gated_concat` before the layer would give in the first rows."""
+    call = replace(a_call(80, [3, 1, 2, 4], torch.float64, packed), kind=0)
+    x = torch.tensor([0.7, 0.0, -0.3, 1.0], dtype=torch.float64)
+    weight = torch.randn(5, 10, dtype=torch.float64)
+    c = torch.randn(80, 5, dtype=torch.float64)
+    asked: dict[str, Any] = {"dead_rows": dead_rows}
+    asked["gate_of_field"] = (1, 0, 1, 2) if shared else None
+    columns = 3 if shared else 4
+    data = call.embeddings, x, call.epsilon
+    for rows in (None, 7):
+        moments = torch.zeros(3, columns, dtype=torch.float64, requires_grad=True)
+        gate = {"widths": call.widths, "kind": "lpfs"}
+        y = lpfs_kernels.gated_linear(
+            *data, weight, living=living, moments=moments, moment_rows=rows, **asked, **gate
+        )
+        plain = lpfs_kernels.gated_linear(*data, weight, living=living, **gate)
+        assert torch.equal(y, plain)
+        y.backward(c)
+        taken = 80 // 16 if rows is None else rows
+        some = [field[:taken] for field in call.embeddings]
+        options = call.widths, None, columns, asked["gate_of_field"], dead_rows
+        want = reference.gated_concat_moments(c[:taken] @ weight, some, x, *options)
+        torch.testing.assert_close(moments.grad, want)
+
+
+@pytest.mark.parametrize("dead_rows", [None, torch.tensor(2)])
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("living", [None, torch.tensor([0, 1, 3, 5])])
+def test_cross_linear(dead_rows: Tensor | None, shared: bool, living: Tensor | None) -> None:
+    """What `gated_cross_concat` before the layer would give in the first rows."""
+    call = replace(a_cross_call(80, 3, 2, torch.float64), kind=0)
+    x = torch.tensor([0.7, 0.5, 0.0, -0.3, 0.0, 1.0], dtype=torch.float64)
+    weight = torch.randn(5, 12, dtype=torch.float64)
+    c = torch.randn(80, 5, dtype=torch.float64)
+    gate_of_field = (1, 0, 1, 2, 0, 2) if shared else None
+    gates = 3 if shared else 6
+    moments = torch.zeros(3, gates, dtype=torch.float64, requires_grad=True)
+    data = call.embeddings, call.pairs, x, call.epsilon
+    asked: dict[str, Any] = {"gate_of_field": gate_of_field, "dead_rows": dead_rows}
+    y = lpfs_kernels.gated_cross_linear(
+        *data, weight, living=living, moments=moments, moment_rows=7, kind="lpfs", **asked
+    )
+    y.backward(c)
+    upstream = (c[:7] @ weight).view(7, 6, 2)
+    pairs = call.pairs.tolist()
+    fields = call.embeddings[:7].unbind(1)
+    crosses = torch.stack([fields[i] * fields[j] if j >= 0 else fields[i] for i, j in pairs], 1)
+    products = (upstream * crosses).sum(2)
+    taken = torch.ones_like(products, dtype=torch.bool)
+    if dead_rows is not None:
+        taken[2:, x == 0] = False
+    if living is not None:
+        taken[:, [2, 4]] = False
+    owner = torch.tensor(gate_of_field or range(6))
+    of_gates = torch.zeros(7, gates, dtype=torch.float64)
+    of_gates.index_add_(1, owner, products * taken)
+    counts = torch.zeros(7, gates).index_add(1, owner, taken.float()).count_nonzero(0)
+    want = torch.stack([of_gates.sum(0), of_gates.square().sum(0), counts.double()])
+    torch.testing.assert_close(moments.grad, want)

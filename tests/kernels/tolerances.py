@@ -118,13 +118,16 @@ def check_moments(
     gates: int | None = None,
     gate_of_field: Sequence[int] | None = None,
     dead_rows: Tensor | None = None,
+    *,
+    magnitudes: Sequence[Tensor] | None = None,
+    roundings: int = 0,
 ) -> None:
     """Hold moments to the reference; `products` are, for each field, the `[B, n]` in fp64 whose
-    sums over n are its row products.
+    sums over n are its row products, and `magnitudes` the same where nothing cancels.
 
-    A row product of n elements passes at most n + 1 roundings, so that it is off by at most
-    δ = (n + 1)·eps·Σ|a·b|. At most 256 of them, or of their squares, are added up before they reach
-    a double, and the result is rounded once more:
+    A row product of n elements passes at most n + 1 roundings and those that its elements have
+    seen, r, so that it is off by at most δ = (n + 1 + r)·eps·Σ|a·b|. At most 256 of them, or of
+    their squares, are added up before they reach a double, and the result is rounded once more:
     |error of Σ p| ≤ Σ δ + 257·eps·Σ|p| and |error of Σ p²| ≤ Σ (2|p| + δ)·δ + 258·eps·Σ p².
     In fp64 the reference may be off by as much.
     """
@@ -140,11 +143,11 @@ def check_moments(
     assert torch.equal(got.isnan(), want.isnan())
     count = len(products) if gates is None else gates
     owner = list(range(len(products))) if gate_of_field is None else gate_of_field
-    elements = torch.zeros(count, dtype=torch.float64)
+    elements = torch.full((count,), roundings, dtype=torch.float64)
     for field, product in zip(owner, products, strict=True):
         elements[field] += product.shape[1]
     # Σ over fields of |a·b| is at least |p| and what δ needs; its squares bound the rest.
-    sizes = added([product.abs().sum(1) for product in products])
+    sizes = added([size.abs().sum(1) for size in magnitudes or products])
     relative = (elements + 1) * eps
     sums = (relative + 257 * eps) * sizes[0]
     squares = ((2 + relative) * relative + 258 * eps) * sizes[1]

@@ -28,6 +28,7 @@ class ProximalSGD(torch.optim.Optimizer):
         momentum, dampening, nesterov, maximize: as in `torch.optim.SGD`.
         threshold_lr: the η of the threshold 2λη: the `current` one (eq. 11) or the `initial` one
             (the listing in the paper's appendix).
+        nonnegative: parameters stop at 0 instead of changing their sign, and their momentum there.
 
     Raises:
         ValueError: if a number is out of range.
@@ -52,6 +53,7 @@ class ProximalSGD(torch.optim.Optimizer):
         nesterov: bool = False,
         maximize: bool = False,
         threshold_lr: Literal["current", "initial"] = "current",
+        nonnegative: bool = False,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -62,6 +64,7 @@ class ProximalSGD(torch.optim.Optimizer):
             "nesterov": nesterov,
             "maximize": maximize,
             "threshold_lr": threshold_lr,
+            "nonnegative": nonnegative,
         }
         super().__init__(params, defaults)
 
@@ -92,6 +95,7 @@ class ProximalSGD(torch.optim.Optimizer):
         """As in every optimiser; settings saved on another device come to the parameters'."""
         super().load_state_dict(state_dict)
         for group in self.param_groups:
+            group.setdefault("nonnegative", False)  # what was saved before there was a choice
             _own_settings(group)
 
     def set_budget(self, allowed: int, group: int = 0) -> None:
@@ -137,6 +141,7 @@ class ProximalSGD(torch.optim.Optimizer):
                 dampening=group["dampening"],
                 nesterov=group["nesterov"],
                 maximize=group["maximize"],
+                nonnegative=group["nonnegative"],
             )
         return loss
 

@@ -16,8 +16,18 @@ from torch import Tensor
 
 from lpfs_kernels import launch, reference
 
-from ..strategies import DTYPES, LAYOUTS, Call, a_call, a_gradient, calls, matrix
-from ..tolerances import check_backward, check_forward
+from ..strategies import (
+    DTYPES,
+    LAYOUTS,
+    Call,
+    a_call,
+    a_gradient,
+    calls,
+    matrix,
+    requests,
+    row_products,
+)
+from ..tolerances import check_backward, check_forward, check_moments
 from .conftest import Traffic, program_order, values_checked
 
 operator = import_module("lpfs_kernels.gated_concat")
@@ -69,6 +79,49 @@ def test_backward(call: Call, table: bool, layout: str, seed: int) -> None:
     grad = matrix(*shape, call.embeddings[0].dtype, layout, generator)
     with small(table=table), program_order(seed):
         assert_backward(grad, call)
+
+
+@settings(PROPERTY, max_examples=40)
+@given(
+    calls(ROWS, WIDTHS),
+    st.booleans(),
+    st.sampled_from(LAYOUTS),
+    st.integers(0, 2**32),
+    st.data(),
+)
+def test_moments(call: Call, table: bool, layout: str, seed: int, data: st.DataObject) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    shape = (call.embeddings[0].shape[0], sum(field.shape[1] for field in call.fields))
+    grad = matrix(*shape, call.embeddings[0].dtype, layout, generator)
+    gates, gate_of_field, dead_rows = data.draw(requests(len(call.x)))
+    columns = len(call.x) if gates is None else gates
+    asked = call.x.new_zeros(3, columns), gate_of_field, dead_rows
+    with small(table=table), program_order(seed):
+        *grads, grad_x, moments = operator.launch_backward(grad, *call.args, asked=asked)
+    check_backward(grads, grad_x, grad, call, ROUNDINGS, truncates=True)
+    options = call.x, call.ungated, gates, gate_of_field, dead_rows
+    check_moments(moments, row_products(grad, call), *options)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_moments_read_every_byte_once(
+    packed: bool, traffic: Traffic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of three fields the second is dead, and watched in four of nine rows."""
+    widths = [4, 8, 4]
+    call = replace(a_call(9, widths, packed=packed), kind=0)
+    grad = a_gradient(call)
+    monkeypatch.setattr(operator, "TILE", {"small": (64, 1)})
+    asked = torch.zeros(3, 2), [0, 1, 0], torch.tensor(4)
+    *grads, _, _ = operator.launch_backward(grad, *call.args, asked=asked)
+    assert traffic.launches == 1
+    for field in grads:
+        assert set(Traffic.of(field, traffic.writes)) == {1}
+    for i, (field, upstream) in enumerate(zip(call.fields, grad.split(widths, 1), strict=True)):
+        for read in (field, upstream):
+            first, others = read[:4], read[4:]
+            assert set(Traffic.of(first, traffic.reads)) == {1}
+            assert set(Traffic.of(others, traffic.reads)) == {0 if i == 1 else 1}
 
 
 @pytest.mark.parametrize("packed", [False, True])

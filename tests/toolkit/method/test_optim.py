@@ -289,3 +289,26 @@ def test_bad_budgets() -> None:
         ProximalSGD([parameter(1.0)]).set_budget(-1)
     with pytest.raises(ValueError, match="must not be negative, got -1"):
         ProximalSGD([{"params": [parameter(1.0)], "budget": -1}])
+
+
+def test_nonnegative_parameters_stop_at_zero() -> None:
+    """What would have changed its sign ends at 0, its momentum with it, and may rise again."""
+    x = torch.nn.Parameter(torch.tensor([0.05, 1.0]))
+    optimizer = ProximalSGD([x], lr=0.1, momentum=0.9, nonnegative=True)
+    for gradient, expected in ((1.0, [0.0, 0.9]), (-1.0, [0.1, 0.9 + 0.1 * 0.1])):
+        x.grad = torch.full((2,), gradient)
+        optimizer.step()
+        torch.testing.assert_close(x.data, torch.tensor(expected))
+    first = optimizer.state_dict()
+    assert first["param_groups"][0]["nonnegative"]
+
+
+def test_settings_from_before_there_was_a_choice() -> None:
+    x = torch.nn.Parameter(torch.ones(1))
+    saved = ProximalSGD([x], nonnegative=True).state_dict()
+    del saved["param_groups"][0]["nonnegative"]
+    optimizer = ProximalSGD([x])
+    optimizer.load_state_dict(saved)
+    x.grad = torch.ones(1)
+    optimizer.step()
+    assert not optimizer.param_groups[0]["nonnegative"]

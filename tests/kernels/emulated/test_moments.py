@@ -1,0 +1,80 @@
+"""The kernel with moments as compiled for a GPU, on the emulator of ../shared/ptx where it is."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+
+from lpfs_kernels import reference
+
+from ..strategies import Call, a_call, a_gradient, row_products
+from ..tolerances import check_backward, check_moments
+
+EMULATOR = Path(__file__).parents[4] / "shared" / "ptx"
+if not EMULATOR.is_dir():
+    pytest.skip(f"there is no emulator in {EMULATOR}", allow_module_level=True)
+sys.path.insert(0, str(EMULATOR))
+pytest.importorskip("triton", reason="there is no Triton here")
+ptx = import_module("ptx")
+
+operator = import_module("lpfs_kernels.gated_concat")
+ROUNDINGS = 24
+
+
+def watched(rows: int, widths: list[int], dtype: torch.dtype, packed: bool) -> Call:
+    """LPFS; the field in the middle is dead."""
+    return replace(a_call(rows, widths, dtype, packed), kind=reference.KINDS.index("lpfs"))
+
+
+@pytest.mark.parametrize("gate_of_field", [None, [1, 0, 1]])
+@pytest.mark.parametrize(
+    ("rows", "widths", "dtype", "packed"),
+    [
+        (150, [16] * 3, torch.float32, False),
+        (150, [16] * 3, torch.bfloat16, True),
+        (9, [5, 700, 3], torch.float32, False),  # wider than a tile
+    ],
+)
+def test_moments(
+    rows: int,
+    widths: list[int],
+    dtype: torch.dtype,
+    packed: bool,
+    gate_of_field: list[int] | None,
+) -> None:
+    """In one launch, with the same bits in every order of the blocks."""
+    call, dead_rows = watched(rows, widths, dtype, packed), torch.tensor(4)
+    grad, gates = a_gradient(call), 3 if gate_of_field is None else 2
+    asked = call.x.new_full((3, gates), float("nan")), gate_of_field, dead_rows
+    results = []
+    for order in ptx.ORDERS:
+        with ptx.emulated(order) as emulation:
+            emulation.protect(grad, *call.embeddings, asked[0], dead_rows)
+            emulation.forbid(call.fields[1][4:])
+            results.append(operator.launch_backward(grad, *call.args, asked=asked))
+            assert len(emulation.launches) == 1
+            assert all(emulation.unwritten(result) == 0 for result in results[-1])
+        assert all(not counter.any() for counter in emulation.counters)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+    *grads, grad_x, moments = results[0]
+    check_backward(grads, grad_x, grad, call, ROUNDINGS)
+    options = call.x, call.ungated, gates, gate_of_field, dead_rows
+    check_moments(moments, row_products(grad, call), *options)
+
+
+def test_nothing_is_read_once_more() -> None:
+    """As many sectors of embeddings and upstream gradient as without moments."""
+    call = watched(150, [16] * 3, torch.float32, True)
+    grad, sectors = a_gradient(call), []
+    for asked in (None, (torch.zeros(3, 3), None, torch.tensor(0))):
+        with ptx.emulated() as emulation:
+            operator.launch_backward(grad, *call.args, asked=asked)
+        (launch,) = emulation.launches
+        sectors.append([launch.traffic[name] for name in ("grad", "fields", "grad_fields")])
+    assert sectors[0] == sectors[1]
