@@ -286,8 +286,8 @@ def _flow(
     watched = value_rows
     if WATCHED:
         watched = tl.where(alive, rows, rows_of_dead(dead_rows, rows))
-        grad_rows = tl.maximum(grad_rows, watched)
-        value_rows = tl.maximum(value_rows, watched)
+        grad_rows = tl.where(alive | learns, rows, watched)
+        value_rows = tl.where(learns, rows, watched)
     grad_offset = row * grad_row_stride + (first + column) * grad_column_stride
     read = (row < grad_rows) & (column < width)
     upstream = tl.load(grad + grad_offset, mask=read, other=0.0).to(xi.dtype)

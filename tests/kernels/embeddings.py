@@ -13,7 +13,7 @@ from torch import Tensor
 from lpfs_kernels import reference
 
 from .strategies import DTYPES, LAYOUTS, matrix
-from .tolerances import assert_plus_zero, assert_rounded
+from .tolerances import assert_plus_zero, assert_rounded, check_moments
 
 
 @dataclass(frozen=True)
@@ -272,6 +272,38 @@ def check_embedding_backward(
     if call.ungated is not None:
         unread = unread | call.ungated
     assert_plus_zero(grad_x[unread])
+
+
+def pooled_of(call: EmbeddingCall, dead_rows: Tensor | None) -> Tensor:
+    """Every field's `[B, N, D]` before its gate; zero where nobody looks."""
+    taken = call.batch if dead_rows is None else min(int(dead_rows), call.batch)
+    unread = call.dead.tolist() if not taken else [False] * len(call.x)
+    _, bag_of = reference._flat(call.codes, call.bags, len(call.x))
+    hidden = call.dead[bag_of % len(call.x)] & (bag_of // len(call.x) >= taken)
+    codes = torch.where(hidden.view(call.codes.shape), 0, call.codes)
+    fields = reference._pooled(
+        call.weight, codes, call.offsets, unread, call.x, call.bags, call.options["mode"]
+    )
+    return torch.stack(fields, 1)
+
+
+def check_embedding_moments(
+    got: Tensor,
+    grad: Tensor,
+    call: EmbeddingCall,
+    gates: int | None = None,
+    gate_of_field: list[int] | None = None,
+    dead_rows: Tensor | None = None,
+) -> None:
+    """Hold moments to the reference. A row product is the sum of products of a bag's rows, each of
+    which may have been divided by their number."""
+    width = call.weight.shape[1]
+    upstream = grad.double().view(call.batch, len(call.x), width)
+    products = list((upstream * pooled_of(call.double(), dead_rows)).unbind(1))
+    own = list((upstream.abs() * pooled_of(call.magnitudes(), dead_rows)).unbind(1))
+    more = largest_bag(call) * (width + 1) + 2
+    options = call.x, call.ungated, gates, gate_of_field, dead_rows
+    check_moments(got, products, *options, magnitudes=own, roundings=more)
 
 
 def assert_sum(

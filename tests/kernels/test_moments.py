@@ -23,8 +23,8 @@ from .embeddings import (
     an_embedding_call,
     an_embedding_gradient,
     check_embedding_backward,
+    check_embedding_moments,
     embedding_calls,
-    largest_bag,
 )
 from .strategies import (
     DTYPES,
@@ -222,19 +222,6 @@ def test_rows_of_dead_crosses_that_are_not_sampled_are_not_looked_at(
     assert moments[2].tolist() == [sampled if dead else 300 for dead in call.dead]
 
 
-def pooled_of(call: EmbeddingCall, dead_rows: Tensor | None) -> Tensor:
-    """Every field's `[B, N, D]` before its gate; zero where nobody looks."""
-    taken = call.batch if dead_rows is None else min(int(dead_rows), call.batch)
-    unread = call.dead.tolist() if not taken else [False] * len(call.x)
-    _, bag_of = reference._flat(call.codes, call.bags, len(call.x))
-    hidden = call.dead[bag_of % len(call.x)] & (bag_of // len(call.x) >= taken)
-    codes = torch.where(hidden.view(call.codes.shape), 0, call.codes)
-    fields = reference._pooled(
-        call.weight, codes, call.offsets, unread, call.x, call.bags, call.options["mode"]
-    )
-    return torch.stack(fields, 1)
-
-
 def embedding_backward(grad: Tensor, call: EmbeddingCall, *asked: Any) -> list[Tensor]:
     *data, kind, alpha, tau = call.args
     with torch._C._AutoDispatchBelowAutograd():
@@ -245,14 +232,7 @@ def embedding_backward(grad: Tensor, call: EmbeddingCall, *asked: Any) -> list[T
 def check_embedding(grad: Tensor, call: EmbeddingCall, *asked: Any) -> None:
     *gradients, moments = embedding_backward(grad, call, *asked)
     check_embedding_backward(tuple(gradients), grad, call, ROUNDINGS)  # type: ignore[arg-type]
-    dead_rows = asked[2] if asked else None
-    width = call.weight.shape[1]
-    upstream = grad.double().view(call.batch, len(call.x), width)
-    products = list((upstream * pooled_of(call.double(), dead_rows)).unbind(1))
-    own = list((upstream.abs() * pooled_of(call.magnitudes(), dead_rows)).unbind(1))
-    more = largest_bag(call) * (width + 1) + 2
-    options = call.x, call.ungated, *asked
-    check_moments(moments, products, *options, magnitudes=own, roundings=more)
+    check_embedding_moments(moments, grad, call, *asked)
 
 
 @PROPERTY

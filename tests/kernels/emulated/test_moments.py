@@ -1,11 +1,9 @@
-"""The kernel with moments as compiled for a GPU, on the emulator of ../shared/ptx where it is."""
+"""Kernels with moments, as PTX for sm_90 against the reference."""
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from importlib import import_module
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,13 +12,10 @@ from lpfs_kernels import reference
 
 from ..strategies import Call, a_call, a_gradient, row_products
 from ..tolerances import check_backward, check_moments
+from .conftest import WITHOUT
 
-EMULATOR = Path(__file__).parents[4] / "shared" / "ptx"
-if not EMULATOR.is_dir():
-    pytest.skip(f"there is no emulator in {EMULATOR}", allow_module_level=True)
-sys.path.insert(0, str(EMULATOR))
 pytest.importorskip("triton", reason="there is no Triton here")
-ptx = import_module("ptx")
+ptx = pytest.importorskip("ptx", reason=WITHOUT)
 
 operator = import_module("lpfs_kernels.gated_concat")
 ROUNDINGS = 24
