@@ -333,8 +333,11 @@ VECTORISED = 256
 a parameter's last elements would be one more to wait for."""
 
 LARGEST_BLOCK = 8192
-"""Elements at once, 256 to a warp: eight in the registers of each thread at up to 32 warps. All
-later passes find their data in the first-level cache."""
+"""Elements at once: eight in the registers of each of at most 1,024 threads, more than which no
+block has. All later passes find their data in the first-level cache."""
+
+LANES = 64 if torch.version.hip else 32
+"""Threads of a warp."""
 
 
 def launch(
@@ -388,7 +391,7 @@ def launch(
             NONNEGATIVE=nonnegative,
             VECTOR=vector,
             BLOCK=block,
-            num_warps=max(block // 256, 1),
+            num_warps=max(block // (8 * LANES), 1),
             enable_fp_fusion=False,
         )
     return live, used

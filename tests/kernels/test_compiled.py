@@ -23,7 +23,8 @@ from lpfs_kernels import reference
 
 triton = pytest.importorskip("triton", reason="there is no Triton here")
 from triton.backends.compiler import GPUTarget  # noqa: E402
-from triton.compiler import ASTSource  # noqa: E402
+
+from .launches import recorded  # noqa: E402
 
 gated_concat = import_module("lpfs_kernels.gated_concat")
 gated_cross = import_module("lpfs_kernels.gated_cross")
@@ -34,15 +35,6 @@ NVIDIA = [GPUTarget("cuda", capability, 32) for capability in (80, 90, 100)]
 AMD = GPUTarget("hip", "gfx942", 64)
 ALL = [*NVIDIA, AMD]
 FULL = os.environ.get("LPFS_FULL") == "1"
-TYPES = {
-    torch.float64: "*fp64",
-    torch.float32: "*fp32",
-    torch.float16: "*fp16",
-    torch.bfloat16: "*bf16",
-    torch.int64: "*i64",
-    torch.int32: "*i32",
-    torch.bool: "*i1",
-}
 
 
 @pytest.fixture(autouse=True)
@@ -51,51 +43,20 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     return
 
 
-def specialise(kernel: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ASTSource:
-    """What Triton's launcher would compile: 16-byte alignment and ones are part of a type."""
-    values = dict(zip(kernel.arg_names, args, strict=False)) | kwargs
-    constants: dict[tuple[int, ...], Any] = {}
-    attributes: dict[tuple[int, ...], Any] = {}
-
-    def type_of(path: tuple[int, ...], value: Any, parameter: Any) -> Any:
-        if isinstance(value, tuple):
-            return tuple(type_of((*path, i), v, parameter) for i, v in enumerate(value))
-        if parameter.is_constexpr or value is None or (type(value) is int and value == 1):
-            constants[path] = value
-            return "constexpr"
-        if isinstance(value, float):
-            return parameter.annotation_type
-        address = value.data_ptr() if isinstance(value, torch.Tensor) else value
-        if address % 16 == 0:
-            attributes[path] = [["tt.divisibility", 16]]
-        if isinstance(value, torch.Tensor):
-            return TYPES[value.dtype]
-        return "i32" if value < 2**31 else "i64"
-
-    signature = {p.name: type_of((i,), values[p.name], p) for i, p in enumerate(kernel.params)}
-    return ASTSource(kernel, signature, constants, attributes)
-
-
 def compiled(
     module: Any, name: str, launch: Callable[[], object], target: GPUTarget
 ) -> dict[str, Any]:
-    kernel, launches = getattr(module, name), []
-
-    class Recorder:
-        def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
-            return lambda *args, **kwargs: launches.append((args, kwargs))
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, name, Recorder())
-        launch()
-    ((args, kwargs),) = launches
-    options = {name: kwargs.pop(name) for name in ("num_warps", "enable_fp_fusion")}
-    assert options["enable_fp_fusion"] is False
-    registers = kwargs.pop("maxnreg", None)
-    if registers and target.backend == "cuda":
-        options["maxnreg"] = registers
-    source = specialise(kernel, args, kwargs)
-    return dict(triton.compile(source, target=target, options=options).asm)
+        if target.backend == "hip":
+            patch.setattr(module, "REGISTERS", {}, raising=False)
+            patch.setattr(module, "FEWER_REGISTERS", {}, raising=False)
+            patch.setattr(module, "LANES", 64, raising=False)
+        with recorded(target, Path(os.environ["TRITON_CACHE_DIR"])) as driver:
+            launch()
+    (launched,) = driver.launches
+    assert launched.kernel is getattr(module, name)
+    assert launched.metadata.enable_fp_fusion is False
+    return launched.asm
 
 
 def assert_no_spills(asm: dict[str, Any], target: GPUTarget, tmp_path: Path) -> None:
