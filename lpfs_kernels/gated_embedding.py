@@ -13,6 +13,7 @@ rows that the codes of a bag name, and g₍b,i₎ = ∂L/∂y[b, fieldᵢ],
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import accumulate, pairwise
 from math import gcd
 from typing import Any, NamedTuple, cast
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .gates import gate, gate_derivative
+from .gates import gate, gate_derivative, member_of, rows_of_dead, total_of
 from .launch import (
     ASKED,
     REGISTERS,
@@ -42,6 +43,7 @@ from .launch import (
     refuse_dead_rows,
     refuse_earlier,
     refuse_gate_values,
+    table_of_members,
     tl,
     triton,
     values_are_checked,
@@ -389,6 +391,141 @@ def _finish(
         tl.store(counters + field, 0)
 
 
+@jit
+def _sparse_tile(
+    entry_rows,
+    values,
+    grad,
+    weight,
+    codes,
+    bags,
+    starts,
+    layout,
+    x,
+    epsilon,
+    scale,
+    ungated,
+    dead_rows,
+    complaints,
+    alpha,
+    tau,
+    rows,
+    living,
+    row_stride,
+    column_stride,
+    sample_stride,
+    field_stride,
+    grad_row_stride,
+    grad_column_stride,
+    field,
+    sample,
+    column,
+    is_first,
+    KIND: tl.constexpr,
+    REVIVES: tl.constexpr,
+    WATCHED: tl.constexpr,
+    MEAN: tl.constexpr,
+    CHECK: tl.constexpr,
+    N: tl.constexpr,
+    WIDTH: tl.constexpr,
+    VECTOR: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+):
+    """Write a tile of a field's entries, and return its products.
+
+    Also whether the field learns, and how steeply; and the samples, the first ones, whose row
+    products are wanted.
+    """
+    if VECTOR > 0:
+        row_stride = _multiple(row_stride, VECTOR)
+        grad_row_stride = _multiple(grad_row_stride, VECTOR)
+        column_stride = 1
+        grad_column_stride = 1
+    COMPUTE: tl.constexpr = x.dtype.element_ty
+    alive, learns = _state_of(x, ungated, field, REVIVES)
+    first = tl.load(layout + field)
+    limit = tl.load(layout + N + field)
+
+    grad_rows = tl.where(alive | learns, rows, 0)
+    value_rows = tl.where(learns, rows, 0)
+    watched = value_rows
+    if WATCHED:
+        watched = tl.where(alive, rows, rows_of_dead(dead_rows, rows))
+        grad_rows = tl.where(alive | learns, rows, watched)
+        value_rows = tl.where(learns, rows, watched)
+    within = column < WIDTH
+    upstream = tl.load(
+        grad + sample * grad_row_stride + (field * WIDTH + column) * grad_column_stride,
+        mask=(sample < grad_rows) & within,
+        other=0.0,
+    ).to(COMPUTE)
+    total = _pool(
+        weight,
+        codes,
+        bags,
+        sample,
+        field,
+        value_rows > 0,
+        column,
+        value_rows,
+        first,
+        limit,
+        row_stride,
+        column_stride,
+        sample_stride,
+        field_stride,
+        complaints,
+        N,
+        WIDTH,
+        MEAN,
+        CHECK,
+        COMPUTE,
+        BLOCK_ROWS,
+        BLOCK_COLUMNS,
+    )
+    factor, slope = _gate_of(x, scale, ungated, field, epsilon, alpha, tau, KIND)
+
+    lists = sample < tl.where(alive, rows, 0)
+    listed = sample < tl.where(alive & is_first, rows, 0)
+    value = upstream * factor
+    if bags is None:
+        begin = sample * N + field
+        end = begin + 1
+        start = sample.to(tl.int64) * living + tl.load(starts + field)
+        longest = 1
+    else:
+        at = sample * N + field
+        start = tl.load(starts + at, mask=lists, other=0)
+        begin = tl.load(bags + at, mask=lists, other=0)
+        end = tl.load(bags + at + 1, mask=lists, other=0)
+        size = (end - begin).to(COMPUTE)
+        if MEAN:
+            value = value / tl.where(size > 0, size, 1.0)
+        longest = tl.max(tl.max(end - begin, 1), 0)
+    for k in range(longest):
+        counted = lists & (begin + k < end)
+        if bags is None:
+            place = sample * sample_stride + field * field_stride
+        else:
+            place = (begin + k) * sample_stride
+        code = tl.load(codes + place, mask=counted, other=0).to(tl.int64)
+        row = first + code
+        stored = value
+        if CHECK:
+            right = (code >= 0) & (code < limit)
+            row = tl.where(right, row, 0)
+            stored = tl.where(right, value, float("nan"))
+        entry = start + k
+        tl.store(entry_rows + entry, row, mask=counted & listed)
+        tl.store(
+            values + entry * WIDTH + column,
+            stored.to(values.dtype.element_ty),
+            mask=counted & within,
+        )
+    return upstream * total, learns, slope, watched
+
+
 @jit_for_any("rows", "living", "sample_stride", "field_stride", "blocks")
 def _sparse_kernel(
     entry_rows,
@@ -435,93 +572,53 @@ def _sparse_kernel(
 
     `starts` has the number of a field among the living, or where the entries of each bag begin.
     """
-    if VECTOR > 0:
-        row_stride = _multiple(row_stride, VECTOR)
-        grad_row_stride = _multiple(grad_row_stride, VECTOR)
-        column_stride = 1
-        grad_column_stride = 1
     index: tl.constexpr = tl.int64 if WIDE else tl.int32
     field = tl.program_id(0) % N
     block = (tl.program_id(0) // N).to(index)
     sample = (block // CHUNKS) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)[:, None]
     column = (block % CHUNKS) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)[None, :]
-    COMPUTE: tl.constexpr = x.dtype.element_ty
-    alive, learns = _state_of(x, ungated, field, REVIVES)
-    first = tl.load(layout + field)
-    limit = tl.load(layout + N + field)
-
-    inside = sample < tl.where(alive | learns, rows, 0)
-    within = column < WIDTH
-    upstream = tl.load(
-        grad + sample * grad_row_stride + (field * WIDTH + column) * grad_column_stride,
-        mask=inside & within,
-        other=0.0,
-    ).to(COMPUTE)
-    total = _pool(
+    products, learns, slope, _ = _sparse_tile(
+        entry_rows,
+        values,
+        grad,
         weight,
         codes,
         bags,
-        sample,
-        field,
-        learns,
-        column,
+        starts,
+        layout,
+        x,
+        epsilon,
+        scale,
+        ungated,
+        None,
+        complaints,
+        alpha,
+        tau,
         rows,
-        first,
-        limit,
+        living,
         row_stride,
         column_stride,
         sample_stride,
         field_stride,
-        complaints,
-        N,
-        WIDTH,
+        grad_row_stride,
+        grad_column_stride,
+        field,
+        sample,
+        column,
+        block % CHUNKS == 0,
+        KIND,
+        REVIVES,
+        False,
         MEAN,
         CHECK,
-        COMPUTE,
+        N,
+        WIDTH,
+        VECTOR,
         BLOCK_ROWS,
         BLOCK_COLUMNS,
     )
-    factor, slope = _gate_of(x, scale, ungated, field, epsilon, alpha, tau, KIND)
-    partial = tl.sum(tl.sum(upstream * total, 1), 0)
+    partial = tl.sum(tl.sum(products, 1), 0)
     partial = tl.where(learns, partial, 0.0)
-
-    lists = sample < tl.where(alive, rows, 0)
-    listed = sample < tl.where(alive & (block % CHUNKS == 0), rows, 0)
-    value = upstream * factor
-    if bags is None:
-        begin = sample * N + field
-        end = begin + 1
-        start = sample.to(tl.int64) * living + tl.load(starts + field)
-        longest = 1
-    else:
-        at = sample * N + field
-        start = tl.load(starts + at, mask=lists, other=0)
-        begin = tl.load(bags + at, mask=lists, other=0)
-        end = tl.load(bags + at + 1, mask=lists, other=0)
-        size = (end - begin).to(factor.dtype)
-        if MEAN:
-            value = value / tl.where(size > 0, size, 1.0)
-        longest = tl.max(tl.max(end - begin, 1), 0)
-    for k in range(longest):
-        counted = lists & (begin + k < end)
-        if bags is None:
-            place = sample * sample_stride + field * field_stride
-        else:
-            place = (begin + k) * sample_stride
-        code = tl.load(codes + place, mask=counted, other=0).to(tl.int64)
-        row = first + code
-        stored = value
-        if CHECK:
-            right = (code >= 0) & (code < limit)
-            row = tl.where(right, row, 0)
-            stored = tl.where(right, value, float("nan"))
-        entry = start + k
-        tl.store(entry_rows + entry, row, mask=counted & listed)
-        tl.store(
-            values + entry * WIDTH + column,
-            stored.to(values.dtype.element_ty),
-            mask=counted & within,
-        )
     first_block = field.to(tl.int64) * blocks
     _finish(
         grad_x,
@@ -536,6 +633,238 @@ def _sparse_kernel(
         learns,
         BLOCK_PARTIALS,
     )
+
+
+@jit_for_any("rows", "living", "sample_stride", "field_stride", "blocks", "gates")
+def _sparse_moments_kernel(
+    entry_rows,
+    values,
+    grad_x,
+    moments,
+    grad,
+    weight,
+    codes,
+    bags,
+    starts,
+    layout,
+    members,
+    x,
+    epsilon,
+    scale,
+    ungated,
+    dead_rows,
+    partials,
+    counters,
+    complaints,
+    alpha: tl.float64,
+    tau: tl.float64,
+    rows,
+    living,
+    row_stride,
+    column_stride,
+    sample_stride,
+    field_stride,
+    grad_row_stride,
+    grad_column_stride,
+    blocks,
+    gates,
+    KIND: tl.constexpr,
+    REVIVES: tl.constexpr,
+    MEAN: tl.constexpr,
+    CHECK: tl.constexpr,
+    N: tl.constexpr,
+    SLOTS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    VECTOR: tl.constexpr,
+    WIDE: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    BLOCK_PARTIALS: tl.constexpr,
+):
+    """The sparse kernel with moments: a program takes some samples of all fields of one gate, and
+    of all their columns, so that it has whole row products before it squares them."""
+    slot = tl.program_id(0) % SLOTS
+    block = (tl.program_id(0) // SLOTS).to(tl.int64 if WIDE else tl.int32)
+    sample = block * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    if members is None:
+        begin = slot
+        end = slot + 1
+        own_gate = slot
+    else:
+        begin = tl.load(members + N + slot).to(tl.int32)
+        end = tl.load(members + N + 1 + slot).to(tl.int32)
+        own_gate = tl.load(members + N + 1 + SLOTS + slot).to(tl.int32)
+    DTYPE: tl.constexpr = partials.dtype.element_ty
+    row_products = tl.zeros([BLOCK_ROWS], DTYPE)
+    taken = rows * 0
+    for member in range(begin, end):
+        field = member_of(members, member)
+        learned = tl.full((), 0.0, DTYPE)
+        for chunk in range(CHUNKS):
+            column = (chunk * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)).to(sample.dtype)
+            products, learns, _, watched = _sparse_tile(
+                entry_rows,
+                values,
+                grad,
+                weight,
+                codes,
+                bags,
+                starts,
+                layout,
+                x,
+                epsilon,
+                scale,
+                ungated,
+                dead_rows,
+                complaints,
+                alpha,
+                tau,
+                rows,
+                living,
+                row_stride,
+                column_stride,
+                sample_stride,
+                field_stride,
+                grad_row_stride,
+                grad_column_stride,
+                field,
+                sample[:, None],
+                column[None, :],
+                chunk == 0,
+                KIND,
+                REVIVES,
+                True,
+                MEAN,
+                CHECK,
+                N,
+                WIDTH,
+                VECTOR,
+                BLOCK_ROWS,
+                BLOCK_COLUMNS,
+            )
+            own = tl.sum(products, 1)
+            row_products += tl.where(sample < watched, own, 0.0)
+            learned += tl.where(learns, tl.sum(own, 0), 0.0)
+            taken = tl.maximum(taken, watched)
+        tl.store(partials + field.to(tl.int64) * blocks + block, learned)
+
+    mine = partials + (N + 2 * slot.to(tl.int64)) * blocks
+    tl.store(mine + block, tl.sum(row_products, 0))
+    tl.store(mine + blocks + block, tl.sum(row_products * row_products, 0))
+    # As in `_finish`.
+    arrived = tl.atomic_add(counters + slot, 1, sem="acq_rel", scope="gpu")
+    if arrived == blocks - 1:
+        for member in range(begin, end):
+            field = member_of(members, member)
+            total = total_of(partials + field.to(tl.int64) * blocks, blocks, BLOCK_PARTIALS)
+            _, learns = _state_of(x, ungated, field, REVIVES)
+            _, slope = _gate_of(x, scale, ungated, field, epsilon, alpha, tau, KIND)
+            tl.store(grad_x + field, tl.where(learns, slope * total, 0.0))
+        tl.store(moments + own_gate, total_of(mine, blocks, BLOCK_PARTIALS))
+        tl.store(moments + gates + own_gate, total_of(mine + blocks, blocks, BLOCK_PARTIALS))
+        tl.store(moments + 2 * gates + own_gate, taken.to(DTYPE))
+        tl.store(counters + slot, 0)
+
+
+@jit
+def _dense_rows(
+    values,
+    grad,
+    weight,
+    bags,
+    bag_of,
+    order,
+    ends,
+    layout,
+    x,
+    epsilon,
+    scale,
+    ungated,
+    dead_rows,
+    products,
+    alpha,
+    tau,
+    rows,
+    row_stride,
+    column_stride,
+    grad_row_stride,
+    grad_column_stride,
+    field,
+    own,
+    chunk,
+    KIND: tl.constexpr,
+    REVIVES: tl.constexpr,
+    MEAN: tl.constexpr,
+    N: tl.constexpr,
+    WIDTH: tl.constexpr,
+    VECTOR: tl.constexpr,
+    WIDE: tl.constexpr,
+    STEPS: tl.constexpr,
+    BLOCK_ENTRIES: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+):
+    """Write the gradient of some rows of a table, and return what they bring the gate.
+
+    Also whether the field learns, and how steeply. The row product of each code goes to its place
+    among the `products` of the chunk, where there are any.
+    """
+    if VECTOR > 0:
+        row_stride = _multiple(row_stride, VECTOR)
+        grad_row_stride = _multiple(grad_row_stride, VECTOR)
+        column_stride = 1
+        grad_column_stride = 1
+    index: tl.constexpr = tl.int64 if WIDE else tl.int32
+    column = (chunk * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)).to(index)[None, :]
+    within = column < WIDTH
+    alive, learns = _state_of(x, ungated, field, REVIVES)
+    factor, slope = _gate_of(x, scale, ungated, field, epsilon, alpha, tau, KIND)
+    looks = learns
+    if products is not None:
+        watched = tl.where(alive, rows, rows_of_dead(dead_rows, rows))
+        looks = learns | (watched > 0)
+    first = tl.load(layout + field)
+    limit = tl.load(layout + N + field)
+    first_block = tl.load(layout + 2 * N + field)
+    begin = (own - first_block) * STEPS
+    partial = tl.sum(tl.zeros([BLOCK_COLUMNS], factor.dtype), 0)
+    for step in range(STEPS):
+        exists = begin + step < limit
+        row = first + tl.where(exists, begin + step, 0)
+        entry = tl.load(ends + row, mask=exists, other=0)
+        end = tl.load(ends + row + 1, mask=exists, other=0)
+        reads = column < tl.where(looks & (entry < end), WIDTH, 0)
+        at = row.to(index)
+        value = tl.load(
+            weight + at * row_stride + column * column_stride, mask=reads, other=0.0
+        ).to(factor.dtype)
+        total = tl.zeros([BLOCK_ENTRIES, BLOCK_COLUMNS], factor.dtype)
+        for start in range(entry, end, BLOCK_ENTRIES):
+            some = start + tl.arange(0, BLOCK_ENTRIES)[:, None]
+            number = tl.load(order + some, mask=some < end, other=0)
+            bag = number
+            if bag_of is not None:
+                bag = tl.load(bag_of + bag, mask=some < end, other=0)
+            sample = (bag // N).to(index)
+            offset = sample * grad_row_stride + (field * WIDTH + column) * grad_column_stride
+            upstream = tl.load(grad + offset, mask=(some < end) & within, other=0.0)
+            upstream = upstream.to(factor.dtype)
+            if MEAN and bags is not None:
+                size = tl.load(bags + bag + 1, mask=some < end, other=1)
+                size -= tl.load(bags + bag, mask=some < end, other=0)
+                upstream = upstream / size.to(factor.dtype)
+            total += upstream
+            if products is not None:
+                product = tl.sum(tl.where(reads, upstream * value, 0.0), 1)[:, None]
+                wanted = (some < end) & (sample < watched)
+                tl.store(products + number, product, mask=wanted)
+        summed = tl.sum(total, 0)[None, :]
+        learned = tl.sum(tl.sum(tl.where(reads, summed * value, 0.0), 1), 0)
+        partial += tl.where(learns, learned, 0.0)
+        result = tl.where(alive, summed * factor, 0.0).to(values.dtype.element_ty)
+        writes = column < tl.where(exists, WIDTH, 0)
+        tl.store(values + at * WIDTH + column, result, mask=writes)
+    return partial, learns, slope
 
 
 @jit
@@ -580,57 +909,50 @@ def _dense_kernel(
     Those of row r are `order[ends[r]:ends[r + 1]]`, sorted by rows and then by codes. What they
     bring the gate is their sum times the row: the row comes from memory once.
     """
-    if VECTOR > 0:
-        row_stride = _multiple(row_stride, VECTOR)
-        grad_row_stride = _multiple(grad_row_stride, VECTOR)
-        column_stride = 1
-        grad_column_stride = 1
-    index: tl.constexpr = tl.int64 if WIDE else tl.int32
     # The table of a block is the last that begins at or before it; those without rows have none.
     each = tl.arange(0, BLOCK_FIELDS)
     begins = tl.load(layout + 2 * N + each, mask=each < N, other=2**62)
     own = tl.program_id(0) // CHUNKS
     field = tl.sum((begins <= own).to(tl.int32), 0) - 1
     chunk = tl.program_id(0) % CHUNKS
-    column = (chunk * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)).to(index)[None, :]
-    within = column < WIDTH
-    alive, learns = _state_of(x, ungated, field, REVIVES)
-    factor, slope = _gate_of(x, scale, ungated, field, epsilon, alpha, tau, KIND)
-    first = tl.load(layout + field)
+    partial, learns, slope = _dense_rows(
+        values,
+        grad,
+        weight,
+        bags,
+        bag_of,
+        order,
+        ends,
+        layout,
+        x,
+        epsilon,
+        scale,
+        ungated,
+        None,
+        None,
+        alpha,
+        tau,
+        None,
+        row_stride,
+        column_stride,
+        grad_row_stride,
+        grad_column_stride,
+        field,
+        own,
+        chunk,
+        KIND,
+        REVIVES,
+        MEAN,
+        N,
+        WIDTH,
+        VECTOR,
+        WIDE,
+        STEPS,
+        BLOCK_ENTRIES,
+        BLOCK_COLUMNS,
+    )
     limit = tl.load(layout + N + field)
     first_block = tl.load(layout + 2 * N + field)
-    begin = (own - first_block) * STEPS
-    partial = tl.sum(tl.zeros([BLOCK_COLUMNS], factor.dtype), 0)
-    for step in range(STEPS):
-        exists = begin + step < limit
-        row = first + tl.where(exists, begin + step, 0)
-        entry = tl.load(ends + row, mask=exists, other=0)
-        end = tl.load(ends + row + 1, mask=exists, other=0)
-        total = tl.zeros([BLOCK_ENTRIES, BLOCK_COLUMNS], factor.dtype)
-        for start in range(entry, end, BLOCK_ENTRIES):
-            some = start + tl.arange(0, BLOCK_ENTRIES)[:, None]
-            bag = tl.load(order + some, mask=some < end, other=0)
-            if bag_of is not None:
-                bag = tl.load(bag_of + bag, mask=some < end, other=0)
-            sample = (bag // N).to(index)
-            offset = sample * grad_row_stride + (field * WIDTH + column) * grad_column_stride
-            upstream = tl.load(grad + offset, mask=(some < end) & within, other=0.0)
-            upstream = upstream.to(factor.dtype)
-            if MEAN and bags is not None:
-                size = tl.load(bags + bag + 1, mask=some < end, other=1)
-                size -= tl.load(bags + bag, mask=some < end, other=0)
-                upstream = upstream / size.to(factor.dtype)
-            total += upstream
-        summed = tl.sum(total, 0)[None, :]
-        reads = column < tl.where(learns & (entry < end), WIDTH, 0)
-        at = row.to(index)
-        value = tl.load(
-            weight + at * row_stride + column * column_stride, mask=reads, other=0.0
-        ).to(factor.dtype)
-        partial += tl.sum(tl.sum(tl.where(reads, summed * value, 0.0), 1), 0)
-        result = tl.where(alive, summed * factor, 0.0).to(values.dtype.element_ty)
-        writes = column < tl.where(exists, WIDTH, 0)
-        tl.store(values + at * WIDTH + column, result, mask=writes)
     block = (own - first_block) * CHUNKS + chunk
     blocks = tl.cdiv(limit, STEPS) * CHUNKS
     _finish(
@@ -646,6 +968,171 @@ def _dense_kernel(
         learns,
         BLOCK_PARTIALS,
     )
+
+
+@jit_for_any("rows", "entries", "gates")
+def _dense_moments_kernel(
+    values,
+    grad_x,
+    moments,
+    grad,
+    weight,
+    bags,
+    bag_of,
+    order,
+    ends,
+    layout,
+    members,
+    gate_of,
+    x,
+    epsilon,
+    scale,
+    ungated,
+    dead_rows,
+    products,
+    partials,
+    counters,
+    alpha: tl.float64,
+    tau: tl.float64,
+    rows,
+    entries,
+    gates,
+    row_stride,
+    column_stride,
+    grad_row_stride,
+    grad_column_stride,
+    KIND: tl.constexpr,
+    REVIVES: tl.constexpr,
+    MEAN: tl.constexpr,
+    N: tl.constexpr,
+    SLOTS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    VECTOR: tl.constexpr,
+    WIDE: tl.constexpr,
+    STEPS: tl.constexpr,
+    BLOCK_FIELDS: tl.constexpr,
+    BLOCK_ENTRIES: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    BLOCK_PARTIALS: tl.constexpr,
+):
+    """The dense kernel with moments: the samples of a row product lie in many programs' rows, so
+    each leaves the products of its codes, `entries` of them for each chunk of columns; the last
+    program of a gate to arrive adds up those of a sample, squares them and adds again.
+
+    `gate_of` has the number of each field's gate among those that have fields.
+    """
+    # The table of a block is the last that begins at or before it; those without rows have none.
+    each = tl.arange(0, BLOCK_FIELDS)
+    begins = tl.load(layout + 2 * N + each, mask=each < N, other=2**62)
+    own = tl.program_id(0) // CHUNKS
+    field = tl.sum((begins <= own).to(tl.int32), 0) - 1
+    chunk = tl.program_id(0) % CHUNKS
+    partial, learns, slope = _dense_rows(
+        values,
+        grad,
+        weight,
+        bags,
+        bag_of,
+        order,
+        ends,
+        layout,
+        x,
+        epsilon,
+        scale,
+        ungated,
+        dead_rows,
+        products + (tl.program_id(0) % CHUNKS).to(tl.int64) * entries,
+        alpha,
+        tau,
+        rows,
+        row_stride,
+        column_stride,
+        grad_row_stride,
+        grad_column_stride,
+        field,
+        own,
+        chunk,
+        KIND,
+        REVIVES,
+        MEAN,
+        N,
+        WIDTH,
+        VECTOR,
+        WIDE,
+        STEPS,
+        BLOCK_ENTRIES,
+        BLOCK_COLUMNS,
+    )
+    limit = tl.load(layout + N + field)
+    first_block = tl.load(layout + 2 * N + field)
+    block = (own - first_block) * CHUNKS + chunk
+    blocks = tl.cdiv(limit, STEPS) * CHUNKS
+    _finish(
+        grad_x,
+        partials,
+        counters,
+        partial,
+        field,
+        block,
+        first_block * CHUNKS,
+        blocks,
+        slope,
+        learns,
+        BLOCK_PARTIALS,
+    )
+
+    slot = field if members is None else tl.load(gate_of + field).to(tl.int32)
+    if members is None:
+        first_member = slot
+        end_member = slot + 1
+        own_gate = slot
+    else:
+        first_member = tl.load(members + N + slot).to(tl.int32)
+        end_member = tl.load(members + N + 1 + slot).to(tl.int32)
+        own_gate = tl.load(members + N + 1 + SLOTS + slot).to(tl.int32)
+    expected = blocks * 0
+    for member in range(first_member, end_member):
+        other_limit = tl.load(layout + N + member_of(members, member))
+        expected += tl.cdiv(other_limit, STEPS) * CHUNKS
+    # The products of all threads come before the arrival.
+    tl.debug_barrier()
+    arrived = tl.atomic_add(counters + N + slot, 1, sem="acq_rel", scope="gpu")
+    if arrived == expected - 1:
+        DTYPE: tl.constexpr = partials.dtype.element_ty
+        sums = tl.zeros([BLOCK_PARTIALS], DTYPE)
+        squares = tl.zeros([BLOCK_PARTIALS], DTYPE)
+        taken = rows * 0
+        for start in range(0, rows, BLOCK_PARTIALS):
+            sample = (start + tl.arange(0, BLOCK_PARTIALS)).to(tl.int64)
+            row_products = tl.zeros([BLOCK_PARTIALS], DTYPE)
+            for member in range(first_member, end_member):
+                other = member_of(members, member)
+                alive, _ = _state_of(x, ungated, other, REVIVES)
+                watched = tl.where(alive, rows, rows_of_dead(dead_rows, rows))
+                taken = tl.maximum(taken, watched)
+                wanted = sample < watched
+                at = sample * N + other
+                if bags is None:
+                    first_code = at
+                    end_code = at + 1
+                else:
+                    first_code = tl.load(bags + at, mask=wanted, other=0).to(tl.int64)
+                    end_code = tl.load(bags + at + 1, mask=wanted, other=0).to(tl.int64)
+                longest = tl.max(end_code - first_code, 0)
+                for k in range(longest):
+                    counted = wanted & (first_code + k < end_code)
+                    for other_chunk in range(CHUNKS):
+                        place = products + (first_code + k) + other_chunk * entries
+                        row_products += tl.load(
+                            place, mask=counted, other=0.0, cache_modifier=".cg"
+                        )
+            sums += row_products
+            squares += row_products * row_products
+        tl.store(moments + own_gate, tl.sum(sums, 0))
+        tl.store(moments + gates + own_gate, tl.sum(squares, 0))
+        tl.store(moments + 2 * gates + own_gate, taken.to(DTYPE))
+        tl.store(counters + N + slot, 0)
 
 
 TILE = {"small": (2048, 1), "large": (8192, 4)}
@@ -800,7 +1287,8 @@ def launch_backward(
     kind: int,
     alpha: float,
     tau: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+    asked: tuple[Tensor, Sequence[int] | None, Tensor | None] | None = None,
+) -> tuple[Tensor, ...]:
     """One launch of a backward kernel, after what sorts the codes if the gradient is dense; CPU
     tensors are taken under Triton's interpreter."""
     call = weight, codes, offsets, bags, x, epsilon, scale, ungated, mean, sparse, check
@@ -825,6 +1313,15 @@ def launch_backward(
         **plan.registers,
     }
     fields, width, constants = len(offsets), weight.shape[1], plan.constants
+    if asked is not None:
+        wanted, gate_of_field, dead_rows = asked
+        operator = "gated_embedding_concat_backward"
+        check_moments(operator, wanted, gate_of_field, dead_rows, x, "field")
+        if values_are_checked(x.device):
+            refuse_dead_rows(operator, dead_rows)
+        members, slots = table_of_members(gate_of_field, fields, x.device)
+        # A gate without fields, or whose fields have no rows, has no program.
+        moments = x.new_zeros(wanted.shape)
     # Where there is no program, nobody writes.
     grad_x = x.new_empty(x.shape) if sparse and plan.batch else x.new_zeros(x.shape)
     if sparse:
@@ -832,7 +1329,41 @@ def launch_backward(
         rows = codes.new_empty(entries, dtype=torch.int64)
         values = weight.new_empty(entries, width)
         if plan.batch == 0:
-            return rows, values, grad_x
+            return (rows, values, grad_x) if asked is None else (rows, values, grad_x, moments)
+        if asked is not None:
+            blocks = triton.cdiv(plan.batch, constants["BLOCK_ROWS"])
+            partials = x.new_empty(blocks * (fields + 2 * slots))
+            with on_stream(x.device, arrivals=slots) as counters:
+                _sparse_moments_kernel[(blocks * slots,)](
+                    rows,
+                    values,
+                    grad_x,
+                    moments,
+                    grad,
+                    weight,
+                    codes,
+                    bags,
+                    starts,
+                    layout,
+                    members,
+                    *gates,
+                    dead_rows,
+                    partials,
+                    counters,
+                    complaint(x.device),
+                    alpha,
+                    tau,
+                    plan.batch,
+                    entries // max(plan.batch, 1),
+                    *plan.strides,
+                    blocks,
+                    wanted.shape[1],
+                    CHECK=check,
+                    SLOTS=slots,
+                    **constants,
+                    **options,
+                )
+            return rows, values, grad_x, moments
         blocks = triton.cdiv(plan.batch, constants["BLOCK_ROWS"]) * plan.chunks
         partials = x.new_empty(blocks * fields)
         with on_stream(x.device, arrivals=fields) as counters:
@@ -865,12 +1396,54 @@ def launch_backward(
     rows = codes.new_empty(0, dtype=torch.int64)
     values = weight.new_empty(weight.shape)
     if values.numel() == 0:
-        return rows, values, grad_x
+        return (rows, values, grad_x) if asked is None else (rows, values, grad_x, moments)
     looked_at = _looked_at(x, ungated, kind, alpha)
+    if asked is not None:
+        numbers = torch.arange(plan.batch, device=x.device)[:, None]
+        sampled = numbers < (plan.batch if dead_rows is None else dead_rows)
+        looked_at = looked_at | sampled
     bag_of, order, ends = _sorted(codes, offsets, bags, weight.shape[0], looked_at)
     elements = constants.pop("BLOCK_ROWS") * constants["BLOCK_COLUMNS"]
     constants["BLOCK_ENTRIES"] = min(elements // constants["BLOCK_COLUMNS"], 32)
     programs = row_blocks * plan.chunks
+    tables = {"STEPS": STEPS, "BLOCK_FIELDS": triton.next_power_of_2(fields)}
+    if asked is not None:
+        count = codes.numel()
+        # Codes that name no row bring nothing.
+        products = x.new_zeros(plan.chunks * count)
+        slot_of = _slots(gate_of_field, x.device) if members is not None else None
+        with on_stream(x.device, arrivals=fields + slots) as counters:
+            _dense_moments_kernel[(programs,)](
+                values,
+                grad_x,
+                moments,
+                grad,
+                weight,
+                bags,
+                bag_of,
+                order,
+                ends,
+                layout,
+                members,
+                slot_of,
+                *gates,
+                dead_rows,
+                products,
+                x.new_empty(programs),
+                counters,
+                alpha,
+                tau,
+                plan.batch,
+                count,
+                wanted.shape[1],
+                *plan.strides[:2],
+                *plan.strides[4:],
+                SLOTS=slots,
+                **tables,
+                **constants,
+                **options,
+            )
+        return rows, values, grad_x, moments
     with on_stream(x.device, arrivals=fields) as counters:
         _dense_kernel[(programs,)](
             values,
@@ -889,12 +1462,17 @@ def launch_backward(
             tau,
             *plan.strides[:2],
             *plan.strides[4:],
-            STEPS=STEPS,
-            BLOCK_FIELDS=triton.next_power_of_2(fields),
+            **tables,
             **constants,
             **options,
         )
     return rows, values, grad_x
+
+
+def _slots(gate_of_field: Sequence[int] | None, device: torch.device) -> Tensor:
+    """Of each field the number of its gate among those that have fields."""
+    gates = sorted(set(gate_of_field or ()))
+    return constant_table(tuple(gates.index(gate) for gate in gate_of_field or ()), device)
 
 
 def _entries(
@@ -919,26 +1497,33 @@ def _sorted(
     codes: Tensor, offsets: Sequence[int], bags: Tensor | None, rows: int, looked_at: Tensor
 ) -> tuple[Tensor | None, Tensor, Tensor]:
     """The codes' numbers in the order of their rows, where each row's begin, and in bags the bag of
-    each. What names no row, or is not looked at, comes last."""
+    each. What names no row comes last, and what is not looked at: fields, or each sample's."""
     count = codes.numel()
     if bags is None:
         bag_of, flat = None, codes.flatten().long()
-        field = torch.arange(count, device=codes.device) % len(offsets)
+        bag = torch.arange(count, device=codes.device)
     else:
         numbers = torch.arange(len(bags) - 1, device=codes.device)
-        bag_of = numbers.repeat_interleave(bags.diff().long(), output_size=count)
-        flat, field = codes.long(), bag_of % len(offsets)
+        bag = bag_of = numbers.repeat_interleave(bags.diff().long(), output_size=count)
+        flat = codes.long()
+    field = bag % len(offsets)
     first = constant_table((*offsets, rows), codes.device)
     row = flat + first[field]
-    right = (flat >= 0) & (row < first[field + 1]) & looked_at[field]
+    own = looked_at[field] if looked_at.dim() == 1 else looked_at.flatten()[bag]
+    right = (flat >= 0) & (row < first[field + 1]) & own
     keys, order = torch.where(right, row, rows).sort(stable=True)
     ends = torch.searchsorted(keys, torch.arange(rows + 1, device=codes.device))
     return bag_of, order, ends
 
 
+def _launch_with_moments(grad: Tensor, *call: Any) -> tuple[Tensor, ...]:
+    return partial(launch_backward, asked=asked_of(call))(grad, *without_moments(call))
+
+
 if triton is not None:
     implement("gated_embedding_concat", "CUDA", launch_forward)
     implement("gated_embedding_concat_backward", "CUDA", launch_backward)
+    implement("gated_embedding_concat_backward.moments", "CUDA", _launch_with_moments)
 
 
 def _as_reference(*call: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -88,6 +88,14 @@ def gates(count: int, skip: int, optional: str, kind: int) -> tuple[Any, ...]:
     return x, epsilon, *there, kind, 10.0, 2.0
 
 
+def request(fields: int, skip: int, optional: str) -> tuple[Tensor, list[int] | None, Any]:
+    """What asks for moments, of a gate for all fields if something is to be skipped."""
+    dead_rows = None if optional == "absent" else placed(dtype=torch.int64, skip=skip)
+    if skip:
+        return placed(3, 1), [0] * fields, dead_rows
+    return placed(3, fields), None, dead_rows
+
+
 def concat(
     widths: Sequence[int],
     rows: int,
@@ -107,10 +115,7 @@ def concat(
     grad = laid_out(rows, sum(widths), upstream, skip)
     module.launch_forward(*call)
     module.launch_backward(grad, *call)
-    shared = [0] * len(widths) if skip else None
-    columns = 1 if skip else len(widths)
-    dead_rows = None if optional == "absent" else placed(dtype=torch.int64, skip=skip)
-    module.launch_backward(grad, *call, asked=(placed(3, columns), shared, dead_rows))
+    module.launch_backward(grad, *call, asked=request(len(widths), skip, optional))
 
 
 def cross(
@@ -167,6 +172,7 @@ def lookup(
         if sparse:
             module.launch_forward(*call)
         module.launch_backward(grad, *call)
+        module.launch_backward(grad, *call, asked=request(fields, skip, optional))
 
 
 def step(
@@ -245,12 +251,12 @@ STRIDE = {*NUMBER, "long × 16"}
 GROUPS = [
     # What a launcher makes is aligned.
     (MADE, "y grad_x moments grad_embeddings grad_fields entry_rows values stepped live used"),
-    (MADE, "factors partials counter counters complaints"),
+    (MADE, "factors products partials counter counters complaints"),
     (MADE, "pairs firsts slots table idle starts order ends"),
     (GIVEN, "fields embeddings weight codes grad x epsilon lr lam"),
     (GIVEN, "parameters grads momentum_buffers"),
     ({"None", *GIVEN}, "scale ungated bags budget dead_rows"),
-    ({"None", *MADE}, "bag_of members"),
+    ({"None", *MADE}, "bag_of members gate_of"),
     (NUMBER, "columns total"),
     (STRIDE, "row_stride field_stride column_stride grad_row_stride grad_column_stride"),
     ({*NUMBER, *GIVEN}, "sizes"),  # in a tuple, or in a table
@@ -382,10 +388,12 @@ def of_cross(rows: int, before: bool) -> Tensor:
     return gated_cross_concat(learned(rows, FIELDS, WIDTH), PAIRS, x, EPSILON, before=before)
 
 
-def of_lookup(rows: int, sparse: bool) -> Tensor:
+def of_lookup(rows: int, sparse: bool, asked: bool = False) -> Tensor:
     weight, codes = learned(10 * FIELDS, WIDTH), torch.zeros(rows, FIELDS, dtype=torch.int64)
     offsets = list(range(0, 10 * FIELDS, 10))
-    return gated_embedding_concat(weight, codes, offsets, learned(FIELDS), EPSILON, sparse=sparse)
+    data = weight, codes, offsets, learned(FIELDS), EPSILON
+    moments = learned(3, FIELDS) if asked else None
+    return gated_embedding_concat(*data, sparse=sparse, moments=moments)
 
 
 def of_linear(rows: int, packed: bool) -> Tensor:
@@ -443,7 +451,17 @@ GATED: dict[str, tuple[Callable[[int], Tensor], list[str], list[str]]] = {
         ["gated_embedding._forward_kernel"],
         ["gated_embedding._sparse_kernel"],
     ),
+    "gated_embedding_concat, sparse, moments": (
+        partial(of_lookup, sparse=True, asked=True),
+        ["gated_embedding._forward_kernel"],
+        ["gated_embedding._sparse_moments_kernel"],
+    ),
     # What sorts the codes is PyTorch's.
+    "gated_embedding_concat, dense, moments": (
+        partial(of_lookup, sparse=False, asked=True),
+        ["gated_embedding._forward_kernel"],
+        ["gated_embedding._dense_moments_kernel"],
+    ),
     "gated_embedding_concat, dense": (
         partial(of_lookup, sparse=False),
         ["gated_embedding._forward_kernel"],

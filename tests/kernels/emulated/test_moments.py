@@ -10,6 +10,12 @@ import torch
 
 from lpfs_kernels import reference
 
+from ..embeddings import (
+    an_embedding_call,
+    an_embedding_gradient,
+    check_embedding_backward,
+    check_embedding_moments,
+)
 from ..strategies import Call, a_call, a_gradient, row_products
 from ..tolerances import check_backward, check_moments
 from .conftest import WITHOUT
@@ -18,6 +24,7 @@ pytest.importorskip("triton", reason="there is no Triton here")
 ptx = pytest.importorskip("ptx", reason=WITHOUT)
 
 operator = import_module("lpfs_kernels.gated_concat")
+gated_embedding = import_module("lpfs_kernels.gated_embedding")
 ROUNDINGS = 24
 
 
@@ -73,3 +80,35 @@ def test_nothing_is_read_once_more() -> None:
         (launch,) = emulation.launches
         sectors.append([launch.traffic[name] for name in ("grad", "fields", "grad_fields")])
     assert sectors[0] == sectors[1]
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+@pytest.mark.parametrize(
+    ("gate_of_field", "width", "bags"),
+    [
+        (None, 16, False),
+        ([1, 0, 1], 16, True),
+        ([1, 0, 1], 520, False),  # wider than a tile
+    ],
+)
+def test_lookups(gate_of_field: list[int] | None, width: int, bags: bool, sparse: bool) -> None:
+    """Of what is dead, 4 samples are looked at."""
+    call = an_embedding_call(18, [20, 5, 3], width, bags=bags, sparse=sparse)
+    call = replace(call, kind=reference.KINDS.index("lpfs"))
+    grad, gates = an_embedding_gradient(call), 3 if gate_of_field is None else 2
+    dead_rows = torch.tensor(4)
+    asked = call.x.new_full((3, gates), float("nan")), gate_of_field, dead_rows
+    results = []
+    for order in ptx.ORDERS:
+        with ptx.emulated(order) as emulation:
+            emulation.protect(grad, call.weight, call.codes, asked[0], dead_rows)
+            emulation.forbid(grad[4:, width : 2 * width])
+            results.append(gated_embedding.launch_backward(grad, *call.args, asked=asked))
+            assert len(emulation.launches) == 1
+            assert all(emulation.unwritten(result) == 0 for result in results[-1])
+        assert all(not counter.any() for counter in emulation.counters)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+    *gradients, moments = results[0]
+    check_embedding_backward(tuple(gradients), grad, call, ROUNDINGS)
+    check_embedding_moments(moments, grad, call, gates, gate_of_field, dead_rows)

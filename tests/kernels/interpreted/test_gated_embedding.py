@@ -24,9 +24,10 @@ from ..embeddings import (
     an_embedding_gradient,
     check_embedding_backward,
     check_embedding_forward,
+    check_embedding_moments,
     embedding_calls,
 )
-from ..strategies import DTYPES, LAYOUTS, matrix
+from ..strategies import DTYPES, LAYOUTS, matrix, requests
 from .conftest import Traffic, program_order, values_checked
 
 operator = import_module("lpfs_kernels.gated_embedding")
@@ -60,6 +61,21 @@ def assert_backward(grad: Tensor, call: EmbeddingCall) -> tuple[Tensor, Tensor, 
     results = operator.launch_backward(grad, *call.args)
     check_embedding_backward(results, grad, call, ROUNDINGS, truncates=True)
     return results
+
+
+@settings(PROPERTY, max_examples=30)
+@given(embedding_calls(ROWS, WIDTHS, 3), st.integers(0, 2**32), st.data())
+def test_moments(call: EmbeddingCall, seed: int, data: st.DataObject) -> None:
+    gates, gate_of_field, dead_rows = data.draw(requests(len(call.x)))
+    if not call.looked_at.all():
+        dead_rows = torch.tensor(0)  # codes of theirs are wrong
+    grad = an_embedding_gradient(call)
+    columns = len(call.x) if gates is None else gates
+    asked = call.x.new_zeros(3, columns), gate_of_field, dead_rows
+    with small(), program_order(seed):
+        *gradients, moments = operator.launch_backward(grad, *call.args, asked=asked)
+    check_embedding_backward(tuple(gradients), grad, call, ROUNDINGS, truncates=True)
+    check_embedding_moments(moments, grad, call, gates, gate_of_field, dead_rows)
 
 
 @PROPERTY
