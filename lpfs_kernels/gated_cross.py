@@ -19,6 +19,7 @@ and with gates on the fields, `before` they are crossed, hᵢ = factor(xᵢ) · 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import combinations
 from math import gcd
 from typing import Any, NamedTuple, cast
@@ -27,7 +28,7 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .gates import gate, gate_derivative
+from .gates import gate, gate_derivative, rows_of_dead
 from .launch import (
     ASKED,
     REGISTERS,
@@ -44,6 +45,7 @@ from .launch import (
     on_stream,
     refuse_dead_rows,
     refuse_gate_values,
+    table_of_members,
     tl,
     triton,
     values_are_checked,
@@ -234,21 +236,126 @@ def _forward_kernel(
             tl.store(out, value.to(y.dtype.element_ty), mask=inside & writes)
 
 
-@jit_for_any("rows", "gates", "first_count", "idle_count", "steps", "blocks")
+@jit
+def _reads(inside, whole, exists, row, sampled, WATCHED: tl.constexpr):
+    """What is read in all rows, or, for moments, in those that are sampled."""
+    if WATCHED:
+        return inside & (whole[:, None, None] | (exists[:, None, None] & (row < sampled)))
+    else:
+        return inside & whole[:, None, None]
+
+
+@jit
+def _leave(
+    own,
+    element,
+    exists,
+    alive,
+    row,
+    rows,
+    sampled,
+    sums,
+    products,
+    gates,
+    again,
+    more,
+    SHARED: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+):
+    """Leave row products of some gates, `[n, BLOCK_ROWS]`: added up and squared, or, where they are
+    not whole yet, among the program's own `products`."""
+    own = tl.where(row[None, :] < tl.where(alive, rows, sampled)[:, None], own, 0.0)
+    if SHARED:
+        place = products + element[:, None] * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)[None, :]
+        before = tl.load(place, mask=exists[:, None] & more, other=0.0)
+        tl.store(place, before + own, mask=exists[:, None])
+    else:
+        before = tl.load(sums + element, mask=exists & again, other=0.0)
+        tl.store(sums + element, before + tl.sum(own, 1), mask=exists)
+        before = tl.load(sums + gates + element, mask=exists & again, other=0.0)
+        tl.store(sums + gates + element, before + tl.sum(own * own, 1), mask=exists)
+
+
+@jit
+def _members_of(members, at, exists, gates):
+    """Where the elements of each group begin and end in `table_of_members`."""
+    if members is None:
+        return at, at + exists.to(tl.int32)
+    else:
+        begin = tl.load(members + gates + at, mask=exists, other=0).to(tl.int32)
+        end = tl.load(members + gates + 1 + at, mask=exists, other=0).to(tl.int32)
+        return begin, end
+
+
+@jit
+def _member_of(members, i, exists):
+    if members is None:
+        return i
+    else:
+        return tl.load(members + i, mask=exists, other=0).to(tl.int32)
+
+
+@jit
+def _square_of_groups(
+    members,
+    products,
+    sums,
+    gates,
+    groups,
+    again,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_GATES: tl.constexpr,
+):
+    """Add up the row products of each group's elements, then these and their squares over rows."""
+    for start in range(0, groups, BLOCK_GATES):
+        at = start + tl.arange(0, BLOCK_GATES)
+        exists = at < groups
+        begin, end = _members_of(members, at, exists, gates)
+        own = tl.zeros([BLOCK_GATES, BLOCK_ROWS], products.dtype.element_ty)
+        for k in range(tl.max(end - begin, 0)):
+            some = begin + k < end
+            element = _member_of(members, begin + k, some)
+            place = products + element[:, None] * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)[None, :]
+            own += tl.load(place, mask=some[:, None], other=0.0)
+        before = tl.load(sums + at, mask=exists & again, other=0.0)
+        tl.store(sums + at, before + tl.sum(own, 1), mask=exists)
+        before = tl.load(sums + groups + at, mask=exists & again, other=0.0)
+        tl.store(sums + groups + at, before + tl.sum(own * own, 1), mask=exists)
+
+
+@jit
+def _over_blocks(
+    partials, stride, at, exists, blocks, BLOCK_PARTIALS: tl.constexpr, BLOCK_GATES: tl.constexpr
+):
+    """The sums of what all blocks have left for some gates, in a fixed order."""
+    sums = tl.zeros([BLOCK_PARTIALS, BLOCK_GATES], partials.dtype.element_ty)
+    for other in range(0, blocks, BLOCK_PARTIALS):
+        some = other + tl.arange(0, BLOCK_PARTIALS)[:, None]
+        offset = some.to(tl.int64) * stride + at[None, :]
+        mask = (some < blocks) & exists[None, :]
+        sums += tl.load(partials + offset, mask=mask, other=0.0, cache_modifier=".cg")
+    return tl.sum(sums, 0)
+
+
+@jit_for_any("rows", "gates", "groups", "wanted", "first_count", "idle_count", "steps", "blocks")
 def _backward_kernel(
     grad_embeddings,
     grad_x,
+    moments,
     grad,
     embeddings,
     firsts,
     slots,
     table,
     idle,
+    members,
     x,
     epsilon,
     scale,
     ungated,
+    dead_rows,
     factors,
+    products,
     partials,
     counter,
     alpha: tl.float64,
@@ -256,6 +363,8 @@ def _backward_kernel(
     rows,
     columns,
     gates,
+    groups,
+    wanted,
     first_count,
     idle_count,
     row_stride,
@@ -268,6 +377,7 @@ def _backward_kernel(
     KIND: tl.constexpr,
     REVIVES: tl.constexpr,
     BEFORE: tl.constexpr,
+    SHARED: tl.constexpr,
     WIDTH: tl.constexpr,
     VECTOR: tl.constexpr,
     WIDE: tl.constexpr,
@@ -283,6 +393,11 @@ def _backward_kernel(
 
     The embeddings of the slots and their gradients stay in registers while one first field after
     the other is crossed with all of them: each pair's gradient is read once.
+
+    With `moments`, columns are not split among programs: one walks all chunks of its rows, so that
+    it has whole row products before it squares them. Where elements share a gate, or there are
+    several chunks, the parts of row products wait in memory of the program's own (`SHARED`). Groups
+    are gates with elements, `wanted` the columns of moments.
     """
     index: tl.constexpr = tl.int64 if WIDE else tl.int32
     if VECTOR > 0:
@@ -294,13 +409,25 @@ def _backward_kernel(
         column_stride = 1
         grad_column_stride = 1
     DTYPE: tl.constexpr = grad.dtype.element_ty
+    SPLIT: tl.constexpr = CHUNKS if moments is None else 1
+    WALKED: tl.constexpr = 1 if moments is None else CHUNKS
     block = tl.program_id(0)
-    tile = (block // CHUNKS).to(index) * steps
-    column = (block % CHUNKS) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
+    tile = (block // SPLIT).to(index) * steps
+    column = (block % SPLIT) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
     column = column.to(index)[None, None, :]
     within = column < WIDTH
     eps = tl.load(epsilon)
     mine = partials + block.to(tl.int64) * gates
+
+    WATCHED: tl.constexpr = moments is not None
+    sampled = 0
+    if WATCHED:
+        sampled = rows_of_dead(dead_rows, rows)
+        all_sums = partials + blocks.to(tl.int64) * gates
+        sums = all_sums + block.to(tl.int64) * (2 * groups)
+        if SHARED:
+            products += block.to(tl.int64) * gates * BLOCK_ROWS
+    one = tl.zeros([1], tl.int32)
 
     # A gate takes as many instructions as all else for the pair: each is computed once, by one
     # thread, for all that need it.
@@ -328,29 +455,55 @@ def _backward_kernel(
     slot_target = (field.to(index) * WIDTH)[:, None, None] + column
     alone_offset = (alone.to(index) * WIDTH)[:, None, None] + column
 
-    for step in range(steps):
-        # Partial sums of the step before are in memory for all threads.
+    for turn in range(steps * WALKED):
+        # Partial sums of the turn before are in memory for all threads.
         tl.debug_barrier()
-        row = (tile + step) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS).to(index)
-        row = row[None, :, None]
+        step = turn // WALKED
+        again = turn > 0
+        more_of_row = turn % WALKED > 0
+        if WALKED > 1:
+            column = (turn % WALKED) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
+            column = column.to(index)[None, None, :]
+            within = column < WIDTH
+            slot_offset = (field.to(index) * field_stride)[:, None, None] + column * column_stride
+            slot_target = (field.to(index) * WIDTH)[:, None, None] + column
+            alone_offset = (alone.to(index) * WIDTH)[:, None, None] + column
+        of_tile = (tile + step) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS).to(index)
+        row = of_tile[None, :, None]
         inside = (row < rows) & within
         base = embeddings + row * row_stride
         upstreams = grad + row * grad_row_stride
         targets = grad_embeddings + row * columns
-        again = step > 0
 
-        read = inside & (wants if BEFORE else taken)[:, None, None]
+        read = _reads(inside, wants if BEFORE else taken, taken, row, sampled, WATCHED)
         plain = tl.load(base + slot_offset, mask=read, other=0.0).to(eps.dtype)
-        read = inside & alone_reads[:, None, None]
+        read = _reads(inside, alone_reads, alone >= 0, row, sampled, WATCHED)
         offset = alone_offset * grad_column_stride
         total = tl.load(upstreams + offset, mask=read, other=0.0).to(eps.dtype)
         if BEFORE:
             value = tl.where(alive[:, None, None], plain * factor[:, None, None], 0.0)
         else:
             value = plain
-            partial = tl.sum(tl.sum(total * plain, 2), 1)
+            own_products = tl.sum(total * plain, 2)
             before = tl.load(mine + alone, mask=alone_learns & again, other=0.0)
-            tl.store(mine + alone, before + partial, mask=alone_learns)
+            tl.store(mine + alone, before + tl.sum(own_products, 1), mask=alone_learns)
+            if WATCHED:
+                _leave(
+                    own_products,
+                    alone,
+                    alone >= 0,
+                    alone_alive,
+                    of_tile,
+                    rows,
+                    sampled,
+                    sums,
+                    products,
+                    groups,
+                    again,
+                    more_of_row,
+                    SHARED,
+                    BLOCK_ROWS,
+                )
             total = tl.where(alone_alive[:, None, None], total * alone_factor[:, None, None], 0.0)
 
         for k in range(first_count):
@@ -365,14 +518,20 @@ def _backward_kernel(
                 to_first = alive & (tl.where(own_reads, pair, -1) >= 0)
                 to_second = wants & (tl.where(own_alive, pair, -1) >= 0)
                 reads = to_first | to_second
+                sometimes = reads
+                if WATCHED:
+                    to_first = alive & (pair >= 0)
+                    to_second = tl.where(own_alive, pair, -1) >= 0
+                    sometimes = to_first | to_second
             else:
                 to_first, pair_learns = _state_of(x, ungated, pair, pair >= 0, REVIVES)
                 pair_factor = tl.load(factors + pair, mask=to_first, other=0.0)
                 to_second = to_first
                 reads = to_first | pair_learns
+                sometimes = pair >= 0
                 own_reads = tl.full((), 1, tl.int1)
             own_offset = own.to(index) * field_stride + column * column_stride
-            own_mask = (row < tl.where(own_reads, rows, 0)) & within
+            own_mask = (row < tl.where(own_reads, rows, sampled)) & within
             own_plain = tl.load(base + own_offset, mask=own_mask, other=0.0).to(eps.dtype)
             own_value = own_plain
             if BEFORE:
@@ -380,13 +539,30 @@ def _backward_kernel(
             offset = (pair.to(index) * WIDTH)[:, None, None] + column
             upstream = tl.load(
                 upstreams + offset * grad_column_stride,
-                mask=inside & reads[:, None, None],
+                mask=_reads(inside, reads, sometimes, row, sampled, WATCHED),
                 other=0.0,
             ).to(eps.dtype)
             if not BEFORE:
-                partial = tl.sum(tl.sum(upstream * (own_value * value), 2), 1)
+                own_products = tl.sum(upstream * (own_value * value), 2)
                 before = tl.load(mine + pair, mask=pair_learns & again, other=0.0)
-                tl.store(mine + pair, before + partial, mask=pair_learns)
+                tl.store(mine + pair, before + tl.sum(own_products, 1), mask=pair_learns)
+                if WATCHED:
+                    _leave(
+                        own_products,
+                        pair,
+                        pair >= 0,
+                        to_first,
+                        of_tile,
+                        rows,
+                        sampled,
+                        sums,
+                        products,
+                        groups,
+                        again,
+                        more_of_row,
+                        SHARED,
+                        BLOCK_ROWS,
+                    )
                 upstream = upstream * pair_factor[:, None, None]
             total += tl.where(to_second[:, None, None], upstream * own_value, 0.0)
             gradient = tl.where(to_first[:, None, None], upstream * value, 0.0)
@@ -395,39 +571,100 @@ def _backward_kernel(
             if own_slot < 0:
                 own_grad = (own_alone.to(index) * WIDTH + column) * grad_column_stride
                 if BEFORE:
-                    own_read = tl.where(own_reads & (own_alone >= 0), rows, 0)
+                    own_read = tl.where(own_alone >= 0, tl.where(own_reads, rows, sampled), 0)
                     own_mask = (row < own_read) & within
                     more = tl.load(upstreams + own_grad, mask=own_mask, other=0.0).to(eps.dtype)
                     own_total = gradient + more
-                    own_partial = tl.sum(tl.sum(tl.sum(own_total * own_plain, 2), 1), 0)
+                    lone_products = tl.sum(own_total * own_plain, 2)
+                    own_partial = tl.sum(tl.sum(lone_products, 1), 0)
                     own_before = tl.load(mine + own, mask=own_learns & again, other=0.0)
                     tl.store(mine + own, own_before + own_partial, mask=own_learns)
+                    if WATCHED:
+                        _leave(
+                            lone_products,
+                            one + own,
+                            one == 0,
+                            own_alive & (one == 0),
+                            of_tile,
+                            rows,
+                            sampled,
+                            sums,
+                            products,
+                            groups,
+                            again,
+                            more_of_row,
+                            SHARED,
+                            BLOCK_ROWS,
+                        )
                     own_total = tl.where(own_alive, own_total * own_factor, 0.0)
                 else:
                     own_alive, own_learns = _state_of(
                         x, ungated, own_alone, own_alone >= 0, REVIVES
                     )
                     own_factor = tl.load(factors + own_alone, mask=own_alive, other=0.0)
-                    own_read = tl.where(own_alive | own_learns, rows, 0)
+                    own_rest = tl.where(own_alone >= 0, sampled, 0)
+                    own_read = tl.where(own_alive | own_learns, rows, own_rest)
                     own_mask = (row < own_read) & within
                     more = tl.load(upstreams + own_grad, mask=own_mask, other=0.0).to(eps.dtype)
-                    own_partial = tl.sum(tl.sum(tl.sum(more * own_plain, 2), 1), 0)
+                    lone_products = tl.sum(more * own_plain, 2)
+                    own_partial = tl.sum(tl.sum(lone_products, 1), 0)
                     own_before = tl.load(mine + own_alone, mask=own_learns & again, other=0.0)
                     tl.store(mine + own_alone, own_before + own_partial, mask=own_learns)
+                    if WATCHED:
+                        _leave(
+                            lone_products,
+                            one + own_alone,
+                            one + own_alone >= 0,
+                            own_alive & (one == 0),
+                            of_tile,
+                            rows,
+                            sampled,
+                            sums,
+                            products,
+                            groups,
+                            again,
+                            more_of_row,
+                            SHARED,
+                            BLOCK_ROWS,
+                        )
                     own_total = gradient + tl.where(own_alive, more * own_factor, 0.0)
                 own_target = own.to(index) * WIDTH + column
                 tl.store(targets + own_target, own_total.to(DTYPE), mask=inside)
 
         if BEFORE:
-            partial = tl.sum(tl.sum(total * plain, 2), 1)
+            own_products = tl.sum(total * plain, 2)
             before = tl.load(mine + field, mask=learns & again, other=0.0)
-            tl.store(mine + field, before + partial, mask=learns)
+            tl.store(mine + field, before + tl.sum(own_products, 1), mask=learns)
+            if WATCHED:
+                _leave(
+                    own_products,
+                    field,
+                    taken,
+                    alive,
+                    of_tile,
+                    rows,
+                    sampled,
+                    sums,
+                    products,
+                    groups,
+                    again,
+                    more_of_row,
+                    SHARED,
+                    BLOCK_ROWS,
+                )
             total = tl.where(alive[:, None, None], total * factor[:, None, None], 0.0)
         tl.store(targets + slot_target, total.to(DTYPE), mask=inside & taken[:, None, None])
         for k in range(idle_count):
             target = tl.load(idle + k).to(index) * WIDTH + column
             nothing = tl.zeros([1, BLOCK_ROWS, BLOCK_COLUMNS], DTYPE)
             tl.store(targets + target, nothing, mask=inside)
+
+        if SHARED:
+            tl.debug_barrier()
+            if turn % WALKED == WALKED - 1:
+                _square_of_groups(
+                    members, products, sums, gates, groups, step > 0, BLOCK_ROWS, BLOCK_GATES
+                )
 
     # Release: this block's partial sums come before its arrival. Acquire: the last to arrive sees
     # the others'. It finds them past the first-level cache, which is not kept coherent.
@@ -437,18 +674,42 @@ def _backward_kernel(
         for start in range(0, gates, BLOCK_GATES):
             at = start + tl.arange(0, BLOCK_GATES)
             _, counted = _state_of(x, ungated, at, at < gates, REVIVES)
-            sums = tl.zeros([BLOCK_PARTIALS, BLOCK_GATES], eps.dtype)
-            for other in range(0, blocks, BLOCK_PARTIALS):
-                some = other + tl.arange(0, BLOCK_PARTIALS)[:, None]
-                offset = some.to(tl.int64) * gates + at[None, :]
-                mask = (some < blocks) & counted[None, :]
-                sums += tl.load(partials + offset, mask=mask, other=0.0, cache_modifier=".cg")
+            total = _over_blocks(partials, gates, at, counted, blocks, BLOCK_PARTIALS, BLOCK_GATES)
             xi = tl.load(x + at, mask=at < gates, other=0.0)
             slope = gate_derivative(xi, eps, alpha, tau, KIND)
             if scale is not None:
                 slope = slope * tl.load(scale + at, mask=at < gates, other=0.0)
-            result = tl.where(counted, slope * tl.sum(sums, 0), 0.0)
+            result = tl.where(counted, slope * total, 0.0)
             tl.store(grad_x + at, result, mask=at < gates)
+        if WATCHED:
+            for start in range(0, groups, BLOCK_GATES):
+                at = start + tl.arange(0, BLOCK_GATES)
+                exists = at < groups
+                begin, end = _members_of(members, at, exists, gates)
+                lives = at < 0
+                for k in range(tl.max(end - begin, 0)):
+                    some = begin + k < end
+                    element = _member_of(members, begin + k, some)
+                    element_lives, _ = _state_of(x, ungated, element, some, REVIVES)
+                    lives = lives | element_lives
+                target = moments + at
+                if members is not None:
+                    own_column = tl.load(members + gates + 1 + groups + at, mask=exists, other=0)
+                    target = moments + own_column
+                taken_rows = tl.where(lives, rows, sampled).to(eps.dtype)
+                stride = 2 * groups
+                for i in tl.static_range(2):
+                    total = _over_blocks(
+                        all_sums + i * groups,
+                        stride,
+                        at,
+                        exists,
+                        blocks,
+                        BLOCK_PARTIALS,
+                        BLOCK_GATES,
+                    )
+                    tl.store(target + i * wanted, total, mask=exists)
+                tl.store(target + 2 * wanted, taken_rows, mask=exists)
         tl.store(counter, 0)
 
 
@@ -649,35 +910,67 @@ def launch_backward(
     kind: int,
     alpha: float,
     tau: float,
-) -> tuple[Tensor, Tensor]:
-    """One launch of the backward kernel; CPU tensors are taken under Triton's interpreter."""
+    asked: tuple[Tensor, Sequence[int] | None, Tensor | None] | None = None,
+) -> tuple[Tensor, ...]:
+    """One launch of the backward kernel; CPU tensors are taken under Triton's interpreter.
+
+    With what is `asked`, moments, gates of the elements of x and rows of what is dead, the moments
+    come last.
+    """
     _check(grad, embeddings, pairs, x, epsilon, scale, ungated, before, kind, alpha, tau)
     if values_are_checked(x.device):
         refuse_gate_values("gated_cross_concat_backward", x, epsilon)
     rows, fields, width = embeddings.shape
     tables = _tables("gated_cross_concat_backward", pairs, fields, before)
+    if asked is not None:
+        request, gate_of_field, dead_rows = asked
+        each = "field" if before else "pair"
+        check_moments("gated_cross_concat_backward", request, gate_of_field, dead_rows, x, each)
+        if values_are_checked(x.device):
+            refuse_dead_rows("gated_cross_concat_backward", dead_rows)
     if grad.numel() == 0:
-        return embeddings.new_zeros(embeddings.shape), x.new_zeros(x.shape)
+        nothing = embeddings.new_zeros(embeddings.shape), x.new_zeros(x.shape)
+        if asked is None:
+            return nothing
+        none_of_rows = x.new_zeros(rows, len(x)), x, ungated
+        own = reference.moments(*none_of_rows, request.shape[1], gate_of_field, dead_rows)
+        return *nothing, own
     grad_embeddings = embeddings.new_empty(embeddings.shape)
     grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
     plan = _arrange(embeddings, len(pairs), len(tables.slots), grad)
-    partials = x.new_empty(plan.blocks * len(x))
+    blocks, chunks, groups, columns, shared = plan.blocks, plan.constants["CHUNKS"], 0, 0, False
+    moments = members = products = None
+    sampled = None if asked is None else asked[2]
+    if asked is not None:
+        members, groups = table_of_members(gate_of_field, len(x), x.device)
+        columns, blocks = request.shape[1], blocks // chunks
+        shared = members is not None or chunks > 1
+        # A gate of nothing has no program.
+        moments = x.new_empty(3, columns) if groups == columns else x.new_zeros(3, columns)
+        if shared:
+            products = x.new_empty(blocks * len(x) * plan.constants["BLOCK_ROWS"])
+    factors = x.new_empty(blocks * len(x))
+    partials = x.new_empty(blocks * (len(x) + 2 * groups))
     wide = plan.constants["VECTOR"] * embeddings.element_size() == 16 and x.dtype == torch.float32
     with on_stream(x.device, arrivals=1) as counters:
-        _backward_kernel[(plan.blocks,)](
+        _backward_kernel[(blocks,)](
             grad_embeddings,
             grad_x,
+            moments,
             grad,
             embeddings,
             tables.firsts,
             tables.slots,
             tables.table,
             tables.idle,
+            members,
             x.contiguous(),
             epsilon,
             None if scale is None else scale.contiguous(),
             None if ungated is None else ungated.contiguous(),
-            torch.empty_like(partials),
+            sampled,
+            factors,
+            products,
             partials,
             counters,
             alpha,
@@ -685,14 +978,17 @@ def launch_backward(
             rows,
             fields * width,
             len(x),
+            groups,
+            columns,
             len(tables.firsts),
             len(tables.idle),
             *plan.strides,
             plan.steps,
-            plan.blocks,
+            blocks,
             KIND=reference.KINDS[kind],
             REVIVES=reference.revives(reference.KINDS[kind], alpha),
             BEFORE=before,
+            SHARED=shared,
             **plan.constants,
             BLOCK_FACTORS=32 * plan.warps,
             BLOCK_GATES=32,
@@ -701,12 +997,17 @@ def launch_backward(
             enable_fp_fusion=False,
             **(FEWER_REGISTERS if plan.warps == 4 and wide else REGISTERS),
         )
-    return grad_embeddings, grad_x
+    return (grad_embeddings, grad_x) if moments is None else (grad_embeddings, grad_x, moments)
+
+
+def _launch_with_moments(grad: Tensor, *call: Any) -> tuple[Tensor, ...]:
+    return partial(launch_backward, asked=asked_of(call))(grad, *without_moments(call))
 
 
 if triton is not None:
     implement("gated_cross_concat", "CUDA", launch_forward)
     implement("gated_cross_concat_backward", "CUDA", launch_backward)
+    implement("gated_cross_concat_backward.moments", "CUDA", _launch_with_moments)
 
 
 def _reference_forward(*call: Any) -> Tensor:

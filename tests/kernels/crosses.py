@@ -13,7 +13,7 @@ from torch import Tensor
 from lpfs_kernels import every_pair, reference
 
 from .strategies import DTYPES
-from .tolerances import assert_plus_zero, assert_rounded
+from .tolerances import assert_plus_zero, assert_rounded, check_moments
 
 LAYOUTS = ("contiguous", "fields first", "sliced", "columns first", "one row")
 
@@ -229,6 +229,37 @@ def check_cross_backward(
     if call.ungated is not None:
         unread = unread | call.ungated
     assert_plus_zero(grad_x[unread])
+
+
+def cross_products(grad: Tensor, call: CrossCall) -> list[Tensor]:
+    """Of each gate what its row products are the sums of: in all pairs of a field, if before."""
+    double = call.double()
+    fields, dead = double.embeddings.unbind(1), call.dead.tolist()
+    rows, _, width = double.embeddings.shape
+    upstreams = grad.double().view(rows, len(call.pairs), width).unbind(1)
+    gate = {"kind": call.options["kind"], "alpha": call.alpha, "tau": call.tau}
+    factors, _ = reference._factors(double.x, double.epsilon, double.scale, double.ungated, **gate)
+    products: list[list[Tensor]] = [[torch.zeros(rows, 0).double()] for _ in call.x]
+    for p, ((i, j), upstream) in enumerate(zip(call.pairs.tolist(), upstreams, strict=True)):
+        product = upstream * fields[i] * (fields[j] if j >= 0 else 1)
+        if not call.before:
+            products[p].append(product)
+        elif j < 0:
+            products[i].append(product)
+        else:
+            if not dead[j]:
+                products[i].append(product * factors[j])
+            if not dead[i]:
+                products[j].append(product * factors[i])
+    return [torch.cat(own, 1) for own in products]
+
+
+def check_cross_moments(
+    got: Tensor, grad: Tensor, call: CrossCall, roundings: int, *asked: Any
+) -> None:
+    """Hold moments to the reference. `asked` are gates, the gate of each element, and dead rows."""
+    products = cross_products(grad, call)
+    check_moments(got, products, call.x, call.ungated, *asked, roundings=roundings + 2)
 
 
 def _gate_sums(grad: Tensor, call: CrossCall) -> Tensor:

@@ -450,3 +450,28 @@ def test_order_around_the_counter_of_lookups(which: int) -> None:
     after = ptx[counter.end() :]
     assert re.search(r"ld\.global\.cg", after)
     assert all("ld.global.cg" in load for load in re.findall(r"ld\.global\S*", after))
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_moments_of_crosses(before: bool, tmp_path: Path) -> None:
+    """Of gates of their own and of shared ones: nothing is spilled, and fp32 knows no fp64."""
+    grad, call = cross_arguments(*CROSSES["small"], torch.float32, before, "lpfs++")
+    elements = len(call[2])
+    for gates in (elements, 9):
+        shared = None if gates == elements else [i % gates for i in range(elements)]
+        asked = torch.empty(3, gates), shared, torch.empty((), dtype=torch.int64)
+        launch = partial(gated_cross.launch_backward, grad, *call, asked=asked)
+        asm = compiled(gated_cross, "_backward_kernel", launch, NVIDIA[1])
+        assert_no_spills(asm, NVIDIA[1], tmp_path)
+        assert_fp64_only_for(torch.float32, asm, NVIDIA[1])
+
+
+@pytest.mark.parametrize("which", [1, 2])
+def test_moments_of_lookups(which: int, tmp_path: Path) -> None:
+    grad, call = embedding_arguments(*LOOKUPS["small"][:3], torch.float32, False, "lpfs++")
+    name, launch = embedding_kernels(grad, call)[which]
+    asked = torch.empty(3, 27), None, torch.empty((), dtype=torch.int64)
+    name = name.replace("_kernel", "_moments_kernel")
+    asm = compiled(gated_embedding, name, partial(launch, asked=asked), NVIDIA[1])
+    assert_no_spills(asm, NVIDIA[1], tmp_path)
+    assert_fp64_only_for(torch.float32, asm, NVIDIA[1])

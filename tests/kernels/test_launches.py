@@ -141,6 +141,7 @@ def cross(
     grad = laid_out(rows, len(pairs) * width, upstream, skip)
     module.launch_forward(*call)
     module.launch_backward(grad, *call)
+    module.launch_backward(grad, *call, asked=request(len(x), skip, optional))
 
 
 def lookup(
@@ -252,7 +253,7 @@ GROUPS = [
     # What a launcher makes is aligned.
     (MADE, "y grad_x moments grad_embeddings grad_fields entry_rows values stepped live used"),
     (MADE, "factors products partials counter counters complaints"),
-    (MADE, "pairs firsts slots table idle starts order ends"),
+    (MADE, "pairs firsts slots table idle starts order ends layout"),
     (GIVEN, "fields embeddings weight codes grad x epsilon lr lam"),
     (GIVEN, "parameters grads momentum_buffers"),
     ({"None", *GIVEN}, "scale ungated bags budget dead_rows"),
@@ -262,7 +263,9 @@ GROUPS = [
     ({*NUMBER, *GIVEN}, "sizes"),  # in a tuple, or in a table
 ]
 SPECIALISED = {name: seen for seen, names in GROUPS for name in names.split()}
-"""As what each parameter is to have been launched. Only gated_concat can do without `layout`."""
+"""As what each parameter is to have been launched."""
+OPTIONAL = {"gated_concat": "layout", "gated_cross": "moments products"}
+"""What a launcher makes in some calls only."""
 
 
 def seen_as(launch: Launch) -> Iterator[tuple[str, str]]:
@@ -304,8 +307,8 @@ def test_every_way(operator: str, driver: RecordingDriver) -> None:
             seen[launch.name][name].add(kind)
     for name, kernel in kernels.items():
         varying = {p.name: {"int"} for p in kernel.params if p.do_not_specialize}
-        layout = {"layout": {"None", *MADE} if operator == "gated_concat" else MADE}
-        expected = SPECIALISED | layout | varying
+        optional = OPTIONAL.get(operator, "").split()
+        expected = SPECIALISED | {name: {"None", *MADE} for name in optional} | varying
         assert seen[name] == {p: expected[p] for p in seen[name]}, name
     launched = {launch.bound["KIND"][1] for launch in driver.launches if "KIND" in launch.bound}
     assert launched == (set(KINDS) if operator != "proximal_sgd" else set())
@@ -383,9 +386,11 @@ def of_moments(rows: int, gates: int, packed: bool) -> Tensor:
 PAIRS = every_pair(FIELDS)
 
 
-def of_cross(rows: int, before: bool) -> Tensor:
+def of_cross(rows: int, before: bool, asked: bool = False) -> Tensor:
     x = learned(FIELDS if before else len(PAIRS))
-    return gated_cross_concat(learned(rows, FIELDS, WIDTH), PAIRS, x, EPSILON, before=before)
+    moments = learned(3, len(x)) if asked else None
+    embeddings = learned(rows, FIELDS, WIDTH)
+    return gated_cross_concat(embeddings, PAIRS, x, EPSILON, before=before, moments=moments)
 
 
 def of_lookup(rows: int, sparse: bool, asked: bool = False) -> Tensor:
@@ -443,6 +448,11 @@ GATED: dict[str, tuple[Callable[[int], Tensor], list[str], list[str]]] = {
     ),
     "gated_cross_concat, before": (
         partial(of_cross, before=True),
+        ["gated_cross._forward_kernel"],
+        ["gated_cross._backward_kernel"],
+    ),
+    "gated_cross_concat, moments": (
+        partial(of_cross, before=False, asked=True),
         ["gated_cross._forward_kernel"],
         ["gated_cross._backward_kernel"],
     ),

@@ -17,7 +17,14 @@ import lpfs_kernels
 from lpfs_kernels import reference
 from lpfs_kernels.library import COMPILED
 
-from .crosses import CrossCall, a_cross_call, a_cross_gradient, check_cross_backward, cross_calls
+from .crosses import (
+    CrossCall,
+    a_cross_call,
+    a_cross_gradient,
+    check_cross_backward,
+    check_cross_moments,
+    cross_calls,
+)
 from .embeddings import (
     EmbeddingCall,
     an_embedding_call,
@@ -152,29 +159,6 @@ def test_rows_of_dead_fields_that_are_not_sampled_are_not_looked_at(
     assert grad_x.isnan().tolist() == [False, kind == "lpfs++", False]
 
 
-def cross_products(grad: Tensor, call: CrossCall) -> list[Tensor]:
-    """Of each gate what its row products are the sums of: in all pairs of a field, if before."""
-    double = call.double()
-    fields, dead = double.embeddings.unbind(1), call.dead.tolist()
-    rows, _, width = double.embeddings.shape
-    upstreams = grad.double().view(rows, len(call.pairs), width).unbind(1)
-    gate = {"kind": call.options["kind"], "alpha": call.alpha, "tau": call.tau}
-    factors, _ = reference._factors(double.x, double.epsilon, double.scale, double.ungated, **gate)
-    products: list[list[Tensor]] = [[torch.zeros(rows, 0).double()] for _ in call.x]
-    for p, ((i, j), upstream) in enumerate(zip(call.pairs.tolist(), upstreams, strict=True)):
-        product = upstream * fields[i] * (fields[j] if j >= 0 else 1)
-        if not call.before:
-            products[p].append(product)
-        elif j < 0:
-            products[i].append(product)
-        else:
-            if not dead[j]:
-                products[i].append(product * factors[j])
-            if not dead[i]:
-                products[j].append(product * factors[i])
-    return [torch.cat(own, 1) for own in products]
-
-
 def cross_backward(grad: Tensor, call: CrossCall, *asked: Any) -> list[Tensor]:
     *data, kind, alpha, tau = call.args
     with torch._C._AutoDispatchBelowAutograd():
@@ -185,8 +169,7 @@ def cross_backward(grad: Tensor, call: CrossCall, *asked: Any) -> list[Tensor]:
 def check_cross(grad: Tensor, call: CrossCall, *asked: Any) -> None:
     grad_embeddings, grad_x, moments = cross_backward(grad, call, *asked)
     check_cross_backward(grad_embeddings, grad_x, grad, call, ROUNDINGS)
-    products = cross_products(grad, call)
-    check_moments(moments, products, call.x, call.ungated, *asked, roundings=ROUNDINGS + 2)
+    check_cross_moments(moments, grad, call, ROUNDINGS, *asked)
 
 
 @PROPERTY

@@ -10,6 +10,7 @@ import torch
 
 from lpfs_kernels import reference
 
+from ..crosses import a_cross_call, a_cross_gradient, check_cross_backward, check_cross_moments
 from ..embeddings import (
     an_embedding_call,
     an_embedding_gradient,
@@ -24,6 +25,7 @@ pytest.importorskip("triton", reason="there is no Triton here")
 ptx = pytest.importorskip("ptx", reason=WITHOUT)
 
 operator = import_module("lpfs_kernels.gated_concat")
+gated_cross = import_module("lpfs_kernels.gated_cross")
 gated_embedding = import_module("lpfs_kernels.gated_embedding")
 ROUNDINGS = 24
 
@@ -112,3 +114,56 @@ def test_lookups(gate_of_field: list[int] | None, width: int, bags: bool, sparse
     *gradients, moments = results[0]
     check_embedding_backward(tuple(gradients), grad, call, ROUNDINGS)
     check_embedding_moments(moments, grad, call, gates, gate_of_field, dead_rows)
+
+
+PAIRS = torch.tensor([[0, -1], [0, 1], [2, 3], [3, 1], [4, 2], [1, -1]])
+
+
+@pytest.mark.parametrize("before", [False, True])
+@pytest.mark.parametrize(
+    ("grouped", "rows", "width"),
+    [
+        (False, 300, 16),
+        (True, 70, 16),
+        (False, 5, 1030),  # wider than a tile
+    ],
+)
+def test_crosses(grouped: bool, rows: int, width: int, before: bool) -> None:
+    """Of what is dead, 4 rows are looked at, and more where something else needs them."""
+    call = a_cross_call(rows, 5, width, before=before, pairs=PAIRS)
+    call = replace(call, kind=reference.KINDS.index("lpfs"))
+    call.x[2] = 0.0
+    grad, dead_rows, elements = a_cross_gradient(call), torch.tensor(4), len(call.x)
+    gate_of_field = [i % 2 for i in range(elements)] if grouped else None
+    gates = 2 if grouped else elements
+    asked = call.x.new_full((3, gates), float("nan")), gate_of_field, dead_rows
+    results = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gated_cross, "ENOUGH", 2)  # several tiles in a program
+        for order in ptx.ORDERS:
+            with ptx.emulated(order) as emulation:
+                emulation.protect(grad, call.embeddings, asked[0], dead_rows)
+                for pair in call.dead_pairs.nonzero().flatten().tolist():
+                    emulation.forbid(grad[4:, pair * width : (pair + 1) * width])
+                results.append(gated_cross.launch_backward(grad, *call.args, asked=asked))
+                assert len(emulation.launches) == 1
+                assert all(emulation.unwritten(result) == 0 for result in results[-1])
+            assert all(not counter.any() for counter in emulation.counters)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+    *gradients, moments = results[0]
+    check_cross_backward(*gradients, grad, call, ROUNDINGS)
+    check_cross_moments(moments, grad, call, ROUNDINGS, gates, gate_of_field, dead_rows)
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_crosses_read_nothing_once_more(before: bool) -> None:
+    call = a_cross_call(70, 5, 16, before=before, pairs=PAIRS)
+    call = replace(call, kind=reference.KINDS.index("lpfs"))
+    grad, sectors = a_cross_gradient(call), []
+    for asked in (None, (torch.zeros(3, len(call.x)), None, torch.tensor(0))):
+        with ptx.emulated() as emulation:
+            gated_cross.launch_backward(grad, *call.args, asked=asked)
+        (launch,) = emulation.launches
+        sectors.append([launch.traffic[name] for name in ("grad", "embeddings", "grad_embeddings")])
+    assert sectors[0] == sectors[1]

@@ -24,9 +24,10 @@ from ..crosses import (
     a_cross_gradient,
     check_cross_backward,
     check_cross_forward,
+    check_cross_moments,
     cross_calls,
 )
-from ..strategies import DTYPES, matrix
+from ..strategies import DTYPES, matrix, requests
 from ..strategies import LAYOUTS as MATRICES
 from .conftest import Traffic, program_order, values_checked
 
@@ -73,6 +74,23 @@ def test_both_ways(call: CrossCall, layout: str, seed: int) -> None:
     with small(), program_order(seed):
         assert_forward(call)
         assert_backward(grad, call)
+
+
+@settings(PROPERTY, max_examples=30)
+@given(cross_calls(ROWS, WIDTHS), st.integers(0, 2**32), st.data())
+def test_moments(call: CrossCall, seed: int, data: st.DataObject) -> None:
+    """Tiles of 32 elements: with 5 or 8 slots, some of 8 columns are walked in two chunks."""
+    elements = len(call.x)
+    asked = data.draw(requests(elements)) if elements else (None, None, None)
+    columns = elements if asked[0] is None else asked[0]
+    grad, request = a_cross_gradient(call), (call.x.new_zeros(3, columns), *asked[1:])
+    with small(), program_order(seed):
+        *gradients, moments = operator.launch_backward(grad, *call.args, asked=request)
+    check_cross_backward(*gradients, grad, call, ROUNDINGS, truncates=True)
+    if elements:
+        check_cross_moments(moments, grad, call, ROUNDINGS, *asked)
+    else:
+        assert moments.shape == (3, 0)
 
 
 @pytest.mark.parametrize("before", [False, True])
