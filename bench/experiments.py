@@ -2,25 +2,29 @@
 
     python -m bench.experiments
 
-Every table is made from the rows of `experiments/NAME/`; the verdicts are those of the report; the
-prose is `experiments/notes.md`.
+Every table is made from the rows of `experiments/NAME/`; prose, if there is any, is
+`experiments/notes.md`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lpfs.report.arms import FAMILY, METRICS, OURS, TITLES, Arm, Panel, foremost, panels, standing
+from lpfs.report.arms import METRICS, OURS, TITLES, Arm, Panel, panels, verdict
+from lpfs.report.comparison import WAYS, Comparison, comparisons, is_comparable
 from lpfs.report.results import Results, Retrain, Row, is_experiment, load_results
 from lpfs.report.statistics import Estimate, difference, estimate
 
 from . import markdown
 
 HERE = Path(__file__).parents[1] / "experiments"
+NOTES = HERE / "notes.md"
 AUC = METRICS["AUC"]
-WAYS: tuple[Retrain, ...] = ("cold", "hot")
+PAPER = "lpfs++"
+SURE = 0.001
+"""The standard error that a comparison should reach."""
 
 
 @dataclass(frozen=True)
@@ -61,122 +65,99 @@ def named(one: Shipped, panel: Panel) -> str:
     return f"{one.name}: {panel.title}" if len(one.panels) > 1 else one.name
 
 
-def comparable(everything: Sequence[Shipped]) -> list[tuple[str, Panel]]:
-    """Panels in which LPFS++ stands beside rivals."""
+def title(method: str) -> str:
+    """What people call a method."""
+    return TITLES.get(method, method)
+
+
+def distances(compared: Sequence[Comparison]) -> list[str]:
+    """Per method the mean and the largest distance to the best of each comparison."""
+    found: dict[str, dict[Retrain, list[tuple[float, str]]]] = {}
+    for one in compared:
+        for method, gap in one.beyond_error().items():
+            found.setdefault(method, {}).setdefault(one.way, []).append((gap, one.log))
+    # What was run on one log alone says nothing about the others.
+    shown_ = {m: by for m, by in found.items() if max(map(len, by.values())) > 1 or m == OURS}
+    rows = []
+    for method, by in sorted(shown_.items(), key=lambda item: (item[0] != OURS, _mean(item[1]))):
+        row = [f"**{title(method)}**" if method == OURS else title(method)]
+        row.append(" / ".join(str(len(by.get(way, []))) for way in WAYS))
+        for way in WAYS:
+            gaps = by.get(way, [])
+            row.append(f"{sum(gap for gap, _ in gaps) / len(gaps):.4f}" if gaps else "")
+        for way in WAYS:
+            gap, log = max(by.get(way, []), default=(0.0, ""))
+            row.append(f"{gap:.4f} ({log})" if gap else "0" if log else "")
+        rows.append(row)
+    head = ["method", "logs, none / cold / hot", *(f"mean, {way}" for way in WAYS)]
+    return table([*head, *(f"largest, {way}" for way in WAYS)], rows)
+
+
+def _mean(by: Mapping[Retrain, Sequence[tuple[float, str]]]) -> float:
+    gaps = [gap for found in by.values() for gap, _ in found]
+    return sum(gaps) / len(gaps)
+
+
+def uncertain(compared: Sequence[Comparison]) -> str:
+    """Where seeds do not suffice to say how far ours is from the best."""
+    logs = [
+        f"{one.log} {one.way} ({error:.4f})"
+        for one in compared
+        if (error := one.distances()[OURS].error) is not None and error > SURE
+    ]
+    if not logs:
+        return f"The standard error of the distance of ours is at most {SURE:g} in all of them."
+    return f"The standard error of the distance of ours is above {SURE:g} in: {', '.join(logs)}."
+
+
+def against_the_paper(compared: Sequence[Comparison]) -> list[str]:
+    """Ours beside the paper's LPFS++."""
+    cells: dict[str, dict[Retrain, str]] = {}
+    counts = {"ahead": 0, "level": 0, "behind": 0, "one seed": 0}
+    for one in compared:
+        gap = difference(one.areas.get(PAPER, {}), one.areas[OURS])
+        if gap is not None:
+            said = verdict(gap)
+            counts[said] += 1
+            cells.setdefault(one.log, {})[one.way] = f"{said}, {shown(gap, signed=True)}"
+    if not cells:
+        return []
+    rows = [[log, *(by.get(way, "") for way in WAYS)] for log, by in cells.items()]
     return [
-        (named(one, panel), panel)
-        for one in everything
-        for panel in one.panels
-        if panel.ours is not None and any(arm.method not in FAMILY for arm in panel.standard)
+        f"Of {sum(counts.values())} comparisons ours is ahead of the paper's LPFS++ in "
+        f"{counts['ahead']}, level in {counts['level']} and behind in {counts['behind']}.",
+        "",
+        *table(["log", *WAYS], rows),
     ]
 
 
-def verdicts(compared: Sequence[tuple[str, Panel]]) -> list[str]:
-    """Whether LPFS++ is better, log by log."""
-    rows = []
-    for name, panel in compared:
-        for way in WAYS:
-            stands = standing(panel, way)
-            if stands is None:
-                continue
-            ahead = foremost(panel)
-            rows.append(
-                [
-                    name,
-                    way,
-                    f"**{stands.verdict}**",
-                    f"{stands.rank} of {stands.count}",
-                    stands.rival,
-                    shown(stands.gap, signed=True),
-                    f"{ahead[0]} of {ahead[1]}" if ahead else "",
-                ]
-            )
-    head = ["log", "retrained", "LPFS++ is", "rank", "hardest rival", "− that rival", "most found"]
-    return table(head, rows)
-
-
-def in_words(compared: Sequence[tuple[str, Panel]]) -> str:
-    """How often it is ahead, level and behind."""
-    counts = {"ahead": 0, "level": 0, "behind": 0, "one seed": 0}
-    for _, panel in compared:
-        for way in WAYS:
-            stands = standing(panel, way)
-            if stands is not None:
-                counts[stands.verdict] += 1
-    total = sum(counts.values())
-    found = [ahead for _, panel in compared if (ahead := foremost(panel)) is not None]
-    most = sum(ahead for ahead, _ in found), sum(of for _, of in found)
-    return (
-        f"Of {total} comparisons (a log, retrained cold or hot), LPFS++ is ahead of every rival in "
-        f"{counts['ahead']}, level with the hardest one in {counts['level']} and behind one in "
-        f"{counts['behind']}. At {most[0]} of {most[1]} numbers of fields from half to all of the "
-        "informative count, no rival finds more informative fields."
-    )
-
-
 def methods(panel: Panel) -> list[str]:
-    """A line for every method: found at each budget, areas, distance to LPFS++."""
-    arms, ours = panel.standard, panel.ours
-    budgets = panel.budgets()
+    """A line for every method: its areas, and what it found at each budget."""
+    arms, budgets = panel.standard, panel.budgets()
     with_truth = any(row.informative_found is not None for row in panel.rows)
-    areas = {(arm, way): panel.areas(arm, way, AUC) for arm in arms for way in WAYS}
-    ways = [way for way in WAYS if any(areas[arm, way] for arm in arms)]
-
-    def height(arm: Arm) -> float:
-        given = areas[arm, ways[0]]
-        return -estimate([*given.values()]).mean if given else 0.0
-
+    areas = {
+        (arm, way): estimate([*given.values()])
+        for arm in arms
+        for way in WAYS
+        if (given := panel.areas(arm, way, AUC))
+    }
+    ways = [way for way in WAYS if any((arm, way) in areas for arm in arms)]
+    best = {way: max(areas[arm, way].mean for arm in arms if (arm, way) in areas) for way in ways}
     rows = []
-    for arm in sorted(arms, key=height):
-        row = [f"**{arm.title}**" if arm == ours else arm.title]
+    for arm in arms:
+        row = [f"**{arm.title}**" if arm == panel.ours else arm.title]
         for way in ways:
-            values = areas[arm, way]
-            row.append(shown(estimate([*values.values()]) if values else None))
-            gap = difference(areas[ours, way], values) if ours and arm != ours else None
-            row.append(shown(gap, signed=True))
+            value = areas.get((arm, way))
+            text = shown(value)
+            row.append(f"**{text}**" if value is not None and value.mean == best[way] else text)
         if with_truth:
             found = panel.once(arm, lambda row: row.informative_found)
             row += [f"{found[keep].mean:.1f}" if keep in found else "" for keep in budgets]
         rows.append(row)
-    head = ["method"]
-    for way in ways:
-        head += [f"area, {way}", "− LPFS++"]
-    head += [f"found, {keep}" for keep in budgets] if with_truth else []
+    head = ["method", *ways, *(f"found, {keep}" for keep in budgets if with_truth)]
     whole = panel.all_fields(AUC)
     note = f"All fields: AUC {shown(whole)}." if whole else ""
     return [*table(head, rows), note, ""]
-
-
-def plus_plus(everything: Sequence[Shipped]) -> list[str]:
-    """LPFS++ beside LPFS, and what brings gates back."""
-    rows = []
-    for one in everything:
-        for panel in one.panels:
-            by = {arm.method: arm for arm in panel.standard if arm.method in FAMILY}
-            if len(by) < len(FAMILY):
-                continue
-            row = [named(one, panel)]
-            for way in WAYS:
-                ours, theirs = (panel.areas(by[name], way, AUC) for name in (OURS, "lpfs"))
-                row.append(shown(difference(theirs, ours), signed=True))
-            fewest = panel.budgets([by[OURS]])[0]
-            curves = [panel.curve(by[name], "cold", AUC).get(fewest, {}) for name in FAMILY]
-            row.append(f"{shown(difference(curves[1], curves[0]), signed=True)} ({fewest} fields)")
-            for count in (lambda r: r.revived_by_gradient, lambda r: r.revived_by_momentum):
-                for name in FAMILY:
-                    row.append(shown(panel.over_cells(by[name], count), 1))
-            rows.append(row)
-    head = [
-        "log",
-        "LPFS++ − LPFS, cold",
-        "hot",
-        "cold, fewest fields",
-        "back by gradient: LPFS++",
-        "LPFS",
-        "by momentum alone: LPFS++",
-        "LPFS",
-    ]
-    return table(head, rows)
 
 
 def seen_rows(everything: Sequence[Shipped]) -> list[str]:
@@ -198,7 +179,7 @@ def seen_rows(everything: Sequence[Shipped]) -> list[str]:
                     rows.append(
                         [
                             named(one, panel),
-                            TITLES.get(method, method),
+                            title(method),
                             name,
                             shown(difference(areas[0], areas[1]), signed=True),
                             shown(noise[0], 2),
@@ -207,22 +188,6 @@ def seen_rows(everything: Sequence[Shipped]) -> list[str]:
                     )
     head = ["log", "method", "unseen rows", "area, same rows − that", "noise kept", "same rows"]
     return table(head, rows)
-
-
-def removal(compared: Sequence[tuple[str, Panel]]) -> list[str]:
-    """How far removal moves the logits."""
-    rows = []
-    for name, panel in compared:
-        for arm in panel.standard:
-            runs = [row for row in panel.of(arm) if row.change_largest is not None]
-            if runs:
-                largest = max(row.change_largest or 0 for row in runs)
-                mean = estimate([row.change_mean or 0 for row in runs]).mean
-                exact = all(row.exact_zeros for row in runs)
-                rows.append(
-                    [name, arm.title, "yes" if exact else "no", f"{largest:.1g}", f"{mean:.1g}"]
-                )
-    return table(["log", "method", "exact zeros", "largest abs Δlogit", "mean abs Δlogit"], rows)
 
 
 def settings(everything: Sequence[Shipped]) -> list[str]:
@@ -245,11 +210,10 @@ def settings(everything: Sequence[Shipped]) -> list[str]:
                         shown(estimate([*areas.values()]) if areas else estimate(curve)),
                         shown(panel.over_cells(arm, fields_left), 1) if arm.penalised else "",
                         shown(panel.overall(arm, lambda row: row.informative_found), 2),
-                        shown(panel.over_cells(arm, lambda row: row.revived_by_gradient), 1),
                         f"{seconds / len({row.seed for row in cells}):.1f}",
                     ]
                 )
-    head = ["log", "setting", "area, cold", "fields left", "found", "back by gradient"]
+    head = ["log", "setting", "area, cold", "fields left", "found"]
     return table([*head, "selection, s a seed"], rows)
 
 
@@ -258,41 +222,37 @@ def fields_left(row: Row) -> float | None:
     return None if row.kept is None else len(row.kept)
 
 
-def cost(compared: Sequence[tuple[str, Panel]]) -> list[str]:
-    """Time of pre-training, selection and a step."""
-    rows = []
-    for name, panel in compared:
+def cost(compared: Sequence[Panel]) -> list[str]:
+    """What a selection takes beside pre-training, and a step beside one without gates."""
+    found: dict[str, list[tuple[float, float | None, float]]] = {}
+    for panel in compared:
         for arm in panel.standard:
-            cells = [*panel.cells(arm).values()]
-            given = [
-                (row.pretrain_seconds, row.select_seconds, row.step_seconds, row.plain_step_seconds)
-                for row in cells
+            for row in panel.cells(arm).values():
+                if row.pretrain_seconds and row.select_seconds is not None:
+                    plain, step = row.plain_step_seconds, row.step_seconds
+                    ratio = step / plain if step and plain else None
+                    share = row.select_seconds / row.pretrain_seconds
+                    found.setdefault(arm.method, []).append((share, ratio, row.select_seconds))
+    rows = []
+    for method, runs in found.items():
+        steps = [ratio for _, ratio, _ in runs if ratio is not None]
+        rows.append(
+            [
+                title(method),
+                f"{estimate([share for share, *_ in runs]).mean:.2f}",
+                f"{estimate(steps).mean:.2f}" if steps else "",
+                f"{estimate([seconds for *_, seconds in runs]).mean:.1f}",
             ]
-            whole = [one for one in given if None not in one[:2]]
-            if not whole:
-                continue
-            select = sum(one[1] or 0 for one in whole) / len(whole)
-            steps = [(s, p) for *_, s, p in given if s and p]
-            ratio = f"{sum(s / p for s, p in steps) / len(steps):.2f}" if steps else ""
-            pretrain = sum(one[0] or 0 for one in whole) / len(whole)
-            seeds = len({row.seed for row in cells})
-            rows.append(
-                [
-                    name,
-                    arm.title,
-                    f"{select / pretrain:.2f}",
-                    ratio,
-                    f"{select * len(whole) / seeds:.1f}",
-                ]
-            )
-    head = ["log", "method", "selection / pre-training", "step / plain step", "all budgets, s"]
+        )
+    head = ["method", "selection / pre-training", "step / plain step", "a selection, s"]
     return table(head, rows)
 
 
 def page() -> str:
     """The whole page."""
     everything = shipped()
-    compared = comparable(everything)
+    logs = [(named(one, panel), panel) for one in everything for panel in one.panels]
+    compared = list(comparisons(logs))
     lines = [
         "# Experiments",
         "",
@@ -300,19 +260,27 @@ def page() -> str:
         "again by `lpfs experiment experiments/NAME.toml --out experiments/NAME` and drawn by "
         "`lpfs report experiments/NAME`.",
         "",
-        "Area: that under test AUC against fields kept, divided by the range, so a mean AUC; ± is "
-        "one standard error over seeds, of differences seed by seed. Found: informative fields, a "
-        "near copy counting once. Level: no further away than the standard error.",
+        "*Ours*: gates that learn from removal costs; LPFS and LPFS++ are the paper's. A "
+        "comparison is a log and what follows removal: *none*, *cold* (retrained from nothing) or "
+        "*hot* (trained on). Area: that under test AUC against fields kept, divided by the range, "
+        "so a mean AUC; ± is one standard error over seeds, of differences seed by seed. Found: "
+        "informative fields, a near copy counting once.",
         "",
-        "## Is LPFS++ better, and when?",
-        "",
-        in_words(compared),
-        "",
-        *verdicts(compared),
-        "## LPFS++ beside LPFS",
-        "",
-        *plus_plus(everything),
     ]
+    if compared:
+        lines += [
+            "## How far from the best",
+            "",
+            "The distance of a method's area to that of the best method of the same comparison, "
+            "counted as far as it exceeds its standard error; its mean and its largest over logs.",
+            "",
+            *distances(compared),
+            uncertain(compared),
+            "",
+            "## Ours and the paper's LPFS++",
+            "",
+            *against_the_paper(compared),
+        ]
     for one in everything:
         about = one.results.experiment
         lines += [f"## {one.name}", "", about.description, ""]
@@ -330,20 +298,20 @@ def page() -> str:
             if len(one.panels) > 1:
                 lines += [f"### {panel.title}", ""]
             lines += methods(panel)
-    for title, content in (
+    for heading, content in (
         ("Rows that gates learn from", seen_rows(everything)),
         ("Settings", settings(everything)),
-        ("What removal changes", removal(compared)),
-        ("Time", cost(compared)),
+        ("Time", cost([panel for _, panel in logs if is_comparable(panel)])),
     ):
         if content:
-            lines += [f"## {title}", "", *content]
+            lines += [f"## {heading}", "", *content]
     lines += [
         "Seconds are wall time on a machine that had other work to do, and waits are in them; "
         "`bench/README.md` has what an operator costs on a quiet one.",
         "",
-        (HERE / "notes.md").read_text(encoding="utf-8"),
     ]
+    if NOTES.exists():
+        lines.append(NOTES.read_text(encoding="utf-8"))
     return "\n".join(lines)
 
 

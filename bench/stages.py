@@ -35,7 +35,8 @@ def run(file: Path) -> dict[str, Any]:
     import torch
 
     from lpfs.data import InOrder, Part, load
-    from lpfs.lifecycle.selection import Settings, learn_gates
+    from lpfs.lifecycle.selection import gate_fields
+    from lpfs.lifecycle.settings import Settings
     from lpfs.lifecycle.training import Progress
 
     torch.set_num_threads(1)
@@ -73,7 +74,7 @@ def run(file: Path) -> dict[str, Any]:
         rows = sum(len(part) for part in (data.train, data.validation, data.test))
         figures["stages"]["cache"] = {"rows": rows, "seconds": last - begin}
         figures["cache anonymous"] = memory("RssAnon")
-        found = learn_gates(data, Settings(keep=KEEP), progress=progress)
+        found = gate_fields(data, Settings(keep=KEEP), progress=progress)
     figures |= {
         "kept": len(found.plan.gate.kept()),
         "steps": found.plan.steps,

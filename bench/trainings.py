@@ -8,7 +8,8 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from lpfs import Penalty, ProximalSGD
+from lpfs import Budget, ProximalSGD
+from lpfs.method.plan import RARELY, Learn
 from lpfs.method.schedule import Constant
 from lpfs.models import DLRM
 
@@ -29,20 +30,26 @@ def trainings(
     labels = torch.randint(2, (batch,), generator=generator).to(torch.float32)
     built = DLRM({f"f{i}": rows for i in range(fields)}, dim=width, top=TOP)
 
-    def step(operator: str | None, kind: str = "lpfs++") -> Callable[[], None]:
+    def step(operator: str | None, learn: Learn = "costs") -> Callable[[], None]:
         model = copy.deepcopy(built)
         optimizer = torch.optim.Adagrad(model.parameters(), lr=0.01)
         prox = plan = None
         if operator is not None:
-            gate = model.insert_gate(operator, kind=kind).gate
+            gate = model.insert_gate(operator).gate
             assert gate is not None
             gate.x.data[torch.arange(fields) % 10 < dead // 10] = 0
             # Nothing dies and nothing comes back while time is taken.
             prox = ProximalSGD([gate.x], lr=1e-9)
             still = {"epsilon": Constant(0.1), "lr": Constant(1e-9)}
-            plan = Penalty(gate, prox, lam=1e3, steps=20_000, **still)
+            keep = int(gate.x.count_nonzero())
+            plan = Budget(gate, prox, keep, steps=20_000, learn=learn, **still)
 
         def run() -> None:
+            # Dead fields are watched in one step of several.
+            for _ in range(RARELY if dead else 1):
+                once()
+
+        def once() -> None:
             optimizer.zero_grad()
             if prox is not None:
                 prox.zero_grad()
@@ -55,7 +62,5 @@ def trainings(
 
         return run
 
-    runs = {WITHOUT: step(None)}
-    kind = "lpfs" if dead else "lpfs++"
-    runs |= {"ours": step("auto", kind)} | {o: step(o, kind) for o in built.operators[1:]}
-    return runs | {"ours, LPFS++": step("auto")} if dead else runs
+    runs = {WITHOUT: step(None), "ours": step("auto"), "ours, gradient": step("auto", "gradient")}
+    return runs | {operator: step(operator) for operator in built.operators[1:]}

@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from lpfs.lifecycle.checkpoint import Checkpoints
     from lpfs.lifecycle.pretrained import Pretrained
-    from lpfs.lifecycle.selection import Selection, Settings, select
+    from lpfs.lifecycle.selection import Selection, select
+    from lpfs.lifecycle.settings import Settings
     from lpfs.lifecycle.shrinking import Shrunk, shrink
+    from lpfs.method.budget import Budget
     from lpfs.method.gate import FeatureGate
     from lpfs.method.gated_embedding import GatedEmbedding
     from lpfs.method.gated_linear import GatedLinear
     from lpfs.method.optim import ProximalSGD
-    from lpfs.method.plan import Budget, Penalty
+    from lpfs.method.penalty import Penalty
     from lpfs.method.pruning import Place, Prunable, prune
     from lpfs.method.trajectory import Death, Trajectory
     from lpfs.unfinished import StoppedError
@@ -46,13 +48,15 @@ __version__ = "0.1.0"
 _HOMES = {
     "lifecycle.checkpoint": ("Checkpoints",),
     "lifecycle.pretrained": ("Pretrained",),
-    "lifecycle.selection": ("Selection", "Settings", "select"),
+    "lifecycle.selection": ("Selection", "select"),
+    "lifecycle.settings": ("Settings",),
     "lifecycle.shrinking": ("Shrunk", "shrink"),
     "method.gate": ("FeatureGate",),
     "method.gated_embedding": ("GatedEmbedding",),
     "method.gated_linear": ("GatedLinear",),
     "method.optim": ("ProximalSGD",),
-    "method.plan": ("Budget", "Penalty"),
+    "method.budget": ("Budget",),
+    "method.penalty": ("Penalty",),
     "method.pruning": ("Place", "Prunable", "prune"),
     "method.trajectory": ("Death", "Trajectory"),
     "unfinished": ("StoppedError",),

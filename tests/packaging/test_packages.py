@@ -80,7 +80,7 @@ def modules(tree: Path) -> set[str]:
         str(path.relative_to(tree / home))
         for home, package in ((".", "lpfs_kernels"), ("python", "lpfs"))
         for path in (tree / home / package).rglob("*")
-        if path.suffix in (".py", ".html", ".css") or path.name == "py.typed"
+        if path.suffix in (".py", ".html", ".css", ".js") or path.name == "py.typed"
     }
     assert {"lpfs/py.typed", "lpfs/report/page.html", "lpfs_kernels/reference.py"} <= found
     return found

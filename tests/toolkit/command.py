@@ -15,10 +15,11 @@ import torch
 
 from lpfs.cli import main
 from lpfs.data import Data, Part
+from lpfs.lifecycle.curve import smallest_within
 from lpfs.lifecycle.training import evaluate
 from lpfs.run import Summary, load_encoders, load_model, load_summary
 
-QUICK = ["--protocol", "one-pass", "--batch-size", "64", "--epochs", "0"]
+QUICK = ["--batch-size", "64", "--epochs", "0"]
 """Options with which a run on a few thousand rows takes a second."""
 
 
@@ -57,7 +58,7 @@ def check_run(directory: Path, data: Data) -> Summary:
     text = (directory / "selection.json").read_text()
     summary = Summary.model_validate_json(text)
     assert summary == load_summary(directory)
-    assert json.loads(text)["schema_version"] == 1
+    assert json.loads(text)["schema_version"] == 2
 
     dense = summary.settings.numbers == "mlp" and data.scaled
     fields = {f.name for f in data.coded} | (
@@ -70,6 +71,7 @@ def check_run(directory: Path, data: Data) -> Summary:
     assert steps == sorted(steps)
     assert all(1 <= step <= summary.steps["select"] for step in steps)
     assert summary.deaths - summary.revivals >= 0
+    check_costs(summary, data)
     assert all(cut.gate_before > 0.1 for cut in summary.cuts)
     assert set(summary.metrics) == {"all", "gated", "pruned", "hot_start"}
     for metrics in summary.metrics.values():
@@ -91,11 +93,37 @@ def check_run(directory: Path, data: Data) -> Summary:
     return summary
 
 
+def check_costs(summary: Summary, data: Data) -> None:
+    """Every field has a removal cost, where gates learn from that; the curve is in order."""
+    settings = summary.settings
+    assert set(summary.costs) == (set(summary.gates) if settings.learns == "costs" else set())
+    clicks = float(np.mean(data.test.labels))
+    entropy = -clicks * np.log(clicks) - (1 - clicks) * np.log(1 - clicks)
+    assert summary.gain == pytest.approx(entropy - summary.metrics["all"].log_loss)
+    for cost in summary.costs.values():
+        assert np.isfinite(cost.nats)
+        assert cost.error is None or cost.error > 0
+        assert (cost.share is None) == (summary.gain <= 0)
+        assert cost.share is None or cost.share * summary.gain == pytest.approx(cost.nats)
+    for group in settings.groups if summary.costs else ():
+        assert len({summary.costs[name].nats for name in group}) == 1
+    assert set(summary.replaced_by) <= set(summary.costs) - set(summary.kept)
+    for one in summary.replaced_by.values():
+        assert one.rise > 2 * one.error
+    keeps = [point.keep for point in summary.curve]
+    assert keeps == sorted(set(keeps))
+    assert summary.chosen == settings.chooses
+    if summary.chosen and not settings.groups:
+        assert smallest_within(summary.curve, settings.within) == len(summary.kept)
+
+
 def check_history(directory: Path, summary: Summary) -> None:
     """`history.parquet` has a row per step, ends with the gates of the summary, counts right."""
     table = pyarrow.parquet.read_table(directory / "history.parquet")
     gates = [f"gate:{name}" for name in summary.gates]
-    assert table.column_names == ["step", "epsilon", "lam", "lr", "alive", *gates, "loss"]
+    kinds = ("cost", "cost_error") if summary.costs else ()
+    costs = [f"{kind}:{name}" for kind in kinds for name in summary.gates]
+    assert table.column_names == ["step", "epsilon", "lam", "lr", "alive", *gates, *costs, "loss"]
     columns = {name: np.array(table[name]) for name in table.column_names}
     assert columns["step"].tolist() == list(range(1, summary.steps["select"] + 1))
     assert (columns["epsilon"] > 0).all()
@@ -104,6 +132,9 @@ def check_history(directory: Path, summary: Summary) -> None:
     assert np.isfinite(columns["loss"]).all()
     for name, gate in summary.gates.items():
         assert columns[f"gate:{name}"][-1] == pytest.approx(gate, rel=1e-4)
+    for name, cost in summary.costs.items():
+        assert columns[f"cost:{name}"][-1] == pytest.approx(cost.nats, rel=1e-4, abs=1e-9)
+        assert cost.error == pytest.approx(columns[f"cost_error:{name}"][-1], rel=1e-4)
     if not summary.settings.groups:
         living = sum((columns[gate] != 0).astype(int) for gate in gates)
         always = len(summary.settings.always_keep)

@@ -112,7 +112,7 @@ def rehearse(main: Any) -> None:
     """Run everything once: what that imports and caches, all forks have."""
     with tempfile.TemporaryDirectory() as directory:
         log, out = f"{directory}/log.csv", f"{directory}/run"
-        quick = ["--label=click", "--keep=5", "--protocol=one-pass", "--epochs=0"]
+        quick = ["--label=click", "--keep=5", "--epochs=0"]
         for arguments in (["generate", log, "--rows=1000"], ["select", log, "--out", out, *quick]):
             with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
                 main(arguments)

@@ -24,6 +24,8 @@ from lpfs.baselines.method import (
 )
 from lpfs.baselines.permutation import Permutation
 from lpfs.baselines.random import Random
+from lpfs.baselines.recursive import RecursiveElimination
+from lpfs.baselines.removal_costs import GatesByRemovalCosts
 from lpfs.baselines.shark import SHARK
 from lpfs.baselines.shuffle_gate import ShuffleGate
 from lpfs.baselines.single_field import SingleField
@@ -35,8 +37,10 @@ from lpfs.method.keeping import Kept, only
 METHODS: dict[str, type[Method]] = {
     method.name: method
     for method in (
+        GatesByRemovalCosts,
         LPFSPlusPlus,
         LPFS,
+        RecursiveElimination,
         GroupLasso,
         L1,
         FSCD,

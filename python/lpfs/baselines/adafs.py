@@ -51,10 +51,10 @@ class AdaFS(LearntGates):
         return torch.optim.Adam(gate.parameters(), lr=self.lr)
 
     def _scores(self, gate: FieldGate, task: Task) -> Tensor:
-        return mean_weights(task.model, gate, task.unseen)
+        return mean_weights(task.model, gate, task.validation)
 
     def _factors(self, gate: FieldGate, task: Task) -> Tensor:
-        return mean_weights(task.model, gate, task.unseen)
+        return mean_weights(task.model, gate, task.validation)
 
 
 class _Controller(FieldGate):

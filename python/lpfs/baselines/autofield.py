@@ -1,4 +1,4 @@
-"""AutoField: a relaxed choice between keeping and dropping each field, on validation rows."""
+"""AutoField: a relaxed choice between keeping and dropping each field."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class AutoField(LearntGates):
 
     Field f is kept with probability α¹_f and dropped with α⁰_f = 1 − α¹_f; its gate in a step is
     the first part of a Gumbel-softmax over log α at temperature τ = max(0.01, 1 − 0.00005·t). α is
-    learnt on other rows than the weights, in turn with them (DARTS at first order): that is
-    `Feed.gates`. α starts at 0.5; the score is α¹. The rate is 0.001 with Adam. Public
-    code feeds raw parameters as logits to the Gumbel-softmax where the paper has log α; here α is a
-    softmax, so that it stays a distribution.
+    learnt on other rows than the weights, in turn with them (DARTS at first order); here every row
+    comes once, and so is new to both. α starts at 0.5; the score is α¹. The rate is 0.001 with
+    Adam. Public code feeds raw parameters as logits to the Gumbel-softmax where the paper has
+    log α; here α is a softmax, so that it stays a distribution.
     """
 
     name: ClassVar[str] = "autofield"

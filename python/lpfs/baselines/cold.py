@@ -39,10 +39,10 @@ class COLD(LearntGates):
         return torch.optim.Adagrad(gate.parameters(), lr=self.lr)
 
     def _scores(self, gate: FieldGate, task: Task) -> Tensor:
-        return mean_weights(task.model, gate, task.unseen)
+        return mean_weights(task.model, gate, task.validation)
 
     def _factors(self, gate: FieldGate, task: Task) -> Tensor:
-        return mean_weights(task.model, gate, task.unseen)
+        return mean_weights(task.model, gate, task.validation)
 
 
 class _SqueezeAndExcite(FieldGate):

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from lpfs.baselines.method import Task
 from lpfs.data import Batch, Part
-from lpfs.lifecycle.training import finite, forward_loss, train_step
+from lpfs.lifecycle.training import train_step
 
 
 class FieldGate(nn.Module):
@@ -73,12 +71,6 @@ class Recorder(FieldGate):
         return packed
 
 
-def tables_of(model: nn.Module) -> list[Tensor]:
-    """The weights that embed the features, each once."""
-    places: Mapping[str, Any] = model.places()  # type: ignore[operator]
-    return list(dict.fromkeys(p.table for p in places.values() if p.table is not None))
-
-
 def passes(part: Part, batch_size: int) -> Iterator[Batch]:
     """Batches in order, again from the start after the last."""
     while True:
@@ -86,14 +78,7 @@ def passes(part: Part, batch_size: int) -> Iterator[Batch]:
 
 
 def train_weights(task: Task) -> int:
-    """The task's steps with its weights alone, as for a method without gates; returns how many.
-
-    None where tables stay still: the weights have seen all their rows in pre-training, and further
-    passes, which gates need to learn from others, would only make them overfit.
-    """
-    if task.feed.still_tables:
-        task.model.eval()
-        return 0
+    """The task's steps with its weights alone, as for a method without gates; returns how many."""
     return train(task, None)
 
 
@@ -107,9 +92,8 @@ def train(
 ) -> int:
     """The task's steps, in which weights and gates learn; returns how many there were.
 
-    The gate stands in the model already. Weights take the gradient of the loss on the weights'
-    batch; what the gate's optimiser holds, that of the loss on the gates' batch (`Feed`) and of
-    the penalty.
+    The gate stands in the model already. Weights take the gradient of the loss; what the gate's
+    optimiser holds, that of the loss and of the penalty.
 
     Args:
         task: as `Method._run` has it.
@@ -123,34 +107,18 @@ def train(
     learning: list[Tensor] = []
     if gate_optimizer is not None:
         learning = [p for group in gate_optimizer.param_groups for p in group["params"]]
-    still = tables_of(model) if feed.still_tables else []
-    gate_batches: Iterable[Batch | None] = itertools.repeat(None)
-    if feed.gates is not None:
-        gate_batches = passes(feed.gates, feed.gates_batch_size)
     model.train()
-    for table in still:
-        table.requires_grad_(False)
-    batches = zip(
-        range(1, feed.steps + 1), passes(feed.weights, feed.batch_size), gate_batches, strict=False
-    )
-    for step, batch, gate_batch in batches:
+    batches = passes(feed.rows, feed.batch_size)
+    for step, batch in zip(range(1, feed.steps + 1), batches, strict=False):
         before_step(step)
         for parameter in learning:
             parameter.grad = None
         loss = train_step(model, task.optimizer, batch, "select", step)
         if gate_optimizer is not None:
-            if gate_batch is not None:
-                unseen = forward_loss(model, gate_batch)
-                finite(unseen, "select", step)
-                grads = torch.autograd.grad(unseen, learning, allow_unused=True)
-                for parameter, grad in zip(learning, grads, strict=True):
-                    parameter.grad = grad
             if penalty is not None:
                 penalty().backward()
             gate_optimizer.step()
         after_step(step)
         task.on_step(step, loss)
-    for table in still:
-        table.requires_grad_(True)
     model.eval()
     return feed.steps

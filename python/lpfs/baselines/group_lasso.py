@@ -24,8 +24,8 @@ class GroupLasso(Method):
         W_f ← max(0, 1 − η·λ·√d_f / ‖W_f‖) · W_f
 
     The rest of the network keeps its optimiser. The score is ‖W_f‖; of the fields that died, the
-    one that lived longest comes first. Where gates learn from rows of their own, W does. Neither
-    paper gives λ or the rate for this use; they are to be searched.
+    one that lived longest comes first. Neither paper gives λ or the rate for this use; they are to
+    be searched.
     """
 
     name: ClassVar[str] = "group-lasso"

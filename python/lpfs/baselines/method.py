@@ -25,24 +25,20 @@ from lpfs.lifecycle.training import predict
 from lpfs.method.keeping import only
 from lpfs.method.trajectory import Trajectory
 
-RowsOfGates = Literal["one-pass", "held-out", "same-rows"]
+RowsOfGates = Literal["one-pass", "same-rows"]
 
 
 @dataclass(frozen=True)
 class Feed:
     """Which rows are learnt from while features are selected, and in how many steps.
 
-    A step takes the next `batch_size` rows of `weights`, in order and again from the start after
-    the last; gates learn from the same batch, or from the next `gates_batch_size` rows of `gates`.
+    A step takes the next `batch_size` rows, in order and again from the start after the last;
+    weights and gates learn from the same batch.
     """
 
-    weights: Part
+    rows: Part
     batch_size: int
     steps: int
-    gates: Part | None = None
-    gates_batch_size: int = 1024
-    still_tables: bool = False
-    """Whether tables stay as pre-trained, as they must where weights see rows many times."""
 
 
 def split_rows(
@@ -51,39 +47,30 @@ def split_rows(
     batch_size: int,
     *,
     pretrain: float = 0.3,
-    held_out: float = 0.2,
     epochs: int = 4,
-    least_steps: int = 1000,
 ) -> tuple[Part, Feed]:
     """The rows to pre-train on, and the feed of the selection that follows.
 
     - `one-pass`: pre-train on the first `pretrain` of the rows, select on the rest, each row once;
-    - `held-out`: pre-train on all but the last `held_out` of the rows; weights go on learning from
-      those with their tables still, gates from the last ones, at least `least_steps` steps;
-    - `same-rows`: as one pass, but both learn from the same rows `epochs` times: gates learn from
-      rows that the weights have seen. What that costs is to be shown; it is no choice to make.
+    - `same-rows`: the same, but the rest `epochs` times: gates learn from rows that the weights
+      have seen. What that costs is to be shown; it is no choice to make.
 
     Raises ValueError for another name or for a part without rows.
 
     >>> import numpy as np
     >>> part = Part(np.zeros((100, 1), "i4"), np.zeros((100, 0), "f4"), np.zeros(100, "u1"))
     >>> first, feed = split_rows(part, "one-pass", batch_size=10)
-    >>> len(first), len(feed.weights), feed.steps, feed.gates
-    (30, 70, 7, None)
+    >>> len(first), len(feed.rows), feed.steps
+    (30, 70, 7)
     """
-    if rows_of_gates not in ("one-pass", "held-out", "same-rows"):
-        raise ValueError(
-            f"rows_of_gates must be one-pass, held-out or same-rows, got {rows_of_gates!r}"
-        )
-    border = int((1 - held_out if rows_of_gates == "held-out" else pretrain) * len(train))
+    if rows_of_gates not in ("one-pass", "same-rows"):
+        raise ValueError(f"rows_of_gates must be one-pass or same-rows, got {rows_of_gates!r}")
+    border = int(pretrain * len(train))
     first, last = train[:border], train[border:]
     if not len(first) or not len(last):
         raise ValueError(f"train: {len(train)} rows are too few to select on")
-    steps = math.ceil(len(last) / batch_size)
-    if rows_of_gates == "held-out":
-        steps = max(steps, least_steps)
-        return first, Feed(first, batch_size, steps, gates=last, still_tables=True)
-    return first, Feed(last, batch_size, steps * (epochs if rows_of_gates == "same-rows" else 1))
+    passes = epochs if rows_of_gates == "same-rows" else 1
+    return first, Feed(last, batch_size, passes * math.ceil(len(last) / batch_size))
 
 
 @dataclass(frozen=True)
@@ -97,7 +84,7 @@ class Task:
     """The weights' optimiser, with its state."""
     feed: Feed
     validation: Part
-    """Rows that nothing learns from: for scores that are computed after training."""
+    """Rows that neither weights nor gates learn from: for scores that need such."""
     keep: int | None = None
     """How many features shall remain. A selecting method needs it, a ranking one ignores it."""
     seed: int = 0
@@ -110,11 +97,6 @@ class Task:
     def features(self) -> dict[str, int]:
         """Feature → width, in the order in which the gate receives them."""
         return dict(self.model.features)  # type: ignore[arg-type]
-
-    @property
-    def unseen(self) -> Part:
-        """Rows that weights do not learn from: the gates' rows, or else the validation part."""
-        return self.validation if self.feed.gates is None else self.feed.gates
 
 
 @dataclass(frozen=True)
@@ -201,7 +183,7 @@ class Method(BaseModel, ABC):
     exact: ClassVar[bool] = False
     """Whether what it removes is multiplied by exactly zero when it ends."""
     learns_gates: ClassVar[bool] = False
-    """Whether it matters which rows gates learn from (`Feed.gates`)."""
+    """Whether something learns which features matter, so that it suffers from seen rows."""
     space: ClassVar[Mapping[str, Sequence[Any]]] = {}
 
     @property

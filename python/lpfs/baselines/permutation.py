@@ -25,8 +25,8 @@ class Permutation(Method):
     feature's values drawn from other rows less the mean loss. The LPFS paper (section 4.3)
     shuffles within a mini-batch; shuffling over the whole set is Breiman's (Random Forests, 2001)
     and free of the batch's few values. Shuffling happens where gates would stand, so one feature
-    made of many columns, or a cross, is one feature. Rows are those that weights do not learn from
-    (`Task.unseen`): on rows learnt by heart a field of many values looks precious.
+    made of many columns, or a cross, is one feature. Rows are the validation part's: on rows that
+    weights have learnt by heart a field of many values looks precious.
     """
 
     name: ClassVar[str] = "permutation"
@@ -49,7 +49,7 @@ class Permutation(Method):
         steps = train_weights(task)
         drops = importances(
             task.model,
-            task.unseen,
+            task.validation,
             groups,
             shuffle=self.shuffle,
             repeats=self.repeats,

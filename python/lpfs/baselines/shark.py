@@ -24,8 +24,8 @@ class SHARK(Method):
     ⟨∂L/∂e_f, ē_f − e_f⟩: one backward pass gives it for all fields at once. The score is the mean
     over rows of its absolute value, as in the public benchmark ERASE. (Summed with its sign it
     would vanish wherever training has come to rest: at a stationary point of the tables, the
-    gradients of the rows that share an embedding add up to zero.) Rows are those that weights do
-    not learn from (`Task.unseen`).
+    gradients of the rows that share an embedding add up to zero.) Rows are the
+    validation part's, which weights do not learn from.
     """
 
     name: ClassVar[str] = "shark"
@@ -34,7 +34,7 @@ class SHARK(Method):
 
     def _run(self, task: Task) -> Outcome:
         steps = train_weights(task)
-        terms = first_order(task.model, task.unseen, self.batch_size)
+        terms = first_order(task.model, task.validation, self.batch_size)
         scores = terms.abs().mean(0).tolist()
         return Outcome(
             dict(zip(task.features, scores, strict=True)),

@@ -17,7 +17,7 @@ from lpfs.baselines.method import Method, Outcome, Task
 
 class SingleField(Method):
     """AUC of predicting by one field: the click rate of its value among the training rows, shrunk
-    towards the mean by `prior` rows, judged on rows that were not counted (`Task.unseen`).
+    towards the mean by `prior` rows, judged on rows that were not counted (the validation part).
 
     Numbers are cut into `bins` of equal counts. A feature of several columns counts as its best.
     Blind to fields that act only together with others, and it takes every copy of a good field.
@@ -33,7 +33,7 @@ class SingleField(Method):
     bins: int = Field(default=32, ge=2)
 
     def _run(self, task: Task) -> Outcome:
-        train, test = task.feed.weights, task.unseen
+        train, test = task.feed.rows, task.validation
         labels, truth = np.asarray(train.labels), np.asarray(test.labels)
         seen, unseen = columns_of(task.model, train), columns_of(task.model, test)
         scores = {

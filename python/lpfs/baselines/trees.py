@@ -41,7 +41,7 @@ class Trees(Method):
             import lightgbm
         except ImportError as error:
             raise ValueError("trees: needs LightGBM, pip install 'lpfs[rivals]'") from error
-        part = task.feed.weights[-self.rows :]
+        part = task.feed.rows[-self.rows :]
         columns: list[np.ndarray] = []
         owners: list[int] = []
         codes: list[int] = []

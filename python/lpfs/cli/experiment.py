@@ -9,6 +9,7 @@ import typer
 
 from lpfs.cli.processes import complain, console
 from lpfs.cli.refusals import checked, refuse, require_writable
+from lpfs.cli.statuses import Status
 
 
 def experiment(
@@ -56,4 +57,4 @@ def experiment(
     for name, fault in done.failed:
         complain(f"{name}: {fault}")
     if done.failed:
-        raise typer.Exit(1)
+        raise typer.Exit(Status.FAILED)

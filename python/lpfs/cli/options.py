@@ -7,8 +7,9 @@ not wait until that is imported.
 from __future__ import annotations
 
 import csv
+import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -80,6 +81,102 @@ def buckets(texts: Sequence[str] | None) -> dict[str, int]:
         if int(number) < 1:
             refuse(f"column {column!r}: expected at least 1 bucket, got {number}")
     return {column: int(number) for column, _, number in pairs}
+
+
+def costs(text: str) -> dict[str, float]:
+    """`--cost`: column → what it costs in production; a name that ends in .csv is that of a file
+    with the columns `field` and `cost`.
+
+    >>> costs("user=2.5,city=1")
+    {'user': 2.5, 'city': 1.0}
+    """
+    found: dict[str, float] = {}
+    for where, column, number in _listed(Path(text)) if text.endswith(".csv") else _paired(text):
+        try:
+            price = float(number)
+        except ValueError:
+            refuse(f"{where}: expected a number, got {number!r}")
+        if not 0 < price < math.inf:
+            refuse(f"{where}: expected a number above 0, got {number}")
+        if column in found:
+            refuse(f"{where}: {column!r} stands there twice")
+        found[column] = price
+    return found
+
+
+def _paired(text: str) -> Iterator[tuple[str, str, str]]:
+    """Place, column and number of all that stands between commas."""
+    for pair in names([text]):
+        column, _, number = pair.rpartition("=")
+        if not column:
+            refuse(f"--cost: expected COL=NUMBER,… or FILE.csv, got {text!r}")
+        yield f"--cost: {column}", column, number
+
+
+def _listed(path: Path) -> Iterator[tuple[str, str, str]]:
+    """The same of a file."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            lines = csv.reader(file)
+            if next(lines, None) != ["field", "cost"]:
+                refuse(f"{path}: expected the columns field,cost in its first line")
+            for line in lines:
+                where = f"{path}: line {lines.line_num}"
+                if len(line) != 2:
+                    refuse(f"{where}: expected 2 values, got {len(line)}")
+                yield where, line[0], line[1]
+    except (OSError, UnicodeError, csv.Error) as error:
+        refuse(f"{path}: cannot be read, {getattr(error, 'strerror', None) or error}")
+
+
+def require_one_wish(**wishes: float | None) -> None:
+    """Refuse more than one answer to how many fields to keep."""
+    given = [f"--{name.replace('_', '-')}" for name, value in wishes.items() if value is not None]
+    allowed = "--keep, --price, --total-cost and --lam"
+    if "--within" in given and len(given) > 1:
+        refuse(f"--within is for a number of fields that is found, got {given[0]} too")
+    if len(given) > 1:
+        refuse(f"give at most one of {allowed}, got {' and '.join(given)}")
+
+
+Price = Annotated[
+    float | None,
+    typer.Option(
+        help="Keep the fields whose removal would cost more nats of log loss per row.",
+        callback=above(0),
+    ),
+]
+TotalCost = Annotated[
+    float | None,
+    typer.Option(help="What the kept fields may cost together, see --cost.", callback=above(0)),
+]
+Cost = Annotated[
+    str,
+    typer.Option(
+        metavar="COL=NUMBER,…",
+        help="What fields cost in production, 1 where nothing is said; or FILE.csv with the "
+        "columns field and cost. What a field is worth is held against it.",
+    ),
+]
+Within = Annotated[
+    float | None,
+    typer.Option(
+        help="Standard errors that the number of fields that is found may be worse than the best, "
+        "to be smaller. Default: 1.",
+        callback=at_least(0),
+    ),
+]
+Learn = Annotated[
+    str | None,
+    typer.Option(
+        help="What gates learn from: costs (of removal) or gradient, the paper's way. Default: "
+        "costs; with --lam gradient.",
+        callback=one_of("costs", "gradient"),
+    ),
+]
+Lam = Annotated[
+    float | None, typer.Option(help="The paper's λ, in place of --keep.", callback=at_least(0))
+]
 
 
 PARTS = ("train", "validation", "test")
@@ -190,13 +287,6 @@ BatchSize = Annotated[
     int | None,
     typer.Option(
         help="Of all processes together. Default: by the number of rows.", callback=at_least(1)
-    ),
-]
-ProtocolName = Annotated[
-    str | None,
-    typer.Option(
-        help="one-pass or held-out: the rows that gates learn from. Default: by rows.",
-        callback=one_of("one-pass", "held-out"),
     ),
 ]
 Resume = Annotated[

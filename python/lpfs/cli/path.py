@@ -11,23 +11,26 @@ from lpfs.cli.options import (
     BatchSize,
     CacheDirectory,
     Categories,
+    Cost,
     DataPaths,
     Decimal,
     Encoding,
     Ignored,
     Label,
     LastRows,
+    Learn,
     NoHeader,
     Null,
     Numbers,
     Positive,
-    ProtocolName,
     Seed,
     Separator,
     SplitColumn,
     Strict,
     TestShare,
     Thousands,
+    Within,
+    costs,
     expanded,
     names,
 )
@@ -42,6 +45,7 @@ from lpfs.cli.refusals import (
     require_one_process,
     require_split,
 )
+from lpfs.cli.statuses import Status
 from lpfs.files import appearing
 
 
@@ -75,7 +79,9 @@ def path(
     number: Numbers = None,
     ignore: Ignored = None,
     batch_size: BatchSize = None,
-    protocol: ProtocolName = None,
+    within: Within = None,
+    cost: Cost = "",
+    learn: Learn = None,
     seed: Seed = 0,
     cache: CacheDirectory = None,
 ) -> None:
@@ -85,6 +91,7 @@ def path(
     counts = names([keep])
     if not all(count.isascii() and count.isdigit() for count in counts):
         refuse(f"--keep: expected whole numbers with commas between them, got {keep!r}")
+    prices = costs(cost)
     require_split(split, test, in_order)
     require_directory("--cache", cache)
     require_data(data)
@@ -95,7 +102,13 @@ def path(
     from lpfs.lifecycle.training import DivergedError
     from lpfs.report.terminal import StageBars, print_path
 
-    settings = read_settings(keep=1, batch_size=batch_size, protocol=protocol, seed=seed)
+    settings = read_settings(
+        within=1.0 if within is None else within,
+        cost=prices,
+        learn=learn,
+        batch_size=batch_size,
+        seed=seed,
+    )
     reading = checked(lambda: reading_for(separator, decimal, thousands, encoding, no_header, null))
     try:
         with StageBars(console()) as bars:
@@ -118,7 +131,7 @@ def path(
                 lambda: follow(read, settings, [*map(int, counts)], alone=alone, progress=bars)
             )
     except DivergedError as error:
-        fail(str(error), status=1)
+        fail(str(error), Status.FAILED)
     with appearing(out) as place:
         place.write_text(found.model_dump_json(indent=1) + "\n", encoding="utf-8")
     print_path(console(), found)

@@ -1,7 +1,4 @@
-"""The program: its commands, and how it ends.
-
-Exit status 2: the input is wrong, nothing was written; 1: the run failed; 130: it was interrupted.
-"""
+"""The program: its commands, and how it ends, see `statuses`."""
 
 from __future__ import annotations
 
@@ -25,7 +22,7 @@ from lpfs.cli.processes import complain, console, one_of_several
 from lpfs.cli.report import report
 from lpfs.cli.select import select
 from lpfs.cli.show import show
-from lpfs.cli.signals import INTERRUPTED
+from lpfs.cli.statuses import Status
 from lpfs.unfinished import StoppedError
 
 # typer exports none of click's exceptions but this one's child.
@@ -85,14 +82,14 @@ def _run(arguments: list[str] | None) -> NoReturn:
         if one_of_several():
             again = "the same torchrun command with --resume"
         complain(f"{stop}; to go on: {again}")
-        status = INTERRUPTED
+        status = Status.INTERRUPTED
     except (typer.Abort, KeyboardInterrupt):
         complain("interrupted")
-        status = INTERRUPTED
+        status = Status.INTERRUPTED
     except UsageError as error:
         message = " ".join(error.format_message().split())
         if message:  # none where help was asked for by saying nothing
             help_ = f" ({error.ctx.command_path} --help says more)" if error.ctx else ""
             print(f"lpfs: {message}{help_}", file=sys.stderr)
-        status = 2
+        status = Status.WRONG_INPUT
     sys.exit(status)

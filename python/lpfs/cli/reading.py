@@ -11,9 +11,9 @@ from rich.console import Console
 
 from lpfs.cli.options import names, split_values
 from lpfs.data import ByColumn, ByFraction, Data, InOrder, Reading, Split
-from lpfs.lifecycle.selection import Settings
+from lpfs.lifecycle.context import require_wish
+from lpfs.lifecycle.settings import Settings
 from lpfs.method.gate import FeatureGate
-from lpfs.method.plan import Budget
 from lpfs.report.terminal import print_columns
 
 __all__ = ["accepts", "reading_for", "rows_for", "say", "warn"]
@@ -56,8 +56,7 @@ def accepts(settings: Settings) -> Callable[[list[str]], object]:
         gate = FeatureGate(
             dict.fromkeys(fields, 1), always_keep=settings.always_keep, groups=settings.groups
         )
-        if settings.keep is not None:
-            Budget.require_reachable(gate, settings.keep)
+        require_wish(gate, settings)
 
     return look
 

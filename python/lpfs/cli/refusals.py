@@ -14,15 +14,16 @@ from typing import Any, NoReturn
 import typer
 
 from lpfs.cli.processes import complain, one_of_several, speaks
+from lpfs.cli.statuses import Status
 from lpfs.unfinished import unfinished
 
 
 def refuse(message: str) -> NoReturn:
     """End because the input is wrong; nothing was written."""
-    fail(message, status=2)
+    fail(message, Status.WRONG_INPUT)
 
 
-def fail(message: str, status: int) -> NoReturn:
+def fail(message: str, status: Status) -> NoReturn:
     """End with one line on the standard error."""
     complain(message)
     raise typer.Exit(status)

@@ -13,18 +13,21 @@ from lpfs.cli.options import (
     CacheDirectory,
     Categories,
     Columns,
+    Cost,
     DataPaths,
     Decimal,
     Encoding,
     Ignored,
     Label,
+    Lam,
     LastRows,
+    Learn,
     NoHeader,
     Null,
     Numbers,
     Out,
     Positive,
-    ProtocolName,
+    Price,
     Resume,
     Seed,
     Separator,
@@ -32,6 +35,8 @@ from lpfs.cli.options import (
     Strict,
     TestShare,
     Thousands,
+    TotalCost,
+    Within,
     names,
 )
 from lpfs.cli.processes import console
@@ -50,8 +55,17 @@ from lpfs.cli.refusals import (
 def select(
     data: DataPaths,
     keep: Annotated[
-        int | None, typer.Option(help="How many fields to keep.", callback=options.at_least(1))
+        int | None,
+        typer.Option(
+            help="How many fields to keep. With none of this, --price, --total-cost and --lam, "
+            "the number is found.",
+            callback=options.at_least(1),
+        ),
     ] = None,
+    price: Price = None,
+    total_cost: TotalCost = None,
+    within: Within = None,
+    cost: Cost = "",
     out: Out = Path("lpfs-run"),
     label: Label = "label",
     positive: Positive = None,
@@ -79,16 +93,15 @@ def select(
         list[str] | None,
         typer.Option(metavar="COL,…", help="Fields that share one gate; may be given again."),
     ] = None,
-    lam: Annotated[
-        float | None, typer.Option(help="The paper's λ, instead of --keep.", min=0)
-    ] = None,
+    learn: Learn = None,
+    lam: Lam = None,
     gate: Annotated[
         str,
         typer.Option(
-            help="lpfs++, lpfs, gaussian, sinarctan or tanh.",
+            help="lpfs, lpfs++, gaussian, sinarctan or tanh.",
             callback=options.one_of("lpfs", "lpfs++", "gaussian", "sinarctan", "tanh"),
         ),
-    ] = "lpfs++",
+    ] = "lpfs",
     alpha: Annotated[
         float,
         typer.Option(help="How readily LPFS++ revives a field.", callback=options.at_least(0)),
@@ -100,7 +113,8 @@ def select(
         bool | None,
         typer.Option(
             "--rescale/--no-rescale",
-            help="Divide gates by their root mean square. Default: for lpfs++.",
+            help="Divide gates by their root mean square. Default: for lpfs++ that learns from "
+            "the gradient.",
         ),
     ] = None,
     operator: Annotated[
@@ -128,7 +142,6 @@ def select(
         float, typer.Option(help="Adagrad's learning rate.", callback=options.above(0))
     ] = 0.01,
     batch_size: BatchSize = None,
-    protocol: ProtocolName = None,
     epochs: Annotated[
         int, typer.Option(help="Passes after pruning, at most.", callback=options.at_least(0))
     ] = 1,
@@ -154,8 +167,8 @@ def select(
 ) -> None:
     """Select fields of a log, remove the others, and train the smaller model on."""
     require_new(out, resume)
-    if (keep is None) == (lam is None):
-        refuse("give either keep or lam")
+    options.require_one_wish(keep=keep, price=price, total_cost=total_cost, lam=lam, within=within)
+    prices = options.costs(cost)
     require_split(split, test, in_order)
     if numbers not in ("bins", "log", "quantile", "mlp"):
         refuse(f"--numbers must be bins, log, quantile or mlp, got {numbers}")
@@ -171,7 +184,12 @@ def select(
 
     settings = read_settings(
         keep=keep,
+        price=price,
+        total_cost=total_cost,
         lam=lam,
+        within=1.0 if within is None else within,
+        cost=prices,
+        learn=learn,
         always_keep=names(always_keep),
         groups=[names([together]) for together in group or []],
         gate=gate,
@@ -183,7 +201,6 @@ def select(
         numbers="mlp" if numbers == "mlp" else "fields",
         lr=lr,
         batch_size=batch_size,
-        protocol=protocol,
         epochs=epochs,
         seed=seed,
         device=device,

@@ -20,12 +20,14 @@ from lpfs.cli.processes import console, one_of_several, speaks
 from lpfs.cli.reading import say
 from lpfs.cli.refusals import checked, fail, is_taken, refuse
 from lpfs.cli.signals import interrupt, signals_call
+from lpfs.cli.statuses import Status
 from lpfs.data import Data
 from lpfs.data.schema import Report
 from lpfs.lifecycle import distributed
 from lpfs.lifecycle.checkpoint import Checkpoints
 from lpfs.lifecycle.pretrained import Pretrained
-from lpfs.lifecycle.selection import Selection, Settings, select
+from lpfs.lifecycle.selection import Selection, select
+from lpfs.lifecycle.settings import Settings
 from lpfs.lifecycle.stages import first_difference
 from lpfs.lifecycle.training import DivergedError, Progress
 from lpfs.report.illustrations import illustrate
@@ -157,7 +159,7 @@ class _Run:
         except DivergedError as error:
             written = self.checkpoints.files()
             left = f"; the checkpoint before it is in {self.place}" if written else ""
-            fail(f"{error}{left}", status=1)
+            fail(f"{error}{left}", Status.FAILED)
         except KeyboardInterrupt:
             raise StoppedError("interrupted") from None
 
@@ -211,10 +213,8 @@ class _Run:
 
     def write(self, data: Data, selection: Selection) -> Summary:
         """The first process writes the directory of the run; all know what is in it."""
-        chosen = " (chosen by the number of rows)" if self.job.settings.protocol is None else ""
-        console().print(
-            f"Protocol: {selection.protocol}, batches of {selection.batch_size}{chosen}"
-        )
+        chosen = "" if self.job.settings.batch_size else " (chosen by the number of rows)"
+        console().print(f"Batches of {selection.batch_size}{chosen}.")
         write = (
             partial(save, directory=self.job.out, scratch=self.place, illustrate=illustrate)
             if speaks()

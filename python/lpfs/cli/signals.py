@@ -8,9 +8,6 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
-INTERRUPTED = 128 + signal.SIGINT
-"""What shells say of a program that Ctrl-C ended."""
-
 
 def interrupt() -> NoReturn:
     """End as Ctrl-C does."""

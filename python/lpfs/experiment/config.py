@@ -17,6 +17,7 @@ from lpfs.data import RECIPES, ByColumn, ByFraction, ClickLog, InOrder, LastFile
 from lpfs.data.encode import Transform
 from lpfs.data.read import Format
 from lpfs.experiment.networks import NETWORKS
+from lpfs.lifecycle import settings as lifecycle
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -137,15 +138,23 @@ class Network(_Strict):
 class Training(_Strict):
     """Steps, rates and which rows are learnt from when."""
 
-    batch_size: int = Field(default=64, ge=1, description="of pre-training and selection")
-    gates_batch_size: int = Field(default=1024, ge=1, description="of gates with their own rows")
+    batch_size: int | None = Field(
+        default=None, ge=1, description="of pre-training and selection; default: by the rows"
+    )
     retrain_batch_size: int = Field(default=256, ge=1)
     lr: float = Field(default=0.01, gt=0, description="Adagrad's")
-    pretrain: float = Field(default=0.3, gt=0, lt=1, description="share, unless held-out")
-    held_out: float = Field(default=0.2, gt=0, lt=1)
+    pretrain: float | None = Field(
+        default=None, gt=0, lt=1, description="share of the rows; default: by their number"
+    )
     epochs: int = Field(default=4, ge=1, description="passes of same-rows")
-    least_steps: int = Field(default=1000, ge=1, description="of held-out")
     hot_epochs: float = Field(default=1.0, ge=0, description="passes of a hot start, at most")
+
+    def for_rows(self, rows: int) -> tuple[int, float]:
+        """Batch size and share of pre-training for a number of training rows: those of
+        `lpfs.lifecycle.settings`, unless they are named here."""
+        settings = lifecycle.Settings(batch_size=self.batch_size)
+        share = self.pretrain or lifecycle.pretrain_share(rows, settings)
+        return lifecycle.batch_size_for(rows, settings), share
 
 
 class Tuning(_Strict):

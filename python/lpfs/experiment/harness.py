@@ -114,10 +114,7 @@ class _Pool:
     def do(self, stage: str, cells: list[Cell]) -> None:
         """Run those that are not done; first what several of them share."""
         left = [c for c in cells if not is_done(self.experiment, c, self.directory)]
-        sharing = {
-            (c.data, c.model, c.seed, c.rows_of_gates == "held-out", str(c.changes)): c
-            for c in left
-        }
+        sharing = {(c.data, c.model, c.seed, str(c.changes)): c for c in left}
         # What fails here fails again in the cells, and is recorded there.
         self._all(f"pre-training for {stage}", _prepared, list(sharing.values()), 0)
         self._all(stage, work, left, len(cells) - len(left))

@@ -76,13 +76,13 @@ class Shared:
             "network": self._network(cell).model_dump(mode="json"),
             "seed": cell.seed,
             "rows": len(first),
-            "batch_size": training.batch_size,
+            "batch_size": feed.batch_size,
             "lr": training.lr,
         }
         path = self._place("pretrained", origin, ".safetensors")
         if not path.exists():
             times, start = [], time.perf_counter()
-            for step, batch in enumerate(first.batches(training.batch_size), start=1):
+            for step, batch in enumerate(first.batches(feed.batch_size), start=1):
                 begun = time.perf_counter()
                 train_step(model, optimizer, batch, "pretrain", step)
                 times.append(time.perf_counter() - begun)
@@ -125,14 +125,13 @@ class Shared:
 
     def _split(self, cell: Cell, data: Data) -> tuple[Any, Feed]:
         training = self.experiment.training
+        batch_size, pretrain = training.for_rows(len(data.train))
         return split_rows(
             data.train,
             cell.rows_of_gates,
-            training.batch_size,
-            pretrain=training.pretrain,
-            held_out=training.held_out,
+            batch_size,
+            pretrain=pretrain,
             epochs=training.epochs,
-            least_steps=training.least_steps,
         )
 
     def _source(self, cell: Cell) -> Any:

@@ -9,8 +9,12 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from lpfs.data import Data
-from lpfs.lifecycle.selection import Settings, learn_gates, new_model
+from lpfs.lifecycle.context import new_model
+from lpfs.lifecycle.curve import Judged, smallest_within
+from lpfs.lifecycle.selection import gate_fields
+from lpfs.lifecycle.settings import Settings
 from lpfs.lifecycle.training import Metrics, ProgressCallback, evaluate, train_step
+from lpfs.method.budget import Budget
 from lpfs.method.keeping import only
 
 BATCH = 256
@@ -42,10 +46,15 @@ class Path(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     settings: Settings
-    order: list[str]
-    """All fields, those that go first at the front: the last k are the subset of k fields."""
+    order: list[tuple[str, ...]]
+    """All fields, those that go first at the front, those that share a gate together and those that
+    stay always last: the last k are the subset of k fields."""
     died: dict[str, int]
     """Field → the step after which it stayed dead, for all but the last."""
+    curve: list[Judged]
+    """Every number of fields, judged on validation rows by the network of the moment."""
+    chosen: int
+    """The smallest number that is within the settings' standard errors of the best."""
     pretrain_seconds: float
     select_seconds: float
     points: list[Point]
@@ -54,7 +63,7 @@ class Path(BaseModel):
         """The subset of that many fields. Raises ValueError if there are not so many."""
         if not 1 <= keep <= len(self.order):
             raise ValueError(f"keep must be between 1 and {len(self.order)}, got {keep}")
-        return self.order[-keep:]
+        return [name for fields in self.order[-keep:] for name in fields]
 
 
 def follow(
@@ -72,7 +81,7 @@ def follow(
 
     Args:
         data: what `lpfs.data.load` returned.
-        settings: as for `select`; of several fields that share a gate or stay always, none.
+        settings: as for `select`, without a wish.
         keeps: the numbers of fields whose subsets are judged: a new network with these fields
             learns the training rows once and predicts the test part.
         alone: whether to make the selection of every one of them in a run of its own, too, from
@@ -83,40 +92,41 @@ def follow(
         ValueError: as `select` does, or for a number of fields that cannot be.
         DivergedError: if a loss becomes NaN or infinite.
     """
-    if settings.groups or settings.always_keep:
-        raise ValueError("a path needs a gate of its own for every field")
+    if not settings.chooses:
+        raise ValueError("a path passes every number of fields: name none")
     with torch.device("meta"):
-        features = len(new_model(data, settings).features)
+        gate = (
+            new_model(data, settings)
+            .insert_gate(always_keep=settings.always_keep, groups=settings.groups)
+            .gate
+        )
+    assert gate is not None
     for keep in keeps:
-        if not 1 <= keep <= features:
-            raise ValueError(f"keep must be between 1 and {features}, got {keep}")
+        Budget.require_reachable(gate, keep)
     begin = time.perf_counter()
-    run = learn_gates(data, _keeping(settings, 1), progress=progress)
+    run = gate_fields(data, settings, progress=progress)
     pretrain_seconds = time.perf_counter() - begin - run.seconds
-    order, died = run.plan.trajectory.order(), dict(run.plan.trajectory.path())
-    points = []
+    path = Path(
+        settings=settings,
+        order=run.plan.trajectory.order(),
+        died=dict(run.plan.trajectory.path()),
+        curve=run.curve,
+        chosen=smallest_within(run.curve, settings.within),
+        pretrain_seconds=pretrain_seconds,
+        select_seconds=run.seconds,
+        points=[],
+    )
     for keep in keeps:
         own = None
         if alone:
-            separate = learn_gates(
-                data, _keeping(settings, keep), progress=progress, pretrained=run.pretrained
-            )
-            own = _judged(data, settings, separate.plan.gate.kept(), separate.seconds)
-        on_path = set(order[-keep:])
+            wish = settings.model_copy(update={"keep": keep})
+            found = gate_fields(data, wish, progress=progress, pretrained=run.pretrained)
+            own = _judged(data, settings, found.plan.gate.kept(), found.seconds)
+        on_path = set(path.kept(keep))
         kept = [name for name in run.plan.gate.fields if name in on_path]
-        points.append(Point(keep=keep, path=_judged(data, settings, kept, run.seconds), alone=own))
-    return Path(
-        settings=settings,
-        order=order,
-        died=died,
-        pretrain_seconds=pretrain_seconds,
-        select_seconds=run.seconds,
-        points=points,
-    )
-
-
-def _keeping(settings: Settings, keep: int) -> Settings:
-    return settings.model_copy(update={"keep": keep, "lam": None})
+        subset = _judged(data, settings, kept, run.seconds)
+        path.points.append(Point(keep=keep, path=subset, alone=own))
+    return path
 
 
 def _judged(data: Data, settings: Settings, kept: list[str], seconds: float) -> Subset:

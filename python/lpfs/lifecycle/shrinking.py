@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Iterable, Sized
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Generic
@@ -11,9 +12,14 @@ from typing import Any, Generic
 import torch
 from torch import Tensor
 
+from lpfs.lifecycle.curve import Curve, Judged, smallest_within
 from lpfs.lifecycle.training import DivergedError, Progress, ProgressCallback
+from lpfs.method.budget import Budget
+from lpfs.method.costs import Cost, Reduction
+from lpfs.method.gate import FeatureGate
 from lpfs.method.optim import ProximalSGD
-from lpfs.method.plan import Budget
+from lpfs.method.penalty import Penalty
+from lpfs.method.plan import Plan
 from lpfs.method.pruning import Model, prune
 from lpfs.method.schedule import preset
 from lpfs.method.trajectory import Trajectory
@@ -31,6 +37,10 @@ class Shrunk(Generic[Model]):
     kept: list[str]
     gates: dict[str, float]
     """Every field's factor as pruning folded it, 0 exactly for a removed field."""
+    costs: dict[str, Cost]
+    """Field → what its removal costs, in nats per row, with its standard error."""
+    curve: list[Judged]
+    """The numbers of fields that the choice was made among; empty where none was made."""
     trajectory: Trajectory
     """Gates, deaths and revivals over the selection steps."""
 
@@ -41,7 +51,13 @@ def shrink(
     loader: Iterable[Any],
     loss: Callable[[Model, Any], Tensor],
     *,
-    keep: int,
+    keep: int | None = None,
+    price: float | None = None,
+    total_cost: float | None = None,
+    validation: Iterable[Any] | None = None,
+    within: float = 1.0,
+    cost: Mapping[str, float] | None = None,
+    reduction: Reduction = "mean",
     further: Iterable[Any] = (),
     steps: int | None = None,
     pretrain: float = PRETRAIN_SHARE,
@@ -50,16 +66,29 @@ def shrink(
     """Train a model in one pass over its batches, and leave it with the fields that it needs.
 
     The weights learn from every batch; after the first `pretrain` of the steps the gates learn too,
-    until `keep` fields live. Then the others are removed (see `prune`). One pass, because gates
-    must learn from rows that the weights have not seen: give a loader that shows each row once.
-    Random numbers are only drawn by the model, the loader and the loss.
+    from what the removal of each field would cost (`lpfs.method.costs.RemovalCosts`: the loss must
+    be a log loss, or another whose squared slope stands for its curvature). Then the fields that
+    died are removed (see `prune`). One pass, because gates must learn from rows that the weights
+    have not seen: give a loader that shows each row once. Random numbers are only drawn by the
+    model, the loader and the loss.
+
+    Give one of `keep`, `price`, `total_cost` and `validation`. With `validation`, the number of
+    fields is chosen: a copy of the model goes the whole way down to one field, every number on it
+    is judged on the validation batches, and the smallest within the standard errors is kept in a
+    second pass over the loader, by the model as it was given.
 
     Args:
         model: an `nn.Module` that follows `Prunable`, with its gate, on any device. It is trained.
         optimizer: of its weights, without the gate's x.
         loader: the batches, a `DataLoader` or anything else that can be iterated.
-        loss: the mean loss of the model on a batch.
+        loss: the loss of the model on a batch: its mean over the rows, or their sum (`reduction`).
         keep: how many fields live in the end.
+        price: fields live that are worth more than so many nats of loss per row.
+        total_cost: what the living fields may cost together in production.
+        validation: batches to choose on, which nothing learns from.
+        within: how many standard errors worse than the best the chosen number may be.
+        cost: field → what it costs in production; 1 where nothing is said.
+        reduction: `mean` or `sum`.
         further: batches to train the smaller model on; they may have been seen.
         steps: how many batches to take from the loader; needed where it has no length.
         pretrain: the share of the steps before the gates learn.
@@ -84,35 +113,114 @@ def shrink(
     before = int(pretrain * steps)
     if steps - before < 1:
         raise ValueError(f"steps: expected at least 1 after pre-training, got {steps}")
-    Budget.require_reachable(gate, keep)
-    scaled = preset("scaled", gate.kind, steps - before)
-    prox = ProximalSGD([gate.x], lr=scaled.gate_lr(0), momentum=scaled.momentum)
-    plan = Budget(gate, prox, keep, steps - before)
-
-    def report(stage: str, step: int, of: int, value: float, alive: bool) -> None:
-        if progress is not None and (step % REPORT_EVERY == 0 or step == of):
-            rows = step * (getattr(loader, "batch_size", None) or 0)
-            progress(Progress(stage, step, of, rows, value, len(gate.kept()) if alive else None))
-
-    taken = 0
-    for taken, batch in enumerate(islice(loader, steps), start=1):
-        value = _train(model, optimizer, loss, batch, taken)
-        if taken > before:
-            prox.step()
-            plan.step()
-            report("select", taken - before, steps - before, value, alive=True)
-        else:
-            report("pretrain", taken, before, value, alive=False)
-        prox.zero_grad()
-    if taken < steps:
-        raise ValueError(f"loader: expected {steps} batches, got {taken}")
+    wishes = {"keep": keep, "price": price, "total_cost": total_cost, "validation": validation}
+    if len(given := [name for name, wish in wishes.items() if wish is not None]) != 1:
+        raise ValueError(f"give one of {', '.join(wishes)}, got {' and '.join(given) or 'none'}")
+    curve: list[Judged] = []
+    if validation is not None:
+        if not within >= 0:
+            raise ValueError(f"within: expected at least 0 standard errors, got {within}")
+        batches = list(validation)
+        if len(batches) < 2:
+            raise ValueError(f"validation: expected at least 2 batches, got {len(batches)}")
+        if iter(loader) is loader:
+            raise ValueError("loader: goes by twice with validation, which an iterator cannot")
+        trial, trial_optimizer = copy.deepcopy((model, optimizer))
+        assert trial.gate is not None
+        fewest = max(1, len(gate.always_keep))
+        plan = _plan(trial.gate, steps - before, fewest, None, None, cost, reduction)
+        judged = Curve(plan, lambda network, _: _losses(network, batches, loss))
+        _learn(trial, trial_optimizer, loader, loss, plan, before, "choose", progress, judged)
+        curve = judged.points()
+        keep = smallest_within(curve, within)
+    plan = _plan(gate, steps - before, keep, price, total_cost, cost, reduction)
+    _learn(model, optimizer, loader, loss, plan, before, "select", progress, None)
+    assert plan.costs is not None
 
     smaller, smaller_optimizer = prune(model, optimizer)
+    report = _Reports(progress, further)
     of = len(further) if isinstance(further, Sized) else 0
     for step, batch in enumerate(further, start=1):
         value = _train(smaller, smaller_optimizer, loss, batch, step)
-        report("hot_start", step, of, value, alive=False)
-    return Shrunk(smaller, smaller_optimizer, gate.kept(), gate.gates(), plan.trajectory)
+        report("hot_start", step, of, value)
+    return Shrunk(
+        smaller,
+        smaller_optimizer,
+        gate.kept(),
+        gate.gates(),
+        plan.costs.of_fields(),
+        curve,
+        plan.trajectory,
+    )
+
+
+def _plan(
+    gate: FeatureGate,
+    steps: int,
+    keep: int | None,
+    price: float | None,
+    total_cost: float | None,
+    cost: Mapping[str, float] | None,
+    reduction: Reduction,
+) -> Plan:
+    scaled = preset("scaled", gate.kind, steps)
+    prox = ProximalSGD([gate.x], lr=scaled.gate_lr(0), momentum=scaled.momentum)
+    if price is not None:
+        return Penalty(gate, prox, steps=steps, price=price, cost=cost, reduction=reduction)
+    return Budget(gate, prox, keep, steps, total_cost=total_cost, cost=cost, reduction=reduction)
+
+
+def _learn(
+    model: Model,
+    optimizer: torch.optim.Optimizer,
+    loader: Iterable[Any],
+    loss: Callable[[Model, Any], Tensor],
+    plan: Plan,
+    before: int,
+    stage: str,
+    progress: ProgressCallback | None,
+    curve: Curve | None,
+) -> None:
+    """One pass: the weights learn from every batch, the gates from those after the first ones."""
+    gate, taken, steps = plan.gate, 0, before + plan.steps
+    report = _Reports(progress, loader)
+    for taken, batch in enumerate(islice(loader, steps), start=1):
+        value = _train(model, optimizer, loss, batch, taken)
+        if taken > before:
+            plan.optimizer.step()
+            plan.step()
+            if curve is not None:
+                curve.look(model)
+            report(stage, taken - before, plan.steps, value, gate)
+        else:
+            report("pretrain", taken, before, value)
+        plan.optimizer.zero_grad()
+    if taken < steps:
+        raise ValueError(f"loader: expected {steps} batches, got {taken}")
+
+
+class _Reports:
+    """Tells the callback now and then; rows are 0 where batches come without a size."""
+
+    def __init__(self, progress: ProgressCallback | None, batches: Iterable[Any]) -> None:
+        self.progress, self.rows = progress, getattr(batches, "batch_size", None) or 0
+
+    def __call__(
+        self, stage: str, step: int, of: int, value: float, gate: FeatureGate | None = None
+    ) -> None:
+        if self.progress is not None and (step % REPORT_EVERY == 0 or step == of):
+            alive = None if gate is None else len(gate.kept())
+            self.progress(Progress(stage, step, of, step * self.rows, value, alive))
+
+
+@torch.no_grad()
+def _losses(model: Any, batches: Sequence[Any], loss: Callable[[Any, Any], Tensor]) -> Tensor:
+    """The loss of every batch."""
+    was_training = model.training
+    model.eval()
+    losses = torch.stack([loss(model, batch).double() for batch in batches]).cpu()
+    model.train(was_training)
+    return losses
 
 
 def _train(

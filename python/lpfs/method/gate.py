@@ -15,16 +15,21 @@ from lpfs_kernels import KINDS, gated_concat, gated_embedding_concat, gated_line
 EPSILON_START = 0.1
 """ε before the first step (section 4.9), as it stands in LPFS's formula."""
 EVERY = slice(None)
+ALL_ROWS = 2**62
+FEWEST_ROWS, SHARE_OF_ROWS = 32, 16
+"""Of how many rows of a batch `FeatureGate.asked_of_some` takes moments."""
+AMPLITUDES = 0.25, 4.0
+"""Within which amplitudes are held."""
 
 
 class FeatureGate(nn.Module):
     """Multiply every field by its gate and concatenate: a list of `[B, Dᵢ]`, or one packed
     `[B, ΣD]`, becomes `[B, ΣD]`.
 
-    A field's factor is `g(x; ε) / c / rms`: the gate, over its value at the start `c = g(1; ε₀)`,
-    so that inserting gates into a trained model changes nothing, over the RMS rescale (1 until
-    `update_rescale` is called). One learnable `x` per gate; a field whose x is exactly zero is
-    dead.
+    A field's factor is `a · g(x; ε) / c / rms`: the gate, over its value at the start
+    `c = g(1; ε₀)`, so that inserting gates into a trained model changes nothing, over the RMS
+    rescale (1 until `update_rescale` is called), times an amplitude (1 until `amplify` is). One
+    learnable `x` per gate; a field whose x is exactly zero is dead.
 
     Args:
         fields: name → width of every field, in the order in which `forward` receives them.
@@ -40,9 +45,9 @@ class FeatureGate(nn.Module):
         ValueError: for an unknown kind or field, a field in two groups, a group that holds an
             always-kept field, no field to gate, or a number out of range.
 
-    >>> gate = FeatureGate({"age": 2, "city": 3}, kind="lpfs++")
+    >>> gate = FeatureGate({"age": 2, "city": 3})
     >>> gate
-    FeatureGate(2 fields, 2 gates, 2 alive, kind='lpfs++', alpha=30.0, tau=2.0, epsilon=0.1)
+    FeatureGate(2 fields, 2 gates, 2 alive, kind='lpfs', alpha=30.0, tau=2.0, epsilon=0.1)
     >>> embeddings = [torch.ones(1, 2), torch.ones(1, 3)]
     >>> torch.allclose(gate(embeddings), torch.ones(1, 5))
     True
@@ -54,15 +59,19 @@ class FeatureGate(nn.Module):
     epsilon: Tensor
     start: Tensor
     rms: Tensor
+    amplitude: Tensor
     scale: Tensor
     rescaled: Tensor
     ungated: Tensor | None
     gate_of_field: Tensor | None
+    first_of_unit: Tensor | None
+    moments: Tensor | None
+    dead_rows: Tensor | None
 
     def __init__(
         self,
         fields: Mapping[str, int],
-        kind: str = "lpfs++",
+        kind: str = "lpfs",
         *,
         alpha: float = 30.0,
         tau: float = 2.0,
@@ -80,13 +89,15 @@ class FeatureGate(nn.Module):
             raise ValueError(f"tau must be positive, got {tau}")
         self.kind, self.alpha, self.tau = kind, float(alpha), float(tau)
         self.fields = dict(fields)
-        self.always_keep = tuple(always_keep)
+        self.always_keep = tuple(dict.fromkeys(always_keep))
         rescale = set(rescale)
         self._require_known("always_keep", self.always_keep)
         self._require_known("rescale", rescale)
         self.members = self._group(groups)
+        self.units = [*self.members, *((name,) for name in self.always_keep)]
         self.living = list(range(len(self.fields)))
-        self.revive = True
+        self.moments = self.dead_rows = None
+        self.watches_dead = True
         if not self.members:
             raise ValueError("fields: none is left to gate")
 
@@ -97,9 +108,17 @@ class FeatureGate(nn.Module):
         self.set_epsilon(epsilon if epsilon is not None else epsilon_for_kind(kind, EPSILON_START))
         self.register_buffer("start", self.gate_values().detach()[0].clone())
         self.register_buffer("rms", torch.tensor(1.0))
+        self.register_buffer("amplitude", torch.ones(len(self.members)))
 
         owner = {name: i for i, group in enumerate(self.members) for name in group}
         gate_of_field = [owner.get(name, 0) for name in names]
+        units = {name: i for i, unit in enumerate(self.units) for name in unit}
+        firsts = [names.index(unit[0]) for unit in self.units]
+        plain = firsts == list(range(len(names)))
+        self.unit_of_field = None if plain else tuple(units[name] for name in names)
+        self.register_buffer(
+            "first_of_unit", None if plain else torch.tensor(firsts), persistent=False
+        )
         self.register_buffer(
             "gate_of_field",
             None if gate_of_field == list(range(len(owner))) else torch.tensor(gate_of_field),
@@ -132,6 +151,7 @@ class FeatureGate(nn.Module):
             self.widths[fields] if packed else (),
             scale,
             ungated,
+            **self.asked(fields),
             **self._shape,
         )
 
@@ -151,7 +171,8 @@ class FeatureGate(nn.Module):
             self.scale,
             self.ungated,
             living=self._living_now(),
-            revive=self._revives,
+            revive=self._listens,
+            **self.asked_of_some(len(embeddings if packed else embeddings[0])),
             **self._shape,
         )
 
@@ -169,7 +190,7 @@ class FeatureGate(nn.Module):
         check of `lpfs_kernels.gated_embedding_concat`."""
         x, scale, ungated = self._of(fields)
         gates = x, self.epsilon, scale, ungated
-        options = {"sparse": table.sparse} | lookup | self._shape
+        options = {"sparse": table.sparse} | lookup | self.asked(fields) | self._shape
         return gated_embedding_concat(table.weight, codes, offsets, *gates, **options)
 
     @property
@@ -182,14 +203,64 @@ class FeatureGate(nn.Module):
             return x, self.scale, ungated
         return x[fields], self.scale[fields], None if ungated is None else ungated[fields]
 
+    def watch(self) -> None:
+        """Have passes backward leave the moments of the row products, for `RemovalCosts`.
+
+        `moments` is a leaf whose values mean nothing and whose `.grad` is by definition
+        `[3, units]`: of every unit, a gate or a field that stays always, the sum over rows of ∂L/∂φ
+        and of its square, and the number of those rows. It is no parameter: nothing that goes over
+        a model's parameters clips, averages or decays it.
+        """
+        self.moments = self.x.detach().new_zeros(3, len(self.units), requires_grad=True)
+
+    def watch_dead(self, watch: bool) -> None:
+        """Whether the next step takes the moments of dead fields too, from all of its rows."""
+        self.watches_dead = watch
+        if self.dead_rows is None:
+            self.dead_rows = torch.zeros((), dtype=torch.int64, device=self.x.device)
+        self.dead_rows.fill_(ALL_ROWS if watch else 0)
+
+    def asked_of_some(self, batch: int) -> dict[str, Any]:
+        """What asks an operator that has no pass over the batch to hide in for the moments of some
+        rows; in proportion, as if they were of all."""
+        asked = self.asked()
+        if asked:
+            rows = min(batch, max(FEWEST_ROWS, batch // SHARE_OF_ROWS))
+            asked["moment_rows"] = rows
+            asked["moments"] = asked["moments"] * (batch / max(rows, 1))
+        return asked
+
+    def asked(self, fields: slice = EVERY) -> dict[str, Any]:
+        """What asks an operator for the moments of these fields; nothing where nobody wants any."""
+        if self.moments is None or not torch.is_grad_enabled():
+            return {}
+        units = self.unit_of_field
+        if units is None and fields != EVERY:
+            units = tuple(range(len(self.fields)))
+        return {
+            "moments": self.moments,
+            "gate_of_field": None if units is None else units[fields],
+            "dead_rows": self.dead_rows,
+        }
+
+    def factors_of_units(self) -> Tensor:
+        """What every unit is multiplied by at present, `[units]`."""
+        factors = self.factors()
+        return factors if self.first_of_unit is None else factors[self.first_of_unit]
+
     @property
-    def _revives(self) -> bool:
-        return self.revive and reference.revives(self.kind, self.alpha)
+    def _listens(self) -> bool:
+        """Whether dead fields' embeddings matter to this step: to their gradient or their costs."""
+        if not torch.is_grad_enabled():
+            return False
+        if self.moments is not None:
+            return self.watches_dead
+        return reference.revives(self.kind, self.alpha)
 
     def computed(self) -> Sequence[int]:
-        """The places of the fields whose embeddings `linear` reads, in order: of all where the dead
-        may come back, else of those that live."""
-        return range(len(self.fields)) if self._revives else self._living_now()
+        """The places of the fields whose embeddings `linear` reads, in order: of all where
+        something may be learnt of the dead, else of those that live."""
+        return range(len(self.fields)) if self._listens else self._living_now()
 
     def _living_now(self) -> Sequence[int]:
         """On the CPU the gates are looked at. Elsewhere that would wait, so there, and in a
@@ -197,7 +268,7 @@ class FeatureGate(nn.Module):
         have come back since."""
         if self.x.device.type == "cpu" and not torch.compiler.is_compiling():
             self.refresh_living()
-        elif self._revives:
+        elif reference.revives(self.kind, self.alpha):
             return range(len(self.fields))
         return self.living
 
@@ -212,9 +283,7 @@ class FeatureGate(nn.Module):
 
     def x_of_fields(self) -> Tensor:
         """x of every field, `[N]`; an always-kept field's entry means nothing."""
-        # Where dead fields are not to come back, their gradient ends here.
-        x = self.x if self.revive else torch.where(self.x == 0, self.x.detach(), self.x)
-        return x if self.gate_of_field is None else x[self.gate_of_field]
+        return self.x if self.gate_of_field is None else self.x[self.gate_of_field]
 
     def gate_values(self, x: Tensor | None = None, epsilon: Tensor | None = None) -> Tensor:
         """g(x; ε) without normalisation, element-wise; of the present x and ε by default."""
@@ -257,11 +326,17 @@ class FeatureGate(nn.Module):
         self.epsilon.fill_(epsilon)
 
     @torch.no_grad()
+    def amplify(self, by: Tensor) -> None:
+        """Multiply every gate's amplitude by a factor, `[gates]`, and hold it to `AMPLITUDES`."""
+        self.amplitude.mul_(by).clamp_(*AMPLITUDES)
+        self._refresh_scale()
+
+    @torch.no_grad()
     def update_rescale(self, due: Tensor | bool = True) -> None:
         """Set the RMS rescale from the living gates (section 4.9); no gradient flows through it.
 
-        Divided by c alone, an LPFS++ gate at x = 1 falls to an eighth of its start as ε decays
-        (α = 30); the rescale keeps living fields near the magnitude the network was trained with.
+        Divided by c alone, an LPFS++ gate at x = 1 falls to a third of its start as ε decays
+        (α = 10); the rescale keeps living fields near the magnitude the network was trained with.
         Where `due` (0-d, bool) is false, it stays as it is.
         """
         x = self.x_of_fields()
@@ -276,6 +351,8 @@ class FeatureGate(nn.Module):
     @torch.no_grad()
     def _refresh_scale(self) -> None:
         scale = torch.where(self.rescaled, 1 / (self.start * self.rms), 1 / self.start)
+        amplitude = self.amplitude
+        scale = scale * (amplitude if self.gate_of_field is None else amplitude[self.gate_of_field])
         if self.ungated is not None:
             scale = torch.where(self.ungated, 1.0, scale)
         self.scale.copy_(scale)

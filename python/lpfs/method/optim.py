@@ -43,6 +43,11 @@ class ProximalSGD(torch.optim.Optimizer):
     tensor(1)
     """
 
+    before_step: Callable[[], None] | None = None
+    """Called at the start of every step: a plan puts there what gates learn from."""
+    beside: tuple[Tensor, ...] = ()
+    """Leaves whose gradients `zero_grad` clears too: what a plan learns from."""
+
     def __init__(
         self,
         params: Iterable[Tensor] | Iterable[dict[str, Any]],
@@ -108,6 +113,12 @@ class ProximalSGD(torch.optim.Optimizer):
         else:
             options["budget"].fill_(allowed)
 
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As in every optimiser; of what lies `beside`, too."""
+        super().zero_grad(set_to_none)
+        for leaf in self.beside:
+            leaf.grad = None
+
     @overload
     def step(self, closure: None = None) -> None: ...
 
@@ -121,6 +132,8 @@ class ProximalSGD(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if self.before_step is not None:
+            self.before_step()
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             if not params:

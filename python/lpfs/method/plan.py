@@ -2,16 +2,40 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
+from lpfs.method.costs import RemovalCosts
 from lpfs.method.gate import FeatureGate, epsilon_for_kind
 from lpfs.method.optim import ProximalSGD
-from lpfs.method.schedule import EPSILON_SHARE, Constant, Geometric, Schedule, preset
+from lpfs.method.schedule import Constant, Schedule
 from lpfs.method.trajectory import Trajectory
+
+Learn = Literal["costs", "gradient"]
+"""What gates learn from: removal costs, or the paper's gradient of the loss."""
+
+AMPLIFICATION = 10.0
+"""How many Newton steps an amplitude takes over a run; 2.5 and 5 did much the same. Where 378
+products of fields have a gate each, their embeddings learn slowly and amplitudes make up for it
+(+.02 to +.04 AUC, see experiments/README.md); on plain logs they stay between .9 and 1.4."""
+RARELY, LOOKS = 8, 400
+"""The removal costs of dead fields are taken in one step of `RARELY`, but `LOOKS` times in a run:
+in one of 358 steps, every eighth was too rarely for a field out of five in three seeds of five."""
+
+
+def require_fit(
+    gate: FeatureGate, optimizer: ProximalSGD, steps: int, watch_every: int | None
+) -> None:
+    """Raise ValueError unless a plan can be made of these."""
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+    if watch_every is not None and watch_every < 1:
+        raise ValueError(f"watch_every must be at least 1, got {watch_every}")
+    if [p is gate.x for g in optimizer.param_groups for p in g["params"]] != [True]:
+        raise ValueError("the optimizer must hold the gate's x and nothing else")
 
 
 class Plan:
@@ -22,9 +46,14 @@ class Plan:
     are computed beforehand and lie on the gate's device: a step waits for nothing, and a CUDA graph
     that holds it moves on with every replay (see `Trajectory.look`).
 
-    The learning rate is the schedule's, times the RMS rescale: dividing a gate by the rescale
-    divides its gradient too, which would let the noise of the last steps outweigh what all steps
-    before them have found (on Census-Income that cost .010 AUC at 10 fields).
+    With `costs`, gates learn from them: `optimizer.step()` asks the plan for the gradient first,
+    which takes the place of the loss's, and x stays at or above 0, so that a field that does harm
+    ends there. Costs decide which fields live; the plain gradient moves what they are multiplied
+    by: a living gate's amplitude follows Newton steps in its logarithm.
+
+    Without, the learning rate is the schedule's times the RMS rescale: dividing a gate by the
+    rescale divides its gradient too, which would let the noise of the last steps outweigh what all
+    steps before them have found (on Census-Income that cost .010 AUC at 10 fields).
     """
 
     RESCALES = 1000
@@ -47,15 +76,14 @@ class Plan:
         lam: Schedule,
         largest_threshold: Schedule,
         budget: Schedule | None,
-        revive_every: int,
+        counts: bool = True,
+        costs: RemovalCosts | None,
+        watch_every: int | None,
     ) -> None:
-        if steps < 1:
-            raise ValueError(f"steps must be at least 1, got {steps}")
-        if revive_every < 1:
-            raise ValueError(f"revive_every must be at least 1, got {revive_every}")
-        if [p is gate.x for g in optimizer.param_groups for p in g["params"]] != [True]:
-            raise ValueError("the optimizer must hold the gate's x and nothing else")
+        if watch_every is None:
+            watch_every = min(RARELY, max(1, steps // LOOKS))
         self.gate, self.optimizer, self.steps = gate, optimizer, steps
+        self.costs, self._watch_every = costs, watch_every
         group = optimizer.param_groups[0]
         lr = lr or Constant(group["lr"].item())
         schedules = (epsilon, lr, lam, largest_threshold, budget or Constant(0))
@@ -64,14 +92,20 @@ class Plan:
             raise ValueError(f"epsilon must be positive, its schedule has {rows[step, 0].item()}")
         rows[:, 0] = epsilon_for_kind(gate.kind, rows[:, 0])
         self._settings = rows.to(gate.x)
-        if budget is not None:
+        if budget is not None and counts:
             optimizer.set_budget(len(gate.members))
         else:
             group["budget"] = None
+        group["nonnegative"] = costs is not None
+        optimizer.before_step = self._before_step
+        if costs is None:
+            gate.moments = None
+        optimizer.beside = () if gate.moments is None else (gate.moments,)
+        self._bound = gate.x.new_zeros(())
         self._taken = torch.zeros(1, dtype=torch.int64, device=gate.x.device)
-        self._revive_every, self._calls = revive_every, 0
+        self._calls = 0
         self._rescales = bool(gate.rescaled.any())
-        self.trajectory = Trajectory(gate, keep_every=max(1, steps // 1000))
+        self.trajectory = Trajectory(gate, max(1, steps // 1000), costs)
         self._apply()
         self._refresh()
 
@@ -81,15 +115,22 @@ class Plan:
         return int(self._taken)
 
     def state_dict(self) -> dict[str, Any]:
-        """Steps and trajectory; the gate and its optimiser have state dicts of their own."""
-        return {"taken": self.taken, "trajectory": self.trajectory.state_dict()}
+        """Steps, costs and trajectory; the gate and its optimiser have state dicts of their own."""
+        return {
+            "taken": self.taken,
+            "costs": None if self.costs is None else self.costs.state_dict(),
+            "trajectory": self.trajectory.state_dict(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` returned, once gate and optimiser have theirs back."""
         self._taken.fill_(state["taken"])
         self._calls = state["taken"]
-        self._refresh()
+        if self.costs is not None:
+            self.costs.load_state_dict(state["costs"])
         self.trajectory.load_state_dict(state["trajectory"])
+        self._apply()
+        self._refresh()
 
     @torch.no_grad()
     def step(self) -> None:
@@ -101,14 +142,35 @@ class Plan:
         self._calls += 1
         self._refresh()
 
+    @torch.no_grad()
+    def _before_step(self) -> None:
+        """Put what the gates learn from removal costs in the place of x's gradient."""
+        if self.costs is None:
+            return
+        gate, costs = self.gate, self.costs.take()
+        if costs is None and gate.x.grad is not None and gate.x.any():
+            raise RuntimeError(
+                "the loss reached the gate's x but left no moments: pass them to the operator with "
+                "**gate.asked(), or learn from the gradient"
+            )
+        gate.x.grad = None
+        if costs is not None:
+            gates = len(gate.x)
+            gate.x.grad = -self.pull(costs[:gates])
+            rate = torch.where(gate.x > 0, AMPLIFICATION / self.steps, 0.0)
+            gate.amplify((rate * self.costs.newton()[:gates]).exp())
+
+    def pull(self, costs: Tensor) -> Tensor:
+        """Which way, and how strongly, the removal costs of this step move x, `[gates]`."""
+        raise NotImplementedError
+
     def _refresh(self) -> None:
-        """Say which fields the next step computes, and which gradients."""
-        every = self._revive_every if self._revive_every > 1 else self.REFRESH_EVERY
+        """Say which fields the next step computes, and of which it takes the costs."""
         # What a graph records is fixed; and it cannot wait.
         recorded = self.gate.x.is_cuda and torch.cuda.is_current_stream_capturing()
-        if self._calls % every == 0 and not recorded:
+        if self._calls % self.REFRESH_EVERY == 0 and not recorded:
             self.gate.refresh_living()
-        self.gate.revive = (self._calls + 1) % self._revive_every == 0
+        self.gate.watch_dead(recorded or self._calls % self._watch_every == 0)
 
     @torch.no_grad()
     def _apply(self) -> None:
@@ -123,146 +185,8 @@ class Plan:
             if due.is_cuda or due:
                 self.gate.update_rescale(due)
         group = self.optimizer.param_groups[0]
-        group["lr"].copy_(lr * self.gate.rms)
+        group["lr"].copy_(lr if self.costs is not None else lr * self.gate.rms)
         group["lam"].copy_(torch.minimum(lam, threshold / (2 * group["lr"])))
+        self._bound.copy_(budget)
         if group["budget"] is not None:
             group["budget"].copy_(budget)
-
-
-class Budget(Plan):
-    """Bring the number of living fields to exactly `keep` by exact zeros of the proximal step.
-
-    λ is the dual variable of the wish: each step thresholds just high enough that the allowed
-    number of gates survives. That number falls from all to `keep` along a cubic ramp over `ramp`
-    (shares of the steps), fast while the fields are worthless, slow when the choice is hard. Until
-    the last quarter no gate is brought from 1 to 0 in less than `fastest_death` of the run, since
-    an abrupt death shakes every other gate; then the limit is lifted, so that `keep` is reached.
-
-    Args:
-        gate: the gates. Always-kept fields count towards `keep`; a group counts once.
-        optimizer: a `ProximalSGD` over `gate.x` alone.
-        keep: how many fields live in the end.
-        steps: how many times `step()` will be called.
-        epsilon: ε's schedule, in LPFS's formula. Default: 0.1 to 1e-4 over 80 % of the steps.
-        lr: the gates' learning-rate schedule. Default: the optimiser's rate; of LPFS++, whose dead
-            gates have a gradient, to a tenth of it while ε falls. As ε falls the gate steepens, and
-            momentum swings the more: at a constant rate, gates on the edge cross it back and forth
-            (on the demo's log at 100,000 rows, a falling rate was .005 to .009 AUC better at 5 and
-            10 fields; that of LPFS made no difference).
-        revive_every: in how many steps dead gates get a gradient once, of LPFS++; 1 is the method
-            as it is, more spares the work for dead fields in between (see bench/revival.md).
-
-    Raises:
-        ValueError: if a number is out of range, or the optimiser is not one for `gate.x` alone.
-
-    >>> import torch
-    >>> gate = FeatureGate({"a": 1, "b": 1, "c": 1})
-    >>> optimizer = ProximalSGD(gate.parameters(), lr=1e-3, momentum=0.99)
-    >>> plan = Budget(gate, optimizer, keep=1, steps=50)
-    >>> for _ in range(50):
-    ...     gate.x.grad = torch.tensor([-1.0, -0.5, 0.0])
-    ...     optimizer.step()
-    ...     plan.step()
-    >>> gate.kept(), [name for name, step in plan.trajectory.path()]
-    (['a'], ['c', 'b'])
-    """
-
-    def __init__(
-        self,
-        gate: FeatureGate,
-        optimizer: ProximalSGD,
-        keep: int,
-        steps: int,
-        *,
-        epsilon: Schedule | None = None,
-        lr: Schedule | None = None,
-        ramp: tuple[float, float] = (0.1, 0.7),
-        fastest_death: float = 0.05,
-        revive_every: int = 1,
-    ) -> None:
-        self.require_reachable(gate, keep)
-        if not 0 <= ramp[0] < ramp[1] <= 1:
-            raise ValueError(f"ramp must be two rising shares of the steps, got {ramp}")
-        if not fastest_death > 0:
-            raise ValueError(f"fastest_death must be positive, got {fastest_death}")
-        self.keep, self._target = keep, keep - len(gate.always_keep)
-        self._ramp, self._fastest_death = ramp, fastest_death
-        if lr is None and gate.kind == "lpfs++":
-            rate = optimizer.param_groups[0]["lr"].item()
-            lr = Geometric(rate, rate / 10, round(EPSILON_SHARE * steps))
-        super().__init__(
-            gate,
-            optimizer,
-            steps,
-            epsilon=epsilon or preset("scaled", gate.kind, steps).epsilon,
-            lr=lr,
-            lam=Constant(math.inf),
-            largest_threshold=self._largest_threshold,
-            budget=self.allowed,
-            revive_every=revive_every,
-        )
-
-    @staticmethod
-    def require_reachable(gate: FeatureGate, keep: int) -> None:
-        """Raise ValueError unless that number of fields can remain."""
-        exempt, gates = len(gate.always_keep), len(gate.members)
-        if not max(exempt, 1) <= keep <= exempt + gates:
-            raise ValueError(
-                f"keep must be between {max(exempt, 1)} and {exempt + gates}, got {keep}"
-            )
-
-    def allowed(self, step: int) -> int:
-        """How many gates may be alive after a step, counted from 0."""
-        begin, end = self._ramp
-        share = step / (self.steps - 1) if self.steps > 1 else 1.0
-        progress = min(1.0, max(0.0, (share - begin) / (end - begin)))
-        surplus = len(self.gate.members) - self._target
-        return self._target + math.ceil(surplus * (1 - progress) ** 3)
-
-    def _largest_threshold(self, step: int) -> float:
-        limited = step < 0.75 * (self.steps - 1)
-        return 1 / (self._fastest_death * self.steps) if limited else math.inf
-
-
-class Penalty(Plan):
-    """The paper's way: a fixed λ, and whatever number of fields that leaves.
-
-    Args:
-        gate, optimizer: the gates and a `ProximalSGD` over `gate.x` alone.
-        lam: λ of eq. 10. ≥ 0.
-        steps: how many times `step()` will be called.
-        name: the preset whose ε and gate learning rate to use; see `lpfs.method.schedule.preset`.
-        epsilon, lr: schedules of ε (in LPFS's formula) and of the gates' rate, in place of the
-            preset's.
-        revive_every: as of `Budget`.
-
-    Raises:
-        ValueError: as `Budget` does, or for an unknown preset.
-    """
-
-    def __init__(
-        self,
-        gate: FeatureGate,
-        optimizer: ProximalSGD,
-        lam: float,
-        steps: int,
-        name: str = "scaled",
-        *,
-        epsilon: Schedule | None = None,
-        lr: Schedule | None = None,
-        revive_every: int = 1,
-    ) -> None:
-        if not 0 <= lam < math.inf:
-            raise ValueError(f"lam must be in [0, inf), got {lam}")
-        schedules = preset(name, gate.kind, steps)
-        super().__init__(
-            gate,
-            optimizer,
-            steps,
-            epsilon=epsilon or schedules.epsilon,
-            lr=lr or schedules.gate_lr,
-            lam=Constant(lam),
-            largest_threshold=Constant(math.inf),
-            budget=None,
-            revive_every=revive_every,
-        )

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lpfs.method.costs import RemovalCosts, mean_and_error
 from lpfs.method.gate import FeatureGate
 
 CUT_ABOVE = 0.1
@@ -23,15 +24,18 @@ class Death:
     step: int
     gate_before: float
     """|g| just before that step, as a share of its value at the start."""
+    cost: float | None = None
+    """Its removal cost then, in nats per row, where gates learn from that."""
 
     @property
     def is_cut(self) -> bool:
+        """Whether the gate stood clearly above zero just before."""
         return self.gate_before > CUT_ABOVE
 
 
 class Trajectory:
-    """Records x and the moving hyper-parameters after every step, and keeps every `keep_every`-th
-    and the last.
+    """Records x, the removal costs with their errors where gates learn from them, and the moving
+    hyper-parameters after every step, and keeps every `keep_every`-th and the last.
 
     Values are copied into a buffer on the device and looked at in batches, so recording does not
     wait for a GPU. Where a CUDA graph records, nobody else knows how often: call `look` at least
@@ -40,8 +44,10 @@ class Trajectory:
 
     BUFFERED = 512
 
-    def __init__(self, gate: FeatureGate, keep_every: int = 1) -> None:
-        self.gate = gate
+    def __init__(
+        self, gate: FeatureGate, keep_every: int = 1, costs: RemovalCosts | None = None
+    ) -> None:
+        self.gate, self.costs = gate, costs
         self.keep_every = keep_every
         self.revivals = 0
         self._deaths: list[Death] = []
@@ -49,7 +55,8 @@ class Trajectory:
         self._last_is_spare = False
         self._seen = 0
         self._x = gate.x.detach().cpu().clone()
-        self._buffer = gate.x.new_empty(self.BUFFERED, 4 + len(gate.x))
+        noted = 0 if costs is None else costs.known.numel()
+        self._buffer = gate.x.new_empty(self.BUFFERED, 4 + 2 * len(gate.x) + noted)
         self._recorded = torch.zeros(1, dtype=torch.int64, device=gate.x.device)
         self._calls = 0
 
@@ -57,7 +64,9 @@ class Trajectory:
     def record(self, lr: Tensor, lam: Tensor) -> None:
         """Note the state after a step that ran with the gate's present ε and these λ and η."""
         gate = self.gate
-        row = torch.cat([torch.stack([gate.epsilon, lam, lr, gate.rms]), gate.x])
+        costs = [] if self.costs is None else [self.costs.known.flatten()]
+        moving = torch.stack([gate.epsilon, lam, lr, gate.rms])
+        row = torch.cat([moving, gate.x, gate.amplitude, *costs])
         self._buffer.index_copy_(0, self._recorded % self.BUFFERED, row[None])
         self._recorded += 1
         self._calls += 1
@@ -76,31 +85,45 @@ class Trajectory:
         return [death for death in self.deaths if death.is_cut]
 
     def path(self) -> list[tuple[str, int]]:
-        """The dead fields in the order in which they died for the last time, with that step."""
-        last = {name: death.step for death in self.deaths for name in death.fields}
-        kept = set(self.gate.kept())
-        dead = [(name, step) for name, step in last.items() if name not in kept]
-        return sorted(dead, key=lambda item: item[1])
+        """The dead fields in the order in which they died for the last time, with that step; of
+        those that died together, the ones with the smaller removal cost first."""
+        return [(name, death.step) for death in self._last_deaths() for name in death.fields]
 
-    def order(self) -> list[str]:
-        """All fields: the dead in the order of `path`, then the living, by |g|. The last k of them
-        are a subset of k fields, and subsets of different k are nested."""
-        gates = self.gate.gates()
-        dead = [name for name, _ in self.path()]
-        living = [name for name in gates if name not in dead]
-        return [*dead, *sorted(living, key=lambda name: abs(gates[name]))]
+    def order(self) -> list[tuple[str, ...]]:
+        """All fields, those behind one gate together: the dead in the order of `path`, then the
+        living by |g|, then those that stay always. The last k are a subset of k, and subsets of
+        different k are nested."""
+        factors = self.gate.gates()
+        dead = [death.fields for death in self._last_deaths()]
+        living = [fields for fields in self.gate.members if fields not in dead]
+        living.sort(key=lambda fields: abs(factors[fields[0]]))
+        return [*dead, *living, *((name,) for name in self.gate.always_keep)]
+
+    def _last_deaths(self) -> list[Death]:
+        last = {death.fields: death for death in self.deaths}
+        kept = set(self.gate.kept())
+        dead = [death for fields, death in last.items() if not kept.issuperset(fields)]
+        return sorted(dead, key=lambda death: (death.step, death.cost or 0.0))
 
     def table(self) -> dict[str, list[float]]:
-        """Columns `step`, `epsilon`, `lam`, `lr`, `alive` (gates), and `gate:NAME` per field."""
+        """Columns `step`, `epsilon`, `lam`, `lr`, `alive` (gates), and per field `gate:NAME`, and
+        where gates learn from removal costs `cost:NAME` and `cost_error:NAME`, in nats per row."""
         self.look()
-        names = list(self.gate.fields)
+        gate = self.gate
+        names, gates = list(gate.fields), len(gate.x)
+        kinds = ["gate"] if self.costs is None else ["gate", "cost", "cost_error"]
         columns: dict[str, list[float]] = {"step": [], "epsilon": [], "lam": [], "lr": []}
-        columns |= {"alive": []} | {f"gate:{name}": [] for name in names}
+        columns |= {"alive": []} | {f"{kind}:{name}": [] for kind in kinds for name in names}
+        unit_of = {name: i for i, unit in enumerate(gate.units) for name in unit}
+        places = torch.tensor([unit_of[name] for name in names])
         for row in self._rows:
             step, epsilon, lam, lr, rms = row[:5].tolist()
-            x = row[5:].to(torch.float32)
-            factors = self._factors(x, torch.tensor(epsilon), rms)
+            x, amplitude = row[5 : 5 + 2 * gates].to(torch.float32).view(2, gates)
+            factors = self._factors(x, amplitude, torch.tensor(epsilon), rms)
             values = [int(step), epsilon, lam, lr, int(x.count_nonzero()), *factors.tolist()]
+            if self.costs is not None:
+                known = mean_and_error(row[5 + 2 * gates :].view(-1, len(gate.units)))
+                values += torch.stack(known)[:, places].flatten().tolist()
             for column, value in zip(columns.values(), values, strict=True):
                 column.append(value)
         return columns
@@ -113,7 +136,7 @@ class Trajectory:
             "last_is_spare": self._last_is_spare,
             "seen": self._seen,
             "revivals": self.revivals,
-            "deaths": [[list(d.fields), d.step, d.gate_before] for d in self._deaths],
+            "deaths": [[list(d.fields), d.step, d.gate_before, d.cost] for d in self._deaths],
             "x": self._x,
         }
 
@@ -138,10 +161,15 @@ class Trajectory:
         order = torch.arange(self._seen, self._seen + new) % self.BUFFERED
         for row in self._buffer.cpu()[order]:
             self._seen += 1
-            epsilon, x = row[0], row[4:]
+            epsilon, x = row[0], row[4 : 4 + len(self._x)]
             before = self.gate.gate_values(self._x, epsilon).abs() / self.gate.start.cpu()
             for i in ((self._x != 0) & (x == 0)).nonzero().flatten().tolist():
-                self._deaths.append(Death(self.gate.members[i], self._seen, before[i].item()))
+                cost = None
+                if self.costs is not None:
+                    known = row[4 + 2 * len(x) :].view(-1, len(self.gate.units))
+                    cost = mean_and_error(known)[0][i].item()
+                death = Death(self.gate.members[i], self._seen, before[i].item(), cost)
+                self._deaths.append(death)
             self.revivals += int(((self._x == 0) & (x != 0)).sum())
             self._x = x
             if self._last_is_spare:
@@ -149,11 +177,11 @@ class Trajectory:
             self._rows.append(torch.cat([torch.tensor([float(self._seen)]), row]))
             self._last_is_spare = self._seen % self.keep_every != 0
 
-    def _factors(self, x: Tensor, epsilon: Tensor, rms: float) -> Tensor:
+    def _factors(self, x: Tensor, amplitude: Tensor, epsilon: Tensor, rms: float) -> Tensor:
         gate = self.gate
+        factors = amplitude * gate.gate_values(x, epsilon) / gate.start.cpu()
         if gate.gate_of_field is not None:
-            x = x[gate.gate_of_field.cpu()]
-        factors = gate.gate_values(x, epsilon) / gate.start.cpu()
+            factors = factors[gate.gate_of_field.cpu()]
         factors = torch.where(gate.rescaled.cpu(), factors / rms, factors)
         if gate.ungated is not None:
             factors = torch.where(gate.ungated.cpu(), 1.0, factors)

@@ -59,6 +59,8 @@ class Crosses(nn.Module):
         if gate is not None and not of_pairs:
             embeddings, gate = gate(embeddings.flatten(1)).view_as(embeddings), None
         x, epsilon, scale, ungated, options = self._gates(gate, embeddings, len(self.pairs))
+        if gate is not None:
+            options |= gate.asked_of_some(len(embeddings))
         return gated_cross_linear(
             embeddings,
             self.pairs,
@@ -100,6 +102,8 @@ class Crosses(nn.Module):
         count = embeddings.shape[1] if self.before else len(self.pairs)
         x, epsilon, scale, ungated, options = self._gates(gate, embeddings, count)
         call = embeddings, self.pairs, x, epsilon, scale, ungated
+        if gate is not None:
+            options |= gate.asked()
         return gated_cross_concat(*call, before=self.before, **options)
 
     def _gates(

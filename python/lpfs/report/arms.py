@@ -12,14 +12,19 @@ from lpfs.baselines import METHODS
 from lpfs.report.results import Results, Retrain, Row
 from lpfs.report.statistics import Estimate, area, difference, estimate
 
-OURS = "lpfs++"
-FAMILY = (OURS, "lpfs")
+OURS = "removal-costs"
+PAPERS = ("lpfs++", "lpfs")
+"""The paper's methods."""
+FAMILY = (OURS, *PAPERS)
+"""Methods whose gates die exactly while they learn."""
 ALL = "all"
 """The method that keeps all fields."""
 CONTROLS = ("single-field", "random")
 TITLES = {
-    OURS: "LPFS++",
+    OURS: "removal costs",
+    "lpfs++": "LPFS++",
     "lpfs": "LPFS",
+    "rfe": "recursive elimination",
     "group-lasso": "group LASSO",
     "l1": "ℓ1 gates",
     "fscd": "FSCD",
@@ -64,8 +69,8 @@ class Arm:
 
     @property
     def penalised(self) -> bool:
-        """Whether λ is given, so that the number of fields is what comes out."""
-        return self.method in FAMILY and "lam" in self.values
+        """Whether λ or a price is given, so that the number of fields is what comes out."""
+        return self.method in FAMILY and not {"lam", "price"}.isdisjoint(self.values)
 
 
 def symbol(name: str) -> str:
@@ -93,8 +98,9 @@ def arm_of(row: Row) -> Arm:
 
 
 def order(arm: Arm) -> tuple[Any, ...]:
-    """Ours first, controls last, settings by value."""
-    place = FAMILY.index(arm.method) if arm.method in FAMILY else 2 + (arm.method in CONTROLS)
+    """Ours first, then the paper's, controls last, settings by value."""
+    others = len(FAMILY) + (arm.method in CONTROLS)
+    place = FAMILY.index(arm.method) if arm.method in FAMILY else others
     values = [
         (name, isinstance(value, str), value if isinstance(value, (int, float)) else 0, str(value))
         for name, value in arm.values.items()
@@ -151,8 +157,8 @@ class Panel:
     def standard(self) -> list[Arm]:
         """The arms to compare methods by: each with its defaults, its gates on unseen rows.
 
-        A method that was not run with its defaults has all its variations. Where λ is given, there
-        is no budget to compare at.
+        A method that was not run with its defaults has all its variations. Where λ or a price is
+        given, there is no budget to compare at.
         """
         arms = [arm for arm in self.arms if not arm.penalised]
         chosen = []
@@ -172,7 +178,7 @@ class Panel:
 
     @property
     def ours(self) -> Arm | None:
-        """LPFS++ among the standard arms, if it was run."""
+        """Ours among the standard arms, if it was run."""
         return next((arm for arm in self.standard if arm.method == OURS), None)
 
     @property
@@ -249,13 +255,13 @@ class Panel:
 
 @dataclass(frozen=True)
 class Standing:
-    """Where LPFS++ stands on a panel, by the area under AUC against fields kept."""
+    """Where ours stands on a panel, by the area under AUC against fields kept."""
 
     ours: Estimate
     rival: str
-    """The rival that LPFS++ does worst against."""
+    """The rival that ours does worst against."""
     gap: Estimate
-    """LPFS++ − that rival, seed by seed."""
+    """Ours − that rival, seed by seed."""
     rank: int
     """By the mean area."""
     count: int
@@ -264,15 +270,24 @@ class Standing:
     def verdict(self) -> str:
         """In words: behind a rival, level with one, or ahead of all, by the standard error of the
         paired difference."""
-        if self.gap.error is None:
-            return "one seed"
-        if abs(self.gap.mean) <= self.gap.error:
-            return "level"
-        return "ahead" if self.gap.mean > 0 else "behind"
+        return verdict(self.gap)
+
+
+def verdict(gap: Estimate) -> str:
+    """Ahead or behind by more than the standard error of a paired difference, or level.
+
+    >>> verdict(estimate([0.01, 0.02])), verdict(estimate([-0.01, 0.02])), verdict(estimate([0.1]))
+    ('ahead', 'level', 'one seed')
+    """
+    if gap.error is None:
+        return "one seed"
+    if abs(gap.mean) <= gap.error:
+        return "level"
+    return "ahead" if gap.mean > 0 else "behind"
 
 
 def standing(panel: Panel, retrain: Retrain) -> Standing | None:
-    """Where LPFS++ stands; None where it or every rival is missing."""
+    """Where ours stands; None where it or every rival is missing."""
     if panel.ours is None:
         return None
     areas = {arm: panel.areas(arm, retrain, lambda row: row.auc) for arm in panel.standard}
@@ -289,7 +304,7 @@ def standing(panel: Panel, retrain: Retrain) -> Standing | None:
 
 
 def foremost(panel: Panel) -> tuple[int, int] | None:
-    """At how many of the budgets from half to all of the informative count LPFS++ finds at least as
+    """At how many of the budgets from half to all of the informative count ours finds at least as
     many informative fields as every rival, and how many these budgets are; None without a truth."""
     counts = {row.informative for row in panel.rows if row.informative}
     if panel.ours is None or len(counts) != 1:

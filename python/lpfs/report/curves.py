@@ -180,6 +180,8 @@ class Chart:
     size: str
     level: Tick | None
     """A horizontal line with its name."""
+    upright: Tick | None
+    """A vertical one."""
     unit: str
     x_title: str
     cut: bool
@@ -194,6 +196,7 @@ def chart(
     log: bool = False,
     size: str = "low",
     level: tuple[float, str] | None = None,
+    upright: tuple[float, str] | None = None,
     y_range: tuple[float, float] | None = None,
     unit: str = "",
     x_title: str = "",
@@ -207,6 +210,7 @@ def chart(
         log: whether y is logarithmic; what is not positive lies at its lower end.
         size: `big` or `low`, classes of the style.
         level: height and name of a horizontal line.
+        upright: place and name of a vertical line.
         y_range: the axis, if it shall not show everything: lines are cut off there.
         unit: what y is called where somebody points.
         x_title: what x is.
@@ -261,6 +265,7 @@ def chart(
             f"{1000 * s:.0f}:{text}" for s, text in zip(shares, labels.values(), strict=True)
         )
     mark = level and Tick(round(100 * float(height([level[0]])[0]), 2), level[1])
+    stands = upright and Tick(round(100 * float(place([upright[0]])[0]), 2), upright[1])
     return Chart(
         title,
         lines,
@@ -272,6 +277,7 @@ def chart(
         places,
         size,
         mark or None,
+        stands or None,
         unit,
         x_title,
         y_range is not None,

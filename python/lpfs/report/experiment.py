@@ -16,18 +16,19 @@ from lpfs.report.sections.settings import penalised, rows_of_gates, variations
 
 TEXTS = {
     "short": (
-        "LPFS++ beside the rival that it does worst against, by the area under the "
-        "AUC-against-fields curve. The difference is taken seed by seed; it counts as level while "
-        "it is not larger than its standard error. Most found: at how many of the budgets from "
-        "half to all of the informative count no rival finds more informative fields."
+        "Ours, gates that learn from removal costs, beside the rival that it does worst against, "
+        "by the area under the AUC-against-fields curve. The difference is taken seed by seed; it "
+        "counts as level while it is not larger than its standard error. Most found: at how many "
+        "of the budgets from half to all of the informative count no rival finds more informative "
+        "fields."
     ),
     "curves": (
-        "Test part. Lines are means over seeds; bands, shown for LPFS++ and for the line pointed "
+        "Test part. Lines are means over seeds; bands, shown for ours and for the line pointed "
         "at, reach from the lowest to the highest seed, or one standard error to either side of a "
         "difference. The dashed line is the same network with all fields. The area is that under "
         "AUC against fields kept, divided by the range, so that it is a mean AUC; ± is one "
         "standard error over seeds, bold what is within that of the best. Differences are to "
-        "LPFS++, seed by seed."
+        "ours, seed by seed."
     ),
     "informative": "Means over seeds. A near copy of an informative field counts for it, once.",
     "distribution": (
@@ -43,7 +44,7 @@ TEXTS = {
         "One method with some of its settings varied and everything else the same, at the budgets "
         "that all of them have. Differences are to the first row, seed by seed."
     ),
-    "penalty": "LPFS with λ given: the number of fields is what comes out.",
+    "penalty": "Where λ or a price is given, the number of fields is what comes out.",
     "revival": (
         "A gate may leave exactly zero by its gradient; one that only its leftover momentum "
         "carries back is counted apart. Means over runs."

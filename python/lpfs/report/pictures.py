@@ -29,9 +29,9 @@ def draw(results: Results, directory: Path) -> list[Path]:
     """Draw what the rows allow, each into its own file.
 
     auc.png    AUC against fields kept, cold and hot (figures 5 to 7)
-    gates.png  what LPFS, LPFS++ and group LASSO rank by at the end (figure 1)
+    gates.png  what ours, LPFS++, LPFS and group LASSO rank by at the end (figure 1)
     zeros.png  zero gates over the steps (figure 9)
-    alpha.png  AUC against fields kept for several α (figure 8)
+    alpha.png  AUC of LPFS++ against fields kept for several α (figure 8)
 
     Returns the files.
     """
@@ -163,7 +163,7 @@ def _alpha(found: Sequence[Panel]) -> Figure | None:
         arms = [
             arm
             for arm in panel.arms
-            if arm.method == OURS and [*arm.values] in ([], ["alpha"])
+            if arm.method == "lpfs++" and [*arm.values] in ([], ["alpha"])
             if arm.rows_of_gates == panel.usual
         ]
         if len(arms) > 1:

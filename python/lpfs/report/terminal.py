@@ -6,6 +6,8 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 
+import numpy as np
+from rich import box
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -18,14 +20,18 @@ from rich.table import Table
 
 from lpfs.data import Field
 from lpfs.data import Progress as Reading
+from lpfs.lifecycle.curve import Judged, smallest_within
 from lpfs.lifecycle.path import Path
 from lpfs.lifecycle.training import Progress as Step
+from lpfs.report.costs import by_cost, choice, decimals, lowest, nats, share, units
+from lpfs.report.curves import number
 from lpfs.run import Summary
 
 TITLES = {
     "read": "Reading",
     "encode": "Encoding",
     "pretrain": "Pre-training",
+    "choose": "How many",
     "select": "Selecting",
     "hot_start": "Hot start",
     "all": "All fields",
@@ -163,36 +169,37 @@ def print_columns(console: Console, fields: Sequence[Field]) -> None:
 
 
 def print_run(console: Console, summary: Summary) -> None:
-    """What was run: the data, the protocol, rows and steps."""
+    """What was run: the data, what gates learn from, rows and steps."""
     rows = ", ".join(f"{rows:,} {part}" for part, rows in summary.rows.items())
     steps = ", ".join(
         f"{TITLES.get(stage, stage).lower()} {steps:,}" for stage, steps in summary.steps.items()
     )
+    settings = summary.settings
+    learns = "removal costs" if settings.learns == "costs" else "the gradient"
     console.print(f"{summary.source or 'A log'}: {rows} rows", highlight=False)
     console.print(
-        f"Gates {summary.settings.gate}, protocol {summary.protocol}, batches of "
-        f"{summary.batch_size}, seed {summary.seed}; steps: {steps}"
+        f"Gates {settings.gate}, learning from {learns}, batches of {summary.batch_size}, seed "
+        f"{summary.seed}; steps: {steps}"
     )
 
 
 def print_summary(console: Console, summary: Summary) -> None:
-    """The kept fields with their gates, the metrics, and what pruning changed."""
-    table = Table("kept field", title=f"{len(summary.kept)} of {len(summary.gates)} fields")
-    table.add_column("gate", justify="right")
-    if summary.notes:
-        table.add_column("in truth")
-    shown = _shown(len(summary.kept))
-    for name in summary.kept[:shown]:
-        row = [name, f"{summary.gates[name]:+.3f}"]
-        table.add_row(*row, *([summary.notes.get(name, "")] if summary.notes else []))
-    console.print(table)
-    if len(summary.kept) > shown:
-        console.print(f"… and {len(summary.kept) - shown:,} more.", highlight=False)
-    last = summary.died[-_shown(len(summary.died)) :] if summary.died else []
-    died = ", ".join(f"{death.name} ({death.step})" for death in last)
-    if len(last) < len(summary.died):
-        died = f"{len(summary.died) - len(last):,} fields, then {died}"
-    console.print(f"Removed, in the order of their last death (step): {died or 'none'}")
+    """How many fields and why, the fields with their removal costs, and how well they predict."""
+    settings = summary.settings
+    if summary.chosen:
+        of = units(summary.gates, settings.groups)
+        console.print(choice(summary.curve, settings.within, of), highlight=False)
+        _print_curve(console, summary.curve, smallest_within(summary.curve, settings.within))
+    _print_kept(console, summary)
+    if summary.costs:
+        console.print(
+            "Removal costs in nats per row ± standard error; share: of the "
+            f"{summary.gain:.4f} nats that all fields gain over no field."
+        )
+        _print_removed(console, summary)
+    else:
+        died = ", ".join(f"{death.name} ({death.step})" for death in summary.died)
+        console.print(f"Removed, in the order of their last death (step): {died or 'none'}")
     console.print(
         f"{summary.deaths} deaths, {summary.revivals} revivals, "
         f"{len(summary.cuts)} of the deaths "
@@ -226,13 +233,107 @@ def print_summary(console: Console, summary: Summary) -> None:
         console.print(f"NaN or infinity, taken for missing: {rows}.")
 
 
+def _print_kept(console: Console, summary: Summary) -> None:
+    """The kept fields, those first whose removal would cost most."""
+    kept = set(summary.kept)
+    title = f"{len(kept)} of {len(summary.gates)} fields"
+    table = Table("kept", title=title, title_justify="left", box=box.SIMPLE)
+    for column in ("removal cost", "share") if summary.costs else ():
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("gate", justify="right", no_wrap=True)
+    if summary.notes:
+        table.add_column("in truth", overflow="fold")
+    digits = decimals(summary.costs.values())
+    for name in by_cost(summary):
+        if name not in kept:
+            continue
+        row = [name]
+        if summary.costs:
+            cost = summary.costs[name]
+            row += [" ".join(nats(cost, digits)), share(cost)]
+        row.append(f"{summary.gates[name]:+.3f}")
+        if summary.notes:
+            row.append(summary.notes.get(name, ""))
+        table.add_row(*row)
+    console.print(table)
+
+
+REMOVED_ROWS = 40
+"""Removed fields that a terminal shows with their costs."""
+
+
+def _print_removed(console: Console, summary: Summary) -> None:
+    """The removed fields, those first whose removal costs most, and what took their place."""
+    died = {death.name: death.step for death in summary.died}
+    names = [name for name in by_cost(summary) if name in died]
+    if not names:
+        console.print("No field was removed.")
+        return
+    table = Table("removed", box=box.SIMPLE)
+    table.add_column("removal cost", justify="right", no_wrap=True)
+    table.add_column("died", justify="right", no_wrap=True)
+    if summary.replaced_by:
+        table.add_column("replaced by", overflow="fold", min_width=8)
+    if summary.notes:
+        table.add_column("in truth", overflow="fold")
+    digits = decimals(summary.costs.values())
+    for name in names[:REMOVED_ROWS]:
+        row = [name, " ".join(nats(summary.costs[name], digits)), f"{died[name]:,}"]
+        if summary.replaced_by:
+            found = summary.replaced_by.get(name)
+            row.append("" if found is None else ", ".join(found.by))
+        if summary.notes:
+            row.append(summary.notes.get(name, ""))
+        table.add_row(*row)
+    console.print(table)
+    if more := names[REMOVED_ROWS:]:
+        console.print(f"and {len(more):,} more: {', '.join(more)}")
+
+
+CURVE_ROWS = 9
+"""Numbers of fields that a terminal shows besides the best and the chosen one."""
+BAR = 16
+"""Characters of the longest bar."""
+
+
+def _print_curve(console: Console, curve: Sequence[Judged], chosen: int) -> None:
+    """The curve in a few rows, closer to each other where there are fewer fields."""
+    best = lowest(curve)
+    places = np.unique(np.geomspace(1, len(curve), min(len(curve), CURVE_ROWS)).round()).astype(int)
+    shown = {curve[place - 1].keep for place in places} | {best.keep, chosen}
+    most = max(point.worse for point in curve) or 1.0
+    table = Table(title="Log loss on validation rows", title_justify="left", box=box.SIMPLE)
+    for column in ("fields", "log loss", "worse by"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    for point in curve:
+        if point.keep not in shown:
+            continue
+        bar = "▇" * round(BAR * max(point.worse, 0) / most)
+        note = " ".join(
+            word
+            for word, is_so in (("chosen", point.keep == chosen), ("best", point is best))
+            if is_so
+        )
+        table.add_row(
+            f"{point.keep:,}",
+            f"{point.log_loss:.4f}",
+            f"{number(point.worse, 4)} ± {point.error:.4f}" if point is not best else "",
+            note or bar,
+        )
+    console.print(table)
+
+
 def print_path(console: Console, path: Path) -> None:
-    """The order in which fields died, and the subsets that were judged."""
+    """The order in which fields died, the curve, and the subsets that were judged."""
     removed = ", ".join(
-        f"{name} ({path.died[name]})" if name in path.died else name for name in path.order
+        " + ".join(names) + (f" ({path.died[names[0]]})" if names[0] in path.died else "")
+        for names in path.order
     )
     console.print(f"Fields in the order in which they died (step): {removed}")
     console.print("The last k of them are the subset of k fields.")
+    _print_curve(console, path.curve, path.chosen)
+    console.print(choice(path.curve, path.settings.within, len(path.order)), highlight=False)
     if path.points:
         table = Table("fields", title="Test AUC of a new network", title_justify="left")
         table.add_column("on the path", justify="right")

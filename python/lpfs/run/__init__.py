@@ -3,6 +3,7 @@
 from lpfs.run.directory import (
     Cut,
     Died,
+    FieldCost,
     History,
     Illustrate,
     Summary,
@@ -14,18 +15,22 @@ from lpfs.run.directory import (
     save,
     summarise,
 )
+from lpfs.run.replacing import Replacement, replaced_by
 
 __all__ = [
     "Cut",
     "Died",
+    "FieldCost",
     "History",
     "Illustrate",
+    "Replacement",
     "Summary",
     "load_encoders",
     "load_history",
     "load_model",
     "load_pretrained",
     "load_summary",
+    "replaced_by",
     "save",
     "summarise",
 ]

@@ -1,7 +1,8 @@
 """The directory that a run leaves. Plain formats only; it appears whole or not at all.
 
 selection.json      what was selected, with which settings, and how good it is (`Summary`)
-history.parquet     gates, ε, λ, η, number of living gates and loss over the selection steps
+history.parquet     gates, removal costs with their errors, ε, λ, η, number of living gates and loss
+                    over the selection steps
 model.safetensors   the weights of the pruned and hot-started model
 model.json          what it is built from (`DLRM(**model.json)`)
 pretrained.safetensors  the model with all fields as it was before the gates came, with its
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import platform
 import shutil
 import tempfile
@@ -34,10 +36,13 @@ import lpfs
 from lpfs.data import Data, DataError, Encoder
 from lpfs.data.columns import Kind
 from lpfs.files import parents_made, sync
+from lpfs.lifecycle.curve import Judged
 from lpfs.lifecycle.pretrained import Pretrained
-from lpfs.lifecycle.selection import Protocol, Scored, Selection, Settings
+from lpfs.lifecycle.selection import Scored, Selection
+from lpfs.lifecycle.settings import Settings
 from lpfs.lifecycle.training import Metrics
 from lpfs.models import DLRM
+from lpfs.run.replacing import Replacement, replaced_by
 
 ENCODERS = TypeAdapter(list[Encoder])
 History = Mapping[str, Sequence[float]]
@@ -61,6 +66,18 @@ class Cut(BaseModel):
     gate_before: float
 
 
+class FieldCost(BaseModel):
+    """What the removal of a field would add to the log loss, as the selection's end saw it."""
+
+    model_config = ConfigDict(extra="forbid")
+    nats: float
+    """Per row. Below 0 where the field does harm."""
+    error: float | None
+    """Its standard error; null where too few steps were heard to tell."""
+    share: float | None
+    """`nats` as a share of the summary's `gain`; null where all fields gain nothing."""
+
+
 class Values(BaseModel):
     """How a column was read, and shares of its rows, 0 to 1, to which those of scored rows are
     compared."""
@@ -80,7 +97,7 @@ class Summary(BaseModel):
     """`selection.json`."""
 
     model_config = ConfigDict(extra="forbid")
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     source: str
     """What was read, as it was named."""
     started_from: str | None = None
@@ -91,6 +108,19 @@ class Summary(BaseModel):
     """The names of the kept fields, in the model's order."""
     gates: dict[str, float]
     """Every field's factor as pruning folded it, 0 exactly for a removed field."""
+    costs: dict[str, FieldCost]
+    """Every field's removal cost, living or dead; fields behind one gate share theirs. Empty where
+    gates learn otherwise."""
+    gain: float
+    """Log loss on the test part of its own share of clicks, said of every row, less that of `all`:
+    what all fields gain over no field, in nats per row."""
+    curve: list[Judged]
+    """The numbers of fields that were passed, groups counted once, judged on validation rows."""
+    chosen: bool
+    """Whether the number of fields was found on the curve, and not asked for."""
+    replaced_by: dict[str, Replacement]
+    """Removed field → the living one whose removal cost rose most when it went, where one's rose by
+    more than two errors of the rise; see `replaced_by`."""
     died: list[Died]
     """The removed fields in the order in which they died for the last time."""
     deaths: int
@@ -107,7 +137,6 @@ class Summary(BaseModel):
     """Mean |Δlogit| of the last step before pruning, on 4,096 validation rows."""
     first_step_change: float | None
     """The same of the first step after pruning; null without hot start."""
-    protocol: Protocol
     batch_size: int
     steps: dict[str, int]
     """Training steps by stage."""
@@ -140,14 +169,40 @@ def summarise(
     started_from: str | None = None,
 ) -> Summary:
     """What `selection.json` says of a selection."""
+    history = selection.trajectory.table()
+    return _summary(selection, data, history, source, notes, started_from)
+
+
+def _summary(
+    selection: Selection,
+    data: Data,
+    history: History,
+    source: str,
+    notes: Mapping[str, str] | None,
+    started_from: str | None,
+) -> Summary:
     trajectory = selection.trajectory
+    path = trajectory.path()
+    gain = _entropy(data) - selection.metrics["all"].log_loss
     return Summary(
         source=source,
         started_from=started_from,
         notes=dict(notes or {}),
         kept=selection.kept,
         gates=selection.gates,
-        died=[Died(name=name, step=step) for name, step in trajectory.path()],
+        costs={
+            name: FieldCost(
+                nats=cost.nats,
+                error=cost.error if math.isfinite(cost.error) else None,
+                share=cost.nats / gain if gain > 0 else None,
+            )
+            for name, cost in selection.costs.items()
+        },
+        gain=gain,
+        curve=selection.curve,
+        chosen=selection.chosen,
+        replaced_by=replaced_by(history, dict(path), selection.settings.groups),
+        died=[Died(name=name, step=step) for name, step in path],
         deaths=len(trajectory.deaths),
         revivals=trajectory.revivals,
         cuts=[
@@ -159,7 +214,6 @@ def summarise(
         max_logit_change_allowed=selection.logit_bound,
         last_step_change=selection.last_step_change,
         first_step_change=selection.first_step_change,
-        protocol=selection.protocol,
         batch_size=selection.batch_size,
         steps=selection.steps,
         rows={name: len(getattr(data, name)) for name in ("train", "validation", "test")},
@@ -189,6 +243,12 @@ def summarise(
     )
 
 
+def _entropy(data: Data) -> float:
+    """Of the test labels: the log loss of whoever knows how often, and nothing else."""
+    clicks = float(np.mean(data.test.labels))
+    return -sum(p * math.log(p) for p in (clicks, 1 - clicks) if p > 0)
+
+
 def save(
     selection: Selection,
     data: Data,
@@ -214,8 +274,8 @@ def save(
     Raises:
         OSError: if that cannot be done; then nothing is left behind.
     """
-    summary = summarise(selection, data, source, notes, started_from)
     history = selection.trajectory.table()
+    summary = _summary(selection, data, history, source, notes, started_from)
     history["loss"] = [selection.losses[int(step) - 1] for step in history["step"]]
     model = selection.model
     assert isinstance(model, DLRM)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -66,9 +65,7 @@ def task_of(data: Data, rows_of_gates: RowsOfGates = "one-pass") -> Task:
     torch.manual_seed(0)
     model = DLRM({field.name: field.cardinality for field in data.fields}, dim=4, top=(16,))
     optimizer = torch.optim.Adagrad(model.parameters(), lr=0.05)
-    first, feed = split_rows(
-        data.train, rows_of_gates, BATCH_SIZE, epochs=2, least_steps=math.ceil(len(data.train) / 64)
-    )
+    first, feed = split_rows(data.train, rows_of_gates, BATCH_SIZE, epochs=2)
     for step, batch in enumerate(first.batches(BATCH_SIZE), start=1):
         train_step(model, optimizer, batch, "pretrain", step)
     return Task(model, optimizer, feed, data.validation)

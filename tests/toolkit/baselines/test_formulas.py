@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lpfs.baselines import METHODS, Task
+from lpfs.baselines import METHODS, Outcome, Task
 from lpfs.baselines.adafs import AdaFS
 from lpfs.baselines.autofield import AutoField
 from lpfs.baselines.first_layer import Groups, taken_from
@@ -21,6 +21,7 @@ from lpfs.baselines.gates import Recorder
 from lpfs.baselines.hard_concrete import HardConcreteGate
 from lpfs.baselines.inputs import columns_of
 from lpfs.baselines.permutation import importances
+from lpfs.baselines.recursive import RecursiveElimination
 from lpfs.baselines.shark import first_order
 from lpfs.baselines.shuffle_gate import ShuffleGate
 from lpfs.baselines.stg import StochasticGate
@@ -233,6 +234,31 @@ def test_permutation_spares_what_is_not_read_and_takes_groups_together(
         METHODS["permutation"](groups=[("age",)]).run(task)
     with pytest.raises(ValueError, match="'C1' stands twice"):
         METHODS["permutation"](groups=[("C1",), ("C1",)]).run(task)
+
+
+@pytest.mark.parametrize(("steps", "keep"), [(60, 3), (5, 1), (60, 9)])
+def test_elimination_leaves_geometrically_fewer_and_lets_the_rest_adapt(
+    make_task: MakeTask, steps: int, keep: int
+) -> None:
+    living: list[int] = []
+    task = make_task(keep=keep)
+
+    class Watched(RecursiveElimination):
+        def _run(self, task: Task) -> Outcome:
+            # `on_step` is called when the step's round is over.
+            def look(step: int, loss: float) -> None:
+                living.append(int(task.model.gate.mask.sum()))  # type: ignore[union-attr,operator,arg-type]
+
+            return super()._run(replace(task, on_step=look))
+
+    outcome = Watched().run(replace(task, feed=replace(task.feed, steps=steps)))
+    expected = [
+        round(9 * (keep / 9) ** (min(12, 13 * step // steps) / 12)) for step in range(1, steps + 1)
+    ]
+    assert living == expected
+    assert living[-1] == keep
+    assert outcome.living() == outcome.kept(keep)
+    assert sorted(outcome.scores.values()) == list(range(9))
 
 
 def test_random_ranks_are_uniform(make_task: MakeTask) -> None:

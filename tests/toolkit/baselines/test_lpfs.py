@@ -1,4 +1,4 @@
-"""LPFS and LPFS++ behind the rivals' protocol."""
+"""Gates that a plan moves, ours and the paper's, behind the rivals' protocol."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def run(make_task: MakeTask, name: str, keep: int | None = None, **options: Any)
     return METHODS[name](**options).run(make_task(keep=keep))
 
 
-@pytest.mark.parametrize("name", ["lpfs", "lpfs++"])
+@pytest.mark.parametrize("name", ["removal-costs", "lpfs", "lpfs++"])
 def test_the_budget_is_met_by_the_right_features(
     make_task: MakeTask, name: str, informative: set[str]
 ) -> None:
@@ -27,19 +27,23 @@ def test_the_budget_is_met_by_the_right_features(
     assert outcome.trajectory.table()["alive"][-1] == 4
 
 
+@pytest.mark.parametrize(
+    ("name", "other", "options"),
+    [("removal-costs", "price", {}), ("lpfs++", "lam", {"alpha": 10.0, "last_lr": 1.0})],
+)
 def test_a_path_serves_every_budget_with_nested_subsets(
-    make_task: MakeTask, informative: set[str]
+    make_task: MakeTask, informative: set[str], name: str, other: str, options: dict[str, float]
 ) -> None:
-    outcome = run(make_task, "lpfs++", path=True, alpha=10.0, last_lr=1.0)
-    assert METHODS["lpfs++"](path=True).serves_all
-    assert not METHODS["lpfs++"]().serves_all
+    outcome = run(make_task, name, path=True, **options)
+    assert METHODS[name](path=True).serves_all
+    assert not METHODS[name]().serves_all
     assert outcome.trajectory is not None
     assert outcome.trajectory.table()["alive"][-1] == 1
     subsets = [set(outcome.kept(keep)) for keep in range(1, 10)]
     assert all(smaller < larger for smaller, larger in itertools.pairwise(subsets))
     assert subsets[3] == informative
     with pytest.raises(ValueError, match="a path has a budget"):
-        METHODS["lpfs++"](path=True, lam=1.0)
+        METHODS[name](path=True, **{other: 1.0})
 
 
 def test_a_larger_penalty_leaves_fewer(make_task: MakeTask) -> None:
@@ -48,6 +52,38 @@ def test_a_larger_penalty_leaves_fewer(make_task: MakeTask) -> None:
         for lam in (0.0, 2.0, 10.0)
     ]
     assert living[0] == 9 > living[1] > living[2]
+
+
+def test_a_price_keeps_what_earns_it(make_task: MakeTask, informative: set[str]) -> None:
+    kept = [set(run(make_task, "removal-costs", price=p).living()) for p in (1e-4, 2e-3, 0.1)]
+    assert informative <= kept[0]
+    assert kept[1] == informative
+    assert not kept[2]
+    assert not METHODS["removal-costs"](price=1e-3).needs_keep
+
+
+def test_a_dear_feature_goes_before_its_equal(make_task: MakeTask, informative: set[str]) -> None:
+    best = run(make_task, "removal-costs", keep=3).living()
+    assert set(best) < informative
+    for dear in best:
+        found = METHODS["removal-costs"]().run(make_task(keep=3, costs={dear: 100.0})).living()
+        assert len(found) == 3
+        assert dear not in found
+
+
+def test_ours_is_not_the_papers(make_task: MakeTask) -> None:
+    by_costs = run(make_task, "removal-costs", keep=4).trajectory
+    by_gradient = run(make_task, "lpfs", keep=4).trajectory
+    assert by_costs is not None
+    assert by_gradient is not None
+    assert by_costs.costs is not None
+    assert by_gradient.costs is None
+
+
+def test_a_dead_gate_of_the_papers_lpfs_has_no_gradient(make_task: MakeTask) -> None:
+    outcome = run(make_task, "lpfs", keep=4)
+    assert outcome.revived is not None
+    assert outcome.revived.by_gradient == 0
 
 
 def test_noise_brings_gates_of_lpfs_back(make_task: MakeTask) -> None:

@@ -11,13 +11,12 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from lpfs.baselines import METHODS, Method, Outcome, RowsOfGates, Task, only, split_rows
+from lpfs.baselines import METHODS, Method, Outcome, Task, only, split_rows
 from lpfs.data import ClickLog
 from lpfs.lifecycle.training import predict, train_step
 
 from .conftest import MakeTask
 
-LEARNING = [name for name, method in METHODS.items() if method.learns_gates]
 EXACT = [name for name, method in METHODS.items() if method.exact]
 
 
@@ -48,29 +47,6 @@ def test_every_method_ranks_trains_and_prunes(make_task: MakeTask, name: str) ->
         assert change.largest <= 1e-5 * max(1.0, change.scale)
     else:
         assert change.largest > 1e-3
-
-
-@pytest.mark.parametrize("rows_of_gates", ["one-pass", "held-out", "same-rows"])
-@pytest.mark.parametrize("name", LEARNING)
-def test_gates_learn_from_the_rows_they_are_given(
-    make_task: MakeTask, name: str, rows_of_gates: RowsOfGates
-) -> None:
-    task = make_task(rows_of_gates, keep=3)
-    few = make_task(rows_of_gates, keep=3, feed=_shortened(task, 12))
-    outcome = outcome_of(name, few)
-    assert outcome.steps == 12
-    table = task.model.table.weight  # type: ignore[union-attr]
-    after = outcome.model.table.weight  # type: ignore[union-attr]
-    assert torch.equal(table, after) == (rows_of_gates == "held-out")  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("name", sorted(set(METHODS) - set(LEARNING)))
-def test_without_gates_no_row_is_learnt_from_again(make_task: MakeTask, name: str) -> None:
-    task = make_task("held-out", keep=3)
-    outcome = outcome_of(name, task)
-    assert outcome.steps == 0
-    before = task.model.state_dict()
-    assert all(torch.equal(v, before[k]) for k, v in outcome.model.state_dict().items())
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -130,25 +106,17 @@ def test_a_kept_feature_whose_factor_is_zero_can_learn(make_task: MakeTask) -> N
     smaller, optimizer = outcome.prune(3)
     for state in optimizer.state.values():
         assert state["sum"].isfinite().all()
-    for step, batch in zip(range(3), task.feed.weights.batches(64), strict=False):
+    for step, batch in zip(range(3), task.feed.rows.batches(64), strict=False):
         train_step(smaller, optimizer, batch, "hot start", step)
     assert predict(smaller, task.validation).isfinite().all()
 
 
 def test_rows_are_divided_as_named(make_task: MakeTask) -> None:
-    train = make_task().feed.weights
-    first, feed = split_rows(train, "held-out", 100, least_steps=7)
-    assert feed.gates is not None
-    assert feed.still_tables
-    assert (len(first), len(feed.weights), len(feed.gates)) == (
-        int(0.8 * len(train)),
-        int(0.8 * len(train)),
-        len(train) - int(0.8 * len(train)),
-    )
-    _, once = split_rows(train, "one-pass", 100)
+    train = make_task().feed.rows
+    first, once = split_rows(train, "one-pass", 100)
     _, again = split_rows(train, "same-rows", 100, epochs=3)
-    assert again.steps == 3 * once.steps
-    assert again.gates is once.gates is None
+    assert (len(first), len(once.rows)) == (int(0.3 * len(train)), len(train) - len(first))
+    assert (len(again.rows), again.steps) == (len(once.rows), 3 * once.steps)
     with pytest.raises(ValueError, match="got 'twice'"):
         split_rows(train, "twice", 100)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="train: 1 rows are too few"):

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from lpfs import ProximalSGD
-from lpfs.baselines.lpfs import Revivals
+from lpfs.baselines.planned import Revivals
 
 
 def test_momentum_and_gradient_are_told_apart() -> None:
@@ -18,6 +18,6 @@ def test_momentum_and_gradient_are_told_apart() -> None:
     ):
         x.grad = torch.tensor(grad)
         optimizer.step()
-        revivals.look()
+        revivals.look(optimizer.param_groups[0]["lr"])
         assert (x != 0).tolist() == alive
     assert (revivals.by_momentum, revivals.by_gradient) == (1, 1)

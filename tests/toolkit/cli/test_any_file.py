@@ -27,7 +27,7 @@ from ..command import below, lpfs
 
 FULL = bool(os.environ.get("LPFS_FULL"))
 FILES = 2000 if FULL else 150
-TINY = ["--protocol", "one-pass", "--batch-size", 4, "--epochs", 0, "--dim", 1]
+TINY = ["--batch-size", 4, "--epochs", 0, "--dim", 1]
 
 names = st.sampled_from(["a", "b", "user_id", "with space", "ünï", "$x$", "a,b", "", '"', "<i>&"])
 names |= st.text(max_size=8)

@@ -19,7 +19,6 @@ import pyarrow.parquet
 import pytest
 
 from lpfs.data import ByColumn, ByFraction, InOrder, load
-from lpfs.lifecycle import selection
 from lpfs.lifecycle.training import Progress
 from lpfs.report.tensorboard import Scalars
 from lpfs.run import load_summary
@@ -104,7 +103,7 @@ SELECTIONS: dict[str, tuple[str, list[object], dict[str, Any]]] = {
         [
             *("--label", "click", "--keep", 9, "--in-order", "--test", 0.3, "--numbers", "log"),
             *("--ignore", "C1,C2", "--category", "I1", "--number", "I2, I3", "--min-count", 3),
-            *("--always-keep", "C20,I4", "--gate", "lpfs", "--seed", 3, "--dim", 4),
+            *("--always-keep", "C20,I4", "--gate", "lpfs++", "--seed", 3, "--dim", 4),
         ],
         {
             "label": "click",
@@ -150,6 +149,22 @@ SELECTIONS: dict[str, tuple[str, list[object], dict[str, Any]]] = {
         {"label": "click", "negatives": 0.5},
     ),
     "lam": ("log.parquet", ["--label", "click", "--lam", 0.5], {"label": "click"}),
+    "gradient": (
+        "log.parquet",
+        ["--label", "click", "--keep", 6, "--learn", "gradient", "--gate", "lpfs++"],
+        {"label": "click"},
+    ),
+    "price": ("log.parquet", ["--label", "click", "--price", 1e-5], {"label": "click"}),
+    "total cost": (
+        "log.parquet",
+        ["--label", "click", "--total-cost", 9.5, "--cost", "C1=4,C2=0.5,I1=100"],
+        {"label": "click"},
+    ),
+    "found": (
+        "log.parquet",
+        ["--label", "click", "--within", 0.5, "--cost", "C1=2"],
+        {"label": "click"},
+    ),
 }
 
 
@@ -161,7 +176,6 @@ def test_select(logs: Path, tmp_path: Path, name: str) -> None:
     summary = check_run(run, load(logs / log, **loading))
     settings = summary.settings
     assert summary.source == str(logs / log)
-    assert summary.protocol == "one-pass"
     assert summary.batch_size == 64
     assert summary.steps["hot_start"] == 0
     assert summary.first_step_change is None
@@ -176,6 +190,15 @@ def test_select(logs: Path, tmp_path: Path, name: str) -> None:
         alive = [unit for unit in units if unit & set(summary.kept)]
         assert len(alive) == settings.keep
         assert all(unit <= set(summary.kept) for unit in alive)
+    if settings.total_cost is not None:
+        assert settings.cost == {"C1": 4, "C2": 0.5, "I1": 100}
+        assert sum(settings.cost.get(name, 1) for name in summary.kept) <= 9.5
+    assert summary.chosen == (name == "found")
+    if summary.chosen:
+        assert (settings.within, settings.cost) == (0.5, {"C1": 2})
+        assert f"{len(summary.kept)} of 27 fields: the" in out
+        assert "0.5 standard errors" in out
+        assert summary.steps["choose"] == summary.steps["select"]
     for kept in settings.always_keep:
         assert summary.gates[kept] == 1.0
     if "--gate" in options:
@@ -199,18 +222,34 @@ FILES = {
 }
 
 
-def test_hot_start_and_held_out_rows(
-    logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(selection, "HELD_OUT_STEPS", 60)
+def test_hot_start(logs: Path, tmp_path: Path) -> None:
     options = ["--label", "click", "--keep", 6, "--epochs", 2]
     out = succeed("select", logs / "log.parquet", "--out", tmp_path / "run", *options)
     summary = check_run(tmp_path / "run", load(logs / "log.parquet", label="click"))
-    assert summary.protocol == "held-out"
-    assert "Protocol: held-out, batches of 64 (chosen by the number of rows)" in out
+    assert "Batches of 16 (chosen by the number of rows)." in out
     assert summary.steps["hot_start"] > 0
     assert summary.first_step_change is not None
     assert len(summary.kept) == 6
+
+
+def test_costs_from_a_file(logs: Path, tmp_path: Path) -> None:
+    prices = tmp_path / "prices.csv"
+    prices.write_text('field,cost\nC1,2.5\n"I1",1e3\n')
+    options = ["--label", "click", "--keep", 6, "--cost", prices, *QUICK]
+    succeed("select", logs / "log.parquet", "--out", tmp_path / "run", *options)
+    assert load_summary(tmp_path / "run").settings.cost == {"C1": 2.5, "I1": 1000}
+    for content, expected in (
+        ("C1,2\n", ["expected the columns field,cost"]),
+        ("", ["expected the columns field,cost"]),
+        ("field,cost\nC1\n", ["line 2", "expected 2 values, got 1"]),
+        ("field,cost\nC1,2\nC2,dear\n", ["line 3", "expected a number, got 'dear'"]),
+        ("field,cost\nC1,nan\n", ["line 2", "above 0, got nan"]),
+        ("field,cost\nC1,2\nC1,3\n", ["line 3", "'C1' stands there twice"]),
+        ("field,cost\nC99,2\n", ["no field 'C99'"]),
+    ):
+        prices.write_text(content)
+        out = ["--out", tmp_path / "other"]
+        refused(tmp_path, expected, "select", logs / "log.parquet", *options, *out)
 
 
 def test_a_seed_decides_everything(logs: Path, tmp_path: Path) -> None:
@@ -242,7 +281,7 @@ def test_any_name_can_be_a_column(tmp_path: Path) -> None:
 
 LABEL = ["--label", "click", "--keep", "5"]
 WRITTEN = "label,a,b,split\n" + "".join(
-    f"{i % 2},w{i % 3},{i}.5,{'test' if i // 2 % 5 == 0 else 'train'}\n" for i in range(100)
+    f"{i % 2},w{i % 3},{i}.5,{'test' if i // 2 % 5 == 0 else 'train'}\n" for i in range(300)
 )
 KEEP = ["--keep", "1"]
 CRITEO = "".join("\t".join([str(i % 2), *["1"] * 13, *["ab"] * 26]) + "\n" for i in range(50))
@@ -283,8 +322,10 @@ BAD: list[tuple[str | tuple[str, str | bytes], list[str], list[str]]] = [
     (("log.csv", WRITTEN), ["--always-keep", "z", *KEEP], ["always_keep", "'z'"]),
     (("log.csv", WRITTEN), ["--group", "a,z", *KEEP], ["groups", "'z'"]),
     (("log.csv", WRITTEN), ["--group", "a,b", "--group", "b", *KEEP], ["'b'", "twice"]),
-    ("log.parquet", ["--label", "click"], ["keep", "lam"]),
-    ("log.parquet", [*LABEL, "--lam", "1"], ["keep", "lam"]),
+    ("log.parquet", [*LABEL, "--lam", "1"], ["at most one", "--keep and --lam"]),
+    ("log.parquet", [*LABEL, "--cost", "C99=2"], ["cost", "no field 'C99'"]),
+    ("log.parquet", [*LABEL, "--learn", "gradient", "--cost", "C1=2"], ["cost", "gradient"]),
+    ("log.parquet", ["--label", "click", "--lam", "1", "--learn", "costs"], ["lam", "gradient"]),
     ("log.parquet", ["--label", "click", "--keep", "0"], ["--keep", "greater", "got 0"]),
     ("log.parquet", ["--label", "click", "--keep", "28"], ["keep", "between 1 and 27", "got 28"]),
     ("log.parquet", ["--label", "click", "--keep", "many"], ["--keep", "integer"]),
@@ -298,7 +339,6 @@ BAD: list[tuple[str | tuple[str, str | bytes], list[str], list[str]]] = [
     ("log.parquet", [*LABEL, "--dim", "0"], ["--dim", "got 0"]),
     ("log.parquet", [*LABEL, "--min-count", "0"], ["--min-count"]),
     ("log.parquet", [*LABEL, "--negatives", "0"], ["negatives", "above 0", "got 0"]),
-    ("log.parquet", [*LABEL, "--protocol", "two-pass"], ["--protocol", "held-out", "two-pass"]),
     ("log.parquet", [*LABEL, "--numbers", "words"], ["--numbers", "quantile", "words"]),
     ("log.parquet", [*LABEL, "--test", "1.5"], ["test", "between 0 and 1", "got 1.5"]),
     ("log.parquet", [*LABEL, "--split", "C1", "--in-order"], ["--split", "--in-order"]),

@@ -38,6 +38,19 @@ def test_the_demo_finds_the_informative_fields(tmp_path: Path) -> None:
     assert (run / "report.html").stat().st_size > 10_000
 
 
+def test_the_demo_keeps_what_it_is_told_to(tmp_path: Path) -> None:
+    few = ["demo", "--rows", 1000, "--out"]
+    succeed(*few, tmp_path / "three", "--keep", 3, "--cost", "C1=2")
+    three = load_summary(tmp_path / "three")
+    assert (len(three.kept), three.settings.cost, three.chosen) == (3, {"C1": 2}, False)
+    out = succeed(*few, tmp_path / "found", "--within", 0)
+    found = load_summary(tmp_path / "found")
+    assert found.chosen
+    assert found.settings.within == 0
+    assert f"{len(found.kept)} of 27 fields: the best" in out
+    assert "of 10 informative fields found" in out
+
+
 @pytest.mark.skipif(not CENSUS.exists(), reason=f"{CENSUS.name} is not beside the repository")
 def test_census_income_with_15_of_40_fields(tmp_path: Path) -> None:
     run = tmp_path / "run"

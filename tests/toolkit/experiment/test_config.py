@@ -34,7 +34,11 @@ TOP = '[[data]]\nname = "log"'
             "'seed' is not known; allowed are name, description, methods",
         ),
         ('name = "good"', "", "name: Field required"),
-        ('"random"', '"rnadom"', "methods: 'rnadom' is not a method; allowed are lpfs++, lpfs,"),
+        (
+            '"random"',
+            '"rnadom"',
+            "methods: 'rnadom' is not a method; allowed are removal-costs, lpfs++,",
+        ),
         ('"random"', '"lpfs++"', "methods: 'lpfs++' stands twice"),
         ("budgets = [2]", "budgets = [0]", "budgets: expected numbers from 1 on, got 0"),
         ("budgets = [2]", "budgets = []", "budgets: Tuple should have at least 1 item"),
@@ -44,7 +48,7 @@ TOP = '[[data]]\nname = "log"'
         (
             "seeds = [0]",
             'seeds = [0]\nrows_of_gates = ["all"]',
-            "rows_of_gates.0: Input should be 'one-pass', 'held-out' or 'same-rows', got 'all'",
+            "rows_of_gates.0: Input should be 'one-pass' or 'same-rows', got 'all'",
         ),
         ('"synthetic"', '"synth"', "data.0: Input tag 'synth' found using 'kind' does not match"),
         ("rows = 3000", "rows = 10", "data.0.rows: Input should be greater than or equal to 1000"),

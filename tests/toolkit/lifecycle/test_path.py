@@ -30,7 +30,7 @@ RECIPE = Recipe(
     weak=0.9,
     interaction=0.0,
 )
-SETTINGS = Settings(keep=1, dim=4, top=(8,), batch_size=16, gate_lr=0.01)
+SETTINGS = Settings(dim=4, top=(8,), batch_size=16)
 
 
 @pytest.fixture(scope="module")
@@ -45,15 +45,32 @@ def followed(log: Data) -> Followed:
 
 def test_subsets_are_nested_and_in_the_order_of_death(followed: Followed) -> None:
     fields = {field.name for field in ClickLog(RECIPE).truth}
-    assert set(followed.order) == fields
-    assert set(followed.died) == set(followed.order[:-1])
-    steps = [followed.died[name] for name in followed.order[:-1]]
+    order = [name for (name,) in followed.order]
+    assert set(order) == fields
+    assert set(followed.died) == set(order[:-1])
+    steps = [followed.died[name] for name in order[:-1]]
     assert steps == sorted(steps)
     subsets = [set(followed.kept(keep)) for keep in range(1, 9)]
     assert [len(subset) for subset in subsets] == [*range(1, 9)]
     assert all(smaller < larger for smaller, larger in itertools.pairwise(subsets))
     for point in followed.points:
         assert set(point.path.kept) == subsets[point.keep - 1]
+
+
+def test_every_number_is_judged(followed: Followed) -> None:
+    assert [point.keep for point in followed.curve] == list(range(1, 9))
+    assert all(len(point.kept) == point.keep for point in followed.curve)
+    assert followed.chosen == 4
+
+
+def test_groups_count_once_and_what_stays_stands_in_every_subset(log: Data) -> None:
+    options = {"groups": (("C1", "C2"),), "always_keep": ("C3",)}
+    path = follow(log, SETTINGS.model_copy(update=options), [2])
+    assert len(path.order) == 7
+    assert path.order[-1] == ("C3",)
+    assert ("C1", "C2") in path.order
+    assert "C3" in path.points[0].path.kept
+    assert [point.keep for point in path.curve] == list(range(1, 8))
 
 
 def test_the_path_finds_what_is_there(followed: Followed) -> None:
@@ -86,8 +103,7 @@ def test_separate_runs_start_from_the_same_model(log: Data) -> None:
 @pytest.mark.parametrize(
     ("settings", "keeps", "expected"),
     [
-        (Settings(keep=1, groups=(("C1", "C2"),)), [], "a gate of its own"),
-        (Settings(keep=1, always_keep=("C1",)), [], "a gate of its own"),
+        (Settings(keep=1), [], "passes every number of fields: name none"),
         (SETTINGS, [9], "keep must be between 1 and 8, got 9"),
         (SETTINGS, [0], "keep must be between 1 and 8, got 0"),
     ],
@@ -107,8 +123,8 @@ def test_the_command(tmp_path: Path) -> None:
     assert len(found.order) == 8
     assert f"{found.points[0].path.test.auc:.4f}" in printed
     assert "the 2 runs of their own" in printed
-    for name in found.order:
-        assert name in printed
+    for fields in found.order:
+        assert "+".join(fields) in printed
 
 
 @pytest.mark.parametrize(

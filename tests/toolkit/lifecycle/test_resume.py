@@ -22,7 +22,6 @@ import torch
 
 from lpfs import Checkpoints, Pretrained, Selection, Settings, StoppedError, select
 from lpfs.data import Data, load
-from lpfs.lifecycle import selection
 from lpfs.run import load_pretrained, load_summary
 from lpfs.unfinished import unfinished
 
@@ -32,7 +31,7 @@ from ..victims import Died, Victims
 
 FULL = os.environ.get("LPFS_FULL") == "1"
 OPTIONS: list[object] = [
-    *("--label", "click", "--keep", 5, "--dim", 4, "--protocol", "one-pass"),
+    *("--label", "click", "--keep", 5, "--dim", 4),
     *("--batch-size", 64, "--checkpoint-every", 0),
 ]
 BYTES = (
@@ -279,7 +278,7 @@ def test_another_run_is_refused(
     assert said.startswith(f"lpfs: {place}: left by an interrupted run; --resume")
     for options, words in (
         (["--keep", 6], "keep is 5 there, 6 here"),
-        (["--gate", "lpfs"], "gate is 'lpfs++' there, 'lpfs' here"),
+        (["--gate", "lpfs++"], "gate is 'lpfs' there, 'lpfs++' here"),
         (["--min-count", 4], "reading.min_count is 2 there, 4 here"),
         (["--from", undisturbed], "from is None there, "),
     ):
@@ -373,10 +372,7 @@ def test_a_penalty_that_leaves_nothing(log: Path, tmp_path: Path) -> None:
     assert not below(tmp_path)
 
 
-def test_a_demo_goes_on(
-    tmp_path: Path, interrupt: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(selection, "HELD_OUT_STEPS", 40)
+def test_a_demo_goes_on(tmp_path: Path, interrupt: Callable[[int], None]) -> None:
     interrupt(3)
     command = ["demo", "--rows", 1000, "--out", tmp_path / "run"]
     assert lpfs(*command).status == 130
@@ -405,7 +401,7 @@ def test_starting_from_an_earlier_run(log: Path, undisturbed: Path, tmp_path: Pa
     for options, words in (
         (["--dim", 8], "model.dim is 4 there, 8 here"),
         (["--ignore", "C1"], "reading.ignore"),
-        (["--protocol", "held-out"], "protocol is 'one-pass' there, 'held-out' here"),
+        (["--batch-size", 16], "batch_size is 64 there, 16 here"),
         (["--from", log.parent], "there is no pretrained.safetensors"),
         (["--from", tmp_path / "gone"], "there is no pretrained.safetensors"),
     ):
@@ -431,7 +427,7 @@ class KilledError(BaseException):
     """Nobody catches it."""
 
 
-SMALL: dict[str, Any] = {"keep": 3, "dim": 4, "top": (8,), "batch_size": 32, "gate_lr": 0.01}
+SMALL: dict[str, Any] = {"keep": 3, "dim": 4, "top": (8,), "batch_size": 32}
 
 
 @pytest.fixture(scope="module")
@@ -453,6 +449,8 @@ def everything(result: Selection) -> list[Any]:
         result.metrics,
         result.steps,
         result.losses,
+        result.costs,
+        result.curve,
         result.logit_change,
         result.last_step_change,
         result.first_step_change,
@@ -465,16 +463,16 @@ def everything(result: Selection) -> list[Any]:
 @pytest.mark.parametrize(
     "options",
     [
-        {"protocol": "one-pass", "epochs": 2},
-        {"protocol": "held-out", "numbers": "mlp"},
-        {"protocol": "held-out", "keep": None, "lam": 4.0},
-        {"protocol": "one-pass", "epochs": 0, "gate": "tanh"},
+        {"epochs": 2},
+        {"keep": None, "numbers": "mlp"},
+        {"keep": None, "lam": 10.0},
+        {"keep": None, "price": 1e-4},
+        {"epochs": 0, "gate": "tanh"},
     ],
 )
 def test_a_selection_in_python_goes_on_from_every_stage(
-    small: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+    small: Data, tmp_path: Path, options: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr(selection, "HELD_OUT_STEPS", 40)
     settings = Settings(**{**SMALL, **options})
     expected = everything(select(small, settings))
     said: list[str] = []
@@ -492,7 +490,7 @@ def test_a_selection_in_python_goes_on_from_every_stage(
 
     while True:
         # Sometimes after every step, sometimes at the ends of stages alone.
-        kill_at, every = rng.randint(2, 40), rng.choice([0, 0, 1000])
+        kill_at, every = rng.randint(2, 25), rng.choice([0, 0, 1000])
         try:
             result = select(small, settings, checkpoints=Killing(tmp_path, every, said.append))
         except KilledError:
@@ -513,7 +511,7 @@ def test_random_numbers_of_the_model_go_on(small: Data, tmp_path: Path) -> None:
             super().__init__(*arguments, **options)
             self.top.insert(1, torch.nn.Dropout(0.5))
 
-    settings = Settings(**SMALL, protocol="one-pass", epochs=0)
+    settings = Settings(**SMALL, epochs=0)
     expected = everything(select(small, settings, build=Forgetful))
     for _ in range(3):
         checkpoints = Checkpoints(tmp_path, every=0, say=lambda _: None)
@@ -526,7 +524,7 @@ def test_random_numbers_of_the_model_go_on(small: Data, tmp_path: Path) -> None:
 
 
 def test_a_pretrained_model_must_fit(small: Data, tmp_path: Path) -> None:
-    settings = Settings(**SMALL, protocol="one-pass", epochs=0)
+    settings = Settings(**SMALL, epochs=0)
     first = select(small, settings)
     first.pretrained.write(tmp_path / "pretrained.safetensors")
     start = load_pretrained(tmp_path)

@@ -1,4 +1,4 @@
-"""select: the whole life cycle on a tiny log, in both protocols, with keep and with lam."""
+"""select: the whole life cycle on a tiny log, with every wish and with none."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ from pydantic import ValidationError
 
 from lpfs import Selection, Settings, select
 from lpfs.data import ClickLog, Data, InOrder, Part, Recipe, load
-from lpfs.lifecycle import selection
-from lpfs.lifecycle.selection import Protocol, choose_protocol
+from lpfs.lifecycle.settings import batch_size_for
 from lpfs.lifecycle.training import DivergedError, EarlyStopping, Progress, predict
 from lpfs.models import DLRM
 
 from ..small_log import small_log
 
-SMALL: dict[str, Any] = {"dim": 4, "top": (8,), "batch_size": 32, "gate_lr": 0.01}
+SMALL: dict[str, Any] = {"dim": 4, "top": (8,), "batch_size": 32}
 
 
 @pytest.fixture(scope="session")
@@ -29,20 +28,24 @@ def log() -> Data:
     return small_log(nested=1)
 
 
-@pytest.fixture(autouse=True)
-def _few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(selection, "HELD_OUT_STEPS", 60)
+def run(log: Data, **options: Any) -> Selection:
+    wish = {} if {"lam", "price", "total_cost"} & set(options) else {"keep": 3}
+    return select(log, Settings(**{**SMALL, **wish, **options}))
 
 
-def run(log: Data, protocol: Protocol = "one-pass", **options: Any) -> Selection:
-    wish = {} if "lam" in options else {"keep": 3}
-    return select(log, Settings(**{**SMALL, **wish, "protocol": protocol, **options}))
-
-
-@pytest.mark.parametrize("protocol", ["one-pass", "held-out"])
-@pytest.mark.parametrize("options", [{}, {"keep": 1}, {"keep": 7}, {"gate": "lpfs"}])
-def test_a_selection_with_keep(log: Data, protocol: Protocol, options: dict[str, Any]) -> None:
-    result = run(log, protocol, **options)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"keep": 1},
+        {"keep": 7},
+        {"gate": "lpfs++"},
+        {"learn": "gradient"},
+        {"operator": "concat"},
+    ],
+)
+def test_a_selection_with_keep(log: Data, options: dict[str, Any]) -> None:
+    result = run(log, **options)
     living = [name for name, gate in result.gates.items() if gate != 0]
     assert len(living) == options.get("keep", 3)
     assert isinstance(result.model, DLRM)
@@ -52,9 +55,8 @@ def test_a_selection_with_keep(log: Data, protocol: Protocol, options: dict[str,
     assert sorted(dead) == sorted(set(result.gates) - set(living))
 
 
-@pytest.mark.parametrize("protocol", ["one-pass", "held-out"])
-def test_what_a_selection_tells(log: Data, protocol: Protocol) -> None:
-    result = run(log, protocol)
+def test_what_a_selection_tells(log: Data) -> None:
+    result = run(log)
     assert set(result.metrics) == {"all", "gated", "pruned", "hot_start"}
     for metrics in result.metrics.values():
         assert 0 < metrics.auc < 1
@@ -67,28 +69,56 @@ def test_what_a_selection_tells(log: Data, protocol: Protocol) -> None:
     assert result.first_step_change > 0
     steps = result.steps
     assert len(result.losses) == steps["select"]
-    assert result.protocol == protocol
     ours = steps["pretrain"] + steps["select"] + steps["hot_start"]
     assert steps["all"] + steps["all_on"] <= ours
-    expected = {"one-pass": 14 + 32, "held-out": 36 + 60}
-    assert steps["pretrain"] + steps["select"] == expected[protocol]
+    assert steps["pretrain"] + steps["select"] == 14 + 32
+    assert set(result.costs) == set(result.gates)
+    assert all(cost.error > 0 for cost in result.costs.values())
+    assert [point.keep for point in result.curve] == [3, 4, 5, 6, 7]
+    assert not result.chosen
     assert len(result.trajectory.table()["step"]) == steps["select"]
 
 
-@pytest.mark.parametrize("protocol", ["one-pass", "held-out"])
-def test_a_penalty_in_place_of_a_number(log: Data, protocol: Protocol) -> None:
-    none_dies = run(log, protocol, lam=0.0)
+def test_a_penalty_in_place_of_a_number(log: Data) -> None:
+    none_dies = run(log, lam=0.0)
     assert len(none_dies.kept) == 7
-    some_die = run(log, protocol, lam=6.0 if protocol == "one-pass" else 4.0)
-    assert 0 < len(some_die.kept) < 7
-    assert some_die.logit_change <= some_die.logit_bound
-    # The rate is the one asked for, times the rescale, which is 1 at first.
-    assert some_die.trajectory.table()["lr"][0] == pytest.approx(0.01, rel=1e-6)
+    assert not none_dies.costs
+    # Equal steps of 2λη from 1 down in so few steps: all live or none.
+    with pytest.raises(ValueError, match=r"lam: every field died, expected another than 30\.0"):
+        run(log, lam=30.0)
 
 
-@pytest.mark.parametrize("protocol", ["one-pass", "held-out"])
-def test_the_seed_decides_everything(log: Data, protocol: Protocol) -> None:
-    first, again, other = (run(log, protocol, seed=seed) for seed in (3, 3, 4))
+def test_a_price_in_place_of_a_number(log: Data) -> None:
+    assert 0 < len(run(log, price=0.02).kept) < len(run(log, price=1e-9).kept)
+    with pytest.raises(ValueError, match=r"price: every field died, expected another than 10\.0"):
+        run(log, price=10.0)
+
+
+def test_what_fields_cost_together(log: Data) -> None:
+    name = log.coded[0].name
+    found = run(log, total_cost=3.0, cost={name: 2.5})
+    assert sum(2.5 if n == name else 1.0 for n in found.kept) <= 3
+    assert found.kept
+    with pytest.raises(ValueError, match="cost: there is no field 'x'"):
+        run(log, cost={"x": 2.0})
+
+
+def test_without_a_wish_the_number_is_chosen(log: Data) -> None:
+    settings = Settings(**SMALL)
+    found = select(log, settings)
+    assert found.chosen
+    assert [point.keep for point in found.curve] == list(range(1, 8))
+    (best,) = (point for point in found.curve if point.worse == point.error == 0)
+    assert best.log_loss == min(point.log_loss for point in found.curve)
+    near = [point.keep for point in found.curve if point.worse <= point.error]
+    assert len(found.kept) == min(near)
+    assert all(len(point.kept) == point.keep for point in found.curve)
+    patient = select(log, settings.model_copy(update={"within": 1e9}))
+    assert len(patient.kept) == 1
+
+
+def test_the_seed_decides_everything(log: Data) -> None:
+    first, again, other = (run(log, seed=seed) for seed in (3, 3, 4))
     assert first.losses == again.losses
     assert first.gates == again.gates
     assert first.metrics == again.metrics
@@ -107,7 +137,7 @@ def test_all_fields_start_from_the_same_weights(log: Data) -> None:
             starts.append(model.first_layer.weight.detach().clone())
         return model
 
-    select(log, Settings(**SMALL, keep=3, protocol="one-pass"), build=build)
+    select(log, Settings(**SMALL, keep=3), build=build)
     ours, all_fields = starts
     assert torch.equal(ours, all_fields)
 
@@ -150,20 +180,16 @@ def poisoned(part: Part, row: int) -> Part:
 
 
 @pytest.mark.parametrize(
-    ("protocol", "row", "message"),
+    ("row", "message"),
     [
-        ("one-pass", 70, "loss became .* at step 3 of pretrain"),
-        ("one-pass", 432 + 40, "loss became .* at step 2 of select"),
-        # Among the rows for the gates alone, the last 20 % of 1,440: one batch.
-        ("held-out", 1152 + 64, "loss became .* at step 1 of select"),
+        (70, "loss became .* at step 3 of pretrain"),
+        (432 + 40, "loss became .* at step 2 of select"),
     ],
 )
-def test_a_loss_that_is_not_finite_stops_the_run(
-    log: Data, protocol: Protocol, row: int, message: str
-) -> None:
+def test_a_loss_that_is_not_finite_stops_the_run(log: Data, row: int, message: str) -> None:
     assert len(log.train) == 1440
     with pytest.raises(DivergedError, match=message):
-        run(replace(log, train=poisoned(log.train, row)), protocol)
+        run(replace(log, train=poisoned(log.train, row)))
 
 
 def test_a_validation_loss_that_is_not_finite_stops_the_run(log: Data) -> None:
@@ -196,6 +222,8 @@ def test_a_part_without_rows_is_refused(log: Data, part: str) -> None:
         ({"always_keep": ("x",)}, "there is no field 'x'"),
         ({"groups": (("x", "y"),)}, "there is no field 'x'"),
         ({"gate": "l0"}, "kind must be one of"),
+        ({"keep": None, "total_cost": 0.5}, "total_cost must be at least 1, .* got 0.5"),
+        ({"cost": {"x": 1.0}}, "cost: there is no field 'x'"),
     ],
 )
 def test_impossible_wishes_are_refused_before_training(
@@ -208,7 +236,18 @@ def test_impossible_wishes_are_refused_before_training(
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"keep": 3, "lam": 0.1}, {"keep": 0}, {"lam": -1.0}, {"keep": 3, "rate": 1}]
+    "options",
+    [
+        {"keep": 3, "lam": 0.1},
+        {"price": 1e-3, "total_cost": 2.0},
+        {"keep": 0},
+        {"price": 0.0},
+        {"lam": -1.0},
+        {"lam": 1.0, "learn": "costs"},
+        {"keep": 3, "learn": "gradient", "cost": {"a": 2.0}},
+        {"within": -1.0},
+        {"keep": 3, "rate": 1},
+    ],
 )
 def test_bad_settings(options: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
@@ -217,7 +256,7 @@ def test_bad_settings(options: dict[str, Any]) -> None:
 
 def test_progress_counts_steps_and_living_fields(log: Data) -> None:
     told: list[Progress] = []
-    select(log, Settings(**SMALL, keep=3, protocol="one-pass"), progress=told.append)
+    select(log, Settings(**SMALL, keep=3), progress=told.append)
     selecting = [p for p in told if p.stage == "select"]
     assert [p.step for p in selecting] == [20, 32]
     assert [p.steps for p in selecting] == [32, 32]
@@ -228,24 +267,18 @@ def test_progress_counts_steps_and_living_fields(log: Data) -> None:
 @pytest.mark.parametrize(
     ("rows", "options", "expected"),
     [
-        (10**6, {}, ("one-pass", 512)),
-        (300_000, {}, ("one-pass", 256)),
-        (138_000, {}, ("one-pass", 128)),
-        (137_000, {}, ("one-pass", 64)),
-        (72_000, {}, ("one-pass", 64)),
-        (71_000, {}, ("one-pass", 32)),
-        (18_000, {}, ("one-pass", 16)),
-        (17_000, {}, ("held-out", 128)),
-        (10**6, {"protocol": "held-out"}, ("held-out", 128)),
-        (1000, {"protocol": "one-pass"}, ("one-pass", 16)),
-        (10**6, {"batch_size": 4096}, ("held-out", 4096)),
-        (10**6, {"batch_size": 100}, ("one-pass", 100)),
+        (10**6, {}, 512),
+        (300_000, {}, 256),
+        (138_000, {}, 128),
+        (137_000, {}, 64),
+        (72_000, {}, 64),
+        (71_000, {}, 32),
+        (1000, {}, 16),
+        (10**6, {"batch_size": 4096}, 4096),
     ],
 )
-def test_the_protocol_follows_the_rows(
-    rows: int, options: dict[str, Any], expected: tuple[Protocol, int]
-) -> None:
-    assert choose_protocol(rows, Settings(keep=1, **options)) == expected
+def test_batches_follow_the_rows(rows: int, options: dict[str, Any], expected: int) -> None:
+    assert batch_size_for(rows, Settings(**options)) == expected
 
 
 def test_early_stopping_returns_to_the_best_the_start_included(log: Data) -> None:
@@ -271,7 +304,7 @@ def test_predicting_leaves_the_mode(log: Data, training: bool) -> None:
 def test_metrics_are_corrected_for_negatives_left_out() -> None:
     source = ClickLog(Recipe(rows=20_000, seed=1))
     split = InOrder(test=0.2)
-    settings = Settings(keep=5, epochs=0, protocol="one-pass", batch_size=128)
+    settings = Settings(keep=5, epochs=0, batch_size=128)
     whole, sampled = (
         select(load(source, label="click", split=split, negatives=share), settings)
         for share in (1.0, 0.25)

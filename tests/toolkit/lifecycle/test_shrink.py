@@ -59,6 +59,29 @@ def test_it_finds_the_fields_and_trains_on() -> None:
     assert last < first / 2
 
 
+def test_it_tells_what_removal_costs_and_chooses_the_number() -> None:
+    loader = DataLoader(rows(), batch_size=32)
+    held_out = DataLoader(TensorDataset(*rows(8000)[6400:]), batch_size=100)
+    model, optimizer = made()
+    found = lpfs.shrink(model, optimizer, loader, loss, validation=held_out)
+    assert found.kept == ["b", "d"]
+    assert [point.keep for point in found.curve] == [1, 2, 3, 4]
+    worth = {name: found.costs[name].nats for name in FIELDS}
+    assert min(worth["b"], worth["d"]) > 10 * max(worth["a"], worth["c"])
+    assert worth["b"] > found.costs["b"].error
+
+
+def test_a_price_and_a_total_cost_are_wishes_too() -> None:
+    loader = DataLoader(rows(), batch_size=32)
+    model, optimizer = made()
+    assert lpfs.shrink(model, optimizer, loader, loss, price=0.02).kept == ["b", "d"]
+    model, optimizer = made()
+    cost = {"b": 3.0}
+    found = lpfs.shrink(model, optimizer, loader, loss, total_cost=2.0, cost=cost)
+    assert "d" in found.kept
+    assert "b" not in found.kept
+
+
 def test_nothing_is_lost_by_pruning_and_no_step_is_hidden() -> None:
     """Without `further`, the smaller model predicts what the gated one did after the last step."""
     batches = list(DataLoader(rows(640), batch_size=32))
@@ -108,6 +131,12 @@ def test_what_does_not_fit_is_refused_before_anything_changes() -> None:
         ({"keep": 5}, "keep must be between 1 and 4, got 5"),
         ({"keep": 2, "pretrain": 1.0}, "pretrain: expected a share"),
         ({"keep": 2, "steps": 0}, "steps: expected at least 1"),
+        ({}, "give one of keep, price, total_cost, validation, got none"),
+        ({"keep": 2, "price": 1.0}, "got keep and price"),
+        ({"validation": []}, "validation: expected at least 2 batches, got 0"),
+        ({"validation": batches, "within": -1.0}, "within: expected at least 0"),
+        ({"keep": 2, "cost": {"x": 1.0}}, "cost: there is no field 'x'"),
+        ({"price": 0.0}, "price must be positive and finite, got 0.0"),
         ({"keep": 2, "optimizer": greedy}, "optimizer: holds gate.x"),
     ]
     for options, message in cases:

@@ -164,7 +164,14 @@ def moved_gate(**options: Any) -> FeatureGate:
 @pytest.mark.parametrize("options", [{}, {"always_keep": ["b"]}, {"groups": [("a", "c")]}])
 def test_the_state_dict_holds_all_that_moved(options: dict[str, Any]) -> None:
     gate = moved_gate(epsilon=0.2, **options)
-    assert gate.state_dict().keys() == {"x", "epsilon", "start", "rms", "_extra_state"}
+    assert gate.state_dict().keys() == {
+        "x",
+        "epsilon",
+        "start",
+        "rms",
+        "amplitude",
+        "_extra_state",
+    }
     loaded = FeatureGate(FIELDS, rescale=["a", "b"], **options)
     fields = embeddings()
     assert not torch.equal(loaded(fields), gate(fields))
@@ -173,11 +180,11 @@ def test_the_state_dict_holds_all_that_moved(options: dict[str, Any]) -> None:
     assert loaded.gates() == gate.gates()
 
 
-@pytest.mark.parametrize("options", [{"kind": "lpfs"}, {"alpha": 9.0}, {"tau": 3.0}])
+@pytest.mark.parametrize("options", [{"kind": "lpfs++"}, {"alpha": 9.0}, {"tau": 3.0}])
 def test_a_state_of_another_form_is_refused(options: dict[str, Any]) -> None:
     gate = FeatureGate(FIELDS, rescale=["a", "b"], **options)
     before = copy.deepcopy(gate.state_dict())
-    with pytest.raises(ValueError, match=r"kind='lpfs\+\+', alpha=30.0, tau=2.0 does not fit one"):
+    with pytest.raises(ValueError, match=r"kind='lpfs', alpha=30.0, tau=2.0 does not fit one"):
         torch.nn.Sequential(gate).load_state_dict(torch.nn.Sequential(moved_gate()).state_dict())
     assert all(torch.equal(value, before[name]) for name, value in gate.state_dict().items())
 
@@ -229,7 +236,7 @@ def test_autocast_promotes_mixed_embeddings_as_cat_does() -> None:
 def test_a_module_without_storage_prints_and_knows_its_shape() -> None:
     with torch.device("meta"):
         gate = FeatureGate(FIELDS)
-    assert repr(gate) == "FeatureGate(3 fields, 3 gates, kind='lpfs++', alpha=30.0, tau=2.0)"
+    assert repr(gate) == "FeatureGate(3 fields, 3 gates, kind='lpfs', alpha=30.0, tau=2.0)"
     assert gate([field.to("meta") for field in embeddings()]).shape == (4, 6)
 
 

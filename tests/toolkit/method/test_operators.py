@@ -146,7 +146,7 @@ def test_a_plan_refreshes_the_living_set(monkeypatch: pytest.MonkeyPatch) -> Non
     gate = FeatureGate({"a": 1, "b": 1, "c": 1}, kind="lpfs")
     prox = ProximalSGD([gate.x], lr=1e-3, momentum=0.99)
     monkeypatch.setattr(Budget, "REFRESH_EVERY", 4)
-    plan = Budget(gate, prox, keep=1, steps=40)
+    plan = Budget(gate, prox, keep=1, steps=40, learn="gradient")
     seen = [gate.living]
     for step in range(1, 41):
         gate.x.grad = torch.tensor([-1.0, -0.5, 0.0])
@@ -162,18 +162,23 @@ def test_a_plan_refreshes_the_living_set(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize("operator", ["concat", "linear", "embedding"])
-def test_dead_gates_can_wait_for_their_gradient(operator: str) -> None:
-    model = built(DLRM, operator, {"kind": "lpfs++"})
+def test_dead_fields_are_watched_now_and_then(operator: str) -> None:
+    model = built(DLRM, operator, {})
     gate = model.gate
     assert gate is not None
-    plan = Budget(gate, ProximalSGD([gate.x], lr=1e-3), keep=3, steps=40, revive_every=4)
+    plan = Budget(gate, ProximalSGD([gate.x]), keep=3, steps=40, watch_every=4)
     set_x(model, "an")
-    for step in range(1, 9):
-        dead = gradients(model)["gate.x"][gate.x == 0]
-        assert bool(dead.all() if step % 4 == 0 else not dead.any()), step
+    for step in range(9):
+        gradients(model)
+        assert gate.moments is not None
+        assert gate.moments.grad is not None
+        watched = gate.moments.grad[2] > 0
+        assert watched[gate.x != 0].all()
+        assert bool(watched[gate.x == 0].all() if step % 4 == 0 else not watched.all()), step
+        gate.moments.grad = None
         plan.step()
-    with pytest.raises(ValueError, match="revive_every must be at least 1, got 0"):
-        Budget(gate, ProximalSGD([gate.x]), keep=3, steps=9, revive_every=0)
+    with pytest.raises(ValueError, match="watch_every must be at least 1, got 0"):
+        Budget(gate, ProximalSGD([gate.x]), keep=3, steps=9, watch_every=0)
 
 
 class Tower(nn.Module):
@@ -301,18 +306,18 @@ def apart(one: Selection, other: Selection) -> tuple[float, float]:
     return losses / max(other.losses), gates / max(map(abs, other.gates.values()))
 
 
-@pytest.mark.parametrize("protocol", ["one-pass", "held-out"])
-@pytest.mark.parametrize("gate", ["lpfs", "lpfs++"])
-def test_selections_agree(log: Data, gate: str, protocol: str) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"gate": "lpfs++"}, {"learn": "gradient"}, {"learn": "gradient", "gate": "lpfs++"}],
+)
+def test_selections_agree(log: Data, options: dict[str, Any]) -> None:
     """The same fields, gates that differ by rounding, and pruning and hot start in each.
 
     Every step moves by what the last ones have rounded, which no formula follows. So how far that
     may lead is what the same selection shows when its gradients are rounded otherwise, twice, and
     at least a rounding; a third draw may go further than those, but not four times as far.
     """
-    settings = Settings(
-        keep=3, dim=4, top=(8,), batch_size=32, gate_lr=0.01, protocol=protocol, gate=gate
-    )
+    settings = Settings(keep=3, dim=4, top=(8,), batch_size=32, **options)
     first, *others = (settings.model_copy(update={"operator": o}) for o in OPERATORS)
     want = select(log, first)
     results = {other.operator: select(log, other) for other in others}

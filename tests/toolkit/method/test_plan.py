@@ -30,8 +30,9 @@ def planned(
     dtype: torch.dtype = torch.float32,
     **options: Any,
 ) -> Any:
-    gate = FeatureGate(fields(count), **options).to(dtype)
-    return plan(gate, ProximalSGD([gate.x], lr=lr, momentum=0.99), keep, steps)
+    gate = FeatureGate(fields(count), **{"kind": "lpfs++", "alpha": 10.0, **options}).to(dtype)
+    learn = {"learn": "gradient"} if plan is Budget else {}
+    return plan(gate, ProximalSGD([gate.x], lr=lr, momentum=0.99), keep, steps, **learn)
 
 
 def train(plan: Plan, seed: int, noise: float = 1.0, steps: int | None = None) -> list[int]:
@@ -98,7 +99,8 @@ def test_the_ramp_is_cubic() -> None:
 
 def test_always_kept_fields_and_groups_count_as_documented() -> None:
     gate = FeatureGate(fields(6), always_keep=["f0"], groups=[("f1", "f2")])
-    plan = Budget(gate, ProximalSGD([gate.x], lr=1e-3, momentum=0.99), keep=3, steps=60)
+    optimizer = ProximalSGD([gate.x], lr=1e-3, momentum=0.99)
+    plan = Budget(gate, optimizer, keep=3, steps=60, learn="gradient")
     assert train(plan, seed=0)[-1] == 2
     groups = {("f0",), *gate.members}
     assert sum(set(group) <= set(gate.kept()) for group in groups) == 3
@@ -122,18 +124,6 @@ def test_no_threshold_exceeds_the_cap_before_the_last_quarter(seed: int) -> None
         bound += bool(group["used_lam"] * 2 * rate > 0.99 * cap)
     assert bound > 0
     assert plan.optimizer.param_groups[0]["lam"] == math.inf
-
-
-def test_a_cap_that_binds_delays_death_until_the_last_quarter() -> None:
-    gate = FeatureGate(fields(4))
-    optimizer = ProximalSGD([gate.x], lr=1e-3, momentum=0.99)
-    plan = Budget(gate, optimizer, keep=1, steps=100, fastest_death=10.0)
-    living = train(plan, seed=0)
-    # 75 steps of at most 1/1000 each leave every gate alive that gradients of at most a few
-    # thousandths a step do not kill; the allowed number has been 1 since step 70.
-    assert living[73] == 4
-    assert living[75] == living[-1] == 1
-    assert [death.step for death in plan.trajectory.cuts[:3]] == [76, 76, 76]
 
 
 def test_a_gradient_revives_an_lpfs_plus_plus_gate_and_no_lpfs_gate() -> None:
@@ -217,7 +207,7 @@ def test_a_penalty_takes_its_preset_or_the_rate_it_is_given() -> None:
 def test_a_rate_that_ends_at_zero_kills_nothing_more() -> None:
     gate = FeatureGate(fields(6))
     optimizer = ProximalSGD([gate.x], lr=1e-3, momentum=0.99)
-    plan = Budget(gate, optimizer, 2, 50, lr=lambda step: 1e-3 * (step < 45))
+    plan = Budget(gate, optimizer, 2, 50, learn="gradient", lr=lambda step: 1e-3 * (step < 45))
     assert train(plan, seed=0)[-1] == 2
 
 
@@ -226,10 +216,15 @@ def test_a_rate_that_ends_at_zero_kills_nothing_more() -> None:
     [
         (0, 10, {}, "keep must be between 1 and 4, got 0"),
         (5, 10, {}, "keep must be between 1 and 4, got 5"),
-        (2, 0, {}, "at least 1 step, got 0"),
+        (2, 0, {}, "steps must be at least 1, got 0"),
         (2, 10, {"ramp": (0.5, 0.5)}, r"ramp .* got \(0.5, 0.5\)"),
         (2, 10, {"ramp": (0.5, 1.5)}, r"ramp .* got \(0.5, 1.5\)"),
-        (2, 10, {"fastest_death": 0.0}, "fastest_death must be positive, got 0.0"),
+        (2, 10, {"learn": "nothing"}, "learn must be 'costs' or 'gradient', got 'nothing'"),
+        (2, 10, {"total_cost": 3.0}, "give either keep or total_cost"),
+        (2, 10, {"cost": {"g": 1.0}}, "cost: there is no field 'g'"),
+        (2, 10, {"cost": {"f1": 0.0}}, "cost: 'f1' must cost more than 0 and be finite, got 0.0"),
+        (2, 10, {"cost": {"f1": 2.0}, "learn": "gradient"}, "know nothing of it"),
+        (2, 10, {"reduction": "none"}, "reduction must be 'mean' or 'sum', got 'none'"),
     ],
 )
 def test_bad_budgets(keep: int, steps: int, options: dict[str, Any], message: str) -> None:
@@ -244,7 +239,7 @@ def test_keep_has_room_for_what_is_always_kept() -> None:
         Budget(gate, ProximalSGD([gate.x]), 1, 10)
     with pytest.raises(ValueError, match="between 2 and 4, got 5"):
         Budget(gate, ProximalSGD([gate.x]), 5, 10)
-    plan = Budget(gate, ProximalSGD([gate.x]), 2, 10)
+    plan = Budget(gate, ProximalSGD([gate.x]), 2, 10, learn="gradient")
     assert train(plan, seed=0)[-1] == 0
     assert gate.kept() == ["f0", "f1"]
 

@@ -44,7 +44,7 @@ class Mixed(nn.Module):
             {name: nn.Embedding(size, width[name]) for name, size in rows.items()}
         )
         self.tables["bag"] = nn.EmbeddingBag(4, 2, mode="mean")
-        self.gate: FeatureGate | None = FeatureGate(WIDTHS, **options)
+        self.gate: FeatureGate | None = FeatureGate(WIDTHS, **{"kind": "lpfs++", **options})
         self.fields = dict(WIDTHS)
         self.top = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 1))
 

@@ -36,11 +36,11 @@ def test_deaths_revivals_and_the_path_of_last_deaths() -> None:
     ]
     assert trajectory.revivals == 1
     assert trajectory.path() == [("f0", 2), ("f2", 5)]
-    assert trajectory.order() == ["f0", "f2", "f1"]
+    assert trajectory.order() == [("f0",), ("f2",), ("f1",)]
 
 
 def test_living_fields_end_the_order_by_their_gates() -> None:
-    assert recorded([-0.9, 0.0, 0.1]).order() == ["f1", "f2", "f0"]
+    assert recorded([-0.9, 0.0, 0.1]).order() == [("f1",), ("f2",), ("f0",)]
 
 
 def test_a_field_that_came_back_is_not_on_the_path() -> None:

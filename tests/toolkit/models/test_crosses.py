@@ -255,9 +255,7 @@ def log() -> Data:
 
 
 def test_selection_and_hot_start(log: Data) -> None:
-    settings = SelectSettings(
-        keep=3, dim=4, top=(8,), batch_size=32, gate_lr=0.01, protocol="one-pass", epochs=1
-    )
+    settings = SelectSettings(keep=3, dim=4, top=(8,), batch_size=32, epochs=1)
     result = select(log, settings, build=CrossedDLRM)
     assert isinstance(result.model, CrossedDLRM)
     assert list(result.model.features) == result.kept
@@ -266,7 +264,10 @@ def test_selection_and_hot_start(log: Data) -> None:
     assert result.steps["hot_start"] > 0
 
 
-@pytest.mark.parametrize("name", ["lpfs++", "group-lasso", "permutation", "shark", "stg"])
+RIVALS = ["removal-costs", "lpfs++", "rfe", "group-lasso", "permutation", "shark", "stg"]
+
+
+@pytest.mark.parametrize("name", RIVALS)
 def test_rivals_take_it(log: Data, name: str) -> None:
     torch.manual_seed(0)
     model = CrossedDLRM({f.name: f.cardinality for f in log.fields}, dim=4, top=(8,))

@@ -145,9 +145,7 @@ def log() -> Data:
 
 @pytest.mark.parametrize("kind", MODELS)
 def test_selection_and_hot_start(log: Data, kind: type[DLRM]) -> None:
-    settings = Settings(
-        keep=2, dim=4, top=(8,), batch_size=32, gate_lr=0.01, protocol="one-pass", epochs=1
-    )
+    settings = Settings(keep=2, dim=4, top=(8,), batch_size=32, epochs=1)
     result = select(log, settings, build=kind)
     assert type(result.model) is kind
     assert list(result.model.features) == result.kept  # type: ignore[arg-type]
@@ -157,7 +155,10 @@ def test_selection_and_hot_start(log: Data, kind: type[DLRM]) -> None:
 
 
 @pytest.mark.parametrize("kind", MODELS)
-@pytest.mark.parametrize("name", ["lpfs++", "group-lasso", "umec", "permutation", "shark", "stg"])
+@pytest.mark.parametrize(
+    "name",
+    ["removal-costs", "lpfs++", "rfe", "group-lasso", "umec", "permutation", "shark", "stg"],
+)
 def test_rivals_take_every_model(log: Data, kind: type[DLRM], name: str) -> None:
     torch.manual_seed(0)
     model = kind({f.name: f.cardinality for f in log.fields}, dim=4, top=(8,))

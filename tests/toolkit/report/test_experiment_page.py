@@ -110,6 +110,7 @@ def test_methods_are_compared_on_equal_terms(results: Results) -> None:
     assert (first.title, second.title) == ("synthetic noise 1 · dlrm", "synthetic noise 2 · dlrm")
     # No settings, no gates that learn from seen rows, no given λ; ours first, controls last.
     assert [(arm.title, arm.rows_of_gates) for arm in first.standard] == [
+        ("removal costs", "one-pass"),
         ("LPFS++", "one-pass"),
         ("LPFS", "one-pass"),
         ("group LASSO", "one-pass"),
@@ -147,8 +148,11 @@ def test_rows_that_were_seen_are_told_apart(results: Results) -> None:
     table = penalised(panel)
     assert table is not None
     assert [row[1].text for row in table.tables[0][1].rows] == ["10", "50"]
-    assert [title for title, _ in traced(panel, results)] == ["λ given", "a budget given"]
-    assert [len(lines) for _, lines in traced(panel, results)] == [2, 7]
+    assert [title for title, _ in traced(panel, results)] == [
+        "λ or a price given",
+        "a budget given",
+    ]
+    assert [len(lines) for _, lines in traced(panel, results)] == [2, 8]
     varied = variations(panel)
     assert varied is not None
     assert [title for title, _ in varied.tables] == [
@@ -182,8 +186,8 @@ def test_areas_of_the_page_are_those_of_the_rows(text: str, retrain: str) -> Non
     for method, values in areas.items():
         mean, error = values.mean(), values.std(ddof=1) / np.sqrt(3)
         assert f"{mean:.4f} ± {error:.4f}" in shown
-        if method != "lpfs++":
-            gaps = values - areas["lpfs++"]
+        if method != "removal-costs":
+            gaps = values - areas["removal-costs"]
             gap = f"{gaps.mean():+.4f} ± {gaps.std(ddof=1) / np.sqrt(3):.4f}".replace("-", "−")
             assert gap in shown
 
@@ -195,27 +199,27 @@ def test_the_best_areas_are_bold(results: Results, metric: str) -> None:
     rows = dict(part.tables)[f"{metric}: areas"].rows
     bold = {row[0].text for row in rows if row[1].strong}
     # The best, and what is within its standard error, .0017: seeds are .003 apart.
-    assert {"LPFS++"} <= bold <= {"LPFS++", "permutation"}
+    assert {"removal costs"} <= bold <= {"removal costs", "permutation", "LPFS++"}
 
 
-def test_where_lpfs_stands(results: Results) -> None:
+def test_where_ours_stands(results: Results) -> None:
     first = panels(results)[0]
     stands = standing(first, "cold")
     assert stands is not None
-    assert (stands.rival, stands.rank, stands.count) == ("permutation", 1, 5)
+    assert (stands.rival, stands.rank, stands.count) == ("permutation", 1, 6)
     assert stands.verdict == "ahead"
 
     def moved(by: float, noise: float = 0.0) -> Panel:
         panel = Panel(first.data, first.model)
         for row in first.rows:
-            ours = row.method == "lpfs++" and row.auc is not None
+            ours = row.method == "removal-costs" and row.auc is not None
             shift = by + noise * (row.seed - 1)
             panel.add(row.model_copy(update={"auc": row.auc + shift}) if ours else row)
         return panel
 
     behind = standing(moved(-0.02), "cold")
     assert behind is not None
-    assert (behind.verdict, behind.rank) == ("behind", 4)
+    assert (behind.verdict, behind.rank) == ("behind", 5)
     level = standing(moved(0.0, noise=0.01), "cold")
     assert level is not None
     assert level.verdict == "level"
@@ -235,7 +239,7 @@ def test_where_lpfs_stands(results: Results) -> None:
     assert foremost(first) == (1, 1)
     fewer = Panel(first.data, first.model)
     for row in first.rows:
-        ours = row.method == "lpfs++"
+        ours = row.method == "removal-costs"
         fewer.add(row.model_copy(update={"informative_found": 3}) if ours else row)
     assert foremost(fewer) == (0, 1)
 
@@ -258,24 +262,24 @@ def test_the_page_has_every_section(text: str) -> None:
         *("revival", "masks", "rows", "removal", "cost", "failed", "run"),
     ]
     assert "made <up> & small" in shown
-    assert "retrained cold permutation ahead 1 of 5 0.71" in shown
-    assert "rival synthetic noise 1 · dlrm synthetic noise 2 · dlrm LPFS +0.00" in shown
+    assert "retrained cold permutation ahead 1 of 6 0.71" in shown
+    assert "rival synthetic noise 1 · dlrm synthetic noise 2 · dlrm LPFS++ +0.00" in shown
     assert "DivergedError: <b>loss</b> is nan" in shown
-    assert "198 cells done 1 cells failed 5 methods 3 seeds" in shown
+    assert "216 cells done 1 cells failed 6 methods 3 seeds" in shown
     for what in ("torch 2.13.0", "a processor", "seeds 0, 1, 2", "data.rows 1,000", "2026-11-24"):
         assert what in shown
     assert "method[1].name lpfs++" in shown
     assert "l1, synthetic noise 1 · dlrm lr 0.1" in shown
     assert "a trial of tuning ValueError: too few rows" in shown
-    for method in ("LPFS++", "group LASSO", "permutation", "random"):
+    for method in ("removal costs", "LPFS++", "group LASSO", "permutation", "random"):
         assert f" {method} " in shown
-    # Table 2: the three budgets of both methods, twelve fields each, in both panels.
-    assert shown.count("111100000000") == 4
-    assert len([i for i in page.all("i") if (i.get("title") or "").endswith("of 3")]) == 2 * 2 * 36
+    # Table 2: the three budgets of ours and the paper's, twelve fields each, in both panels.
+    assert shown.count("111100000000") == 6
+    assert len([i for i in page.all("i") if (i.get("title") or "").endswith("of 3")]) == 2 * 3 * 36
     # Table 1.
     assert re.search(r"LPFS\+\+ 10 0\.004 6\.0 ± 0\.6", shown)
     # Gates that have seen their rows lose .006, up to noise.
-    assert re.search(r"LPFS\+\+ one-pass 0\.71\d\d ± 0\.\d+ −0\.00[56]\d ± 0\.\d+", shown)
+    assert re.search(r"LPFS\+\+ one-pass 0\.7[01]\d\d ± 0\.\d+ −0\.00[56]\d ± 0\.\d+", shown)
 
 
 def test_the_page_needs_nothing_else(text: str) -> None:
@@ -284,10 +288,12 @@ def test_the_page_needs_nothing_else(text: str) -> None:
 
 def test_charts_show_the_rows(text: str) -> None:
     lines = re.findall(
-        r'<g class="c0 first" data-name="LPFS\+\+"[^>]*>.*?<polyline points="([^"]*)"', text
+        r'<g class="c0 first" data-name="removal costs"[^>]*>.*?<polyline points="([^"]*)"', text
     )
     y = [float(point.split(",")[1]) for point in lines[0].split()]
-    mean = np.mean([list(auc.values()) for auc in written_auc("lpfs++", "cold").values()], axis=0)
+    mean = np.mean(
+        [list(auc.values()) for auc in written_auc("removal-costs", "cold").values()], axis=0
+    )
     low, high = re.findall(r'data-y="([^"]*)"', text)[0].split(",")
     shown = float(low) + (1 - np.array(y) / 1000) * (float(high) - float(low))
     np.testing.assert_allclose(shown, mean, atol=(float(high) - float(low)) / 1e4)
@@ -305,7 +311,7 @@ def test_only_what_rows_allow(tmp_path: Path) -> None:
     made.write(tmp_path, rows)
     text = page(load_results(tmp_path))
     assert [has["id"] for has in Page(text).all("section")] == ["curves", "distribution", "run"]
-    assert "− LPFS++" not in said(text)
+    assert "− ours" not in said(text)
     failed = [row for row in made.cells() if row["error"] is not None]
     assert failed[0]["keep"] is None
     made.write(tmp_path, failed)
@@ -326,7 +332,7 @@ def test_a_log_without_truth_has_masks_without_marks(tmp_path: Path) -> None:
 
 def test_large_experiments_stay_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     methods = {f"method {i}": -i / 1000 for i in range(15)}
-    monkeypatch.setattr(made, "METHODS", methods | {"lpfs++": 0.0, "lpfs": -0.001})
+    monkeypatch.setattr(made, "METHODS", methods | {"removal-costs": 0.0, "lpfs": -0.001})
     monkeypatch.setattr(made, "FIELDS", 378)
     monkeypatch.setattr(made, "ROLES", ["informative"] * 20 + ["noise"] * 358)
     monkeypatch.setattr(made, "BUDGETS", (10, 20, 40, 80, 120, 180, 250, 320))
@@ -335,7 +341,7 @@ def test_large_experiments_stay_small(tmp_path: Path, monkeypatch: pytest.Monkey
     text = page(load_results(tmp_path))
     Page(text)
     assert len(text) < 500_000
-    assert "LPFS++, first seed" in said(text)
+    assert "removal costs, first seed" in said(text)
 
 
 def test_report_from_the_command_line(directory: Path, tmp_path: Path) -> None:
@@ -434,11 +440,11 @@ def test_in_a_browser(text: str, tmp_path: Path, width: int, scheme: str, ink: s
     charts = text.count('<figure class="lines')
     assert f'data-ready="{charts}"' in left
     assert told("drawn") == str(charts)
-    assert told("tip").startswith("6 fields kept · AUC LPFS++ 0.71")
+    assert told("tip").startswith("6 fields kept · AUC removal costs 0.71")
     assert told("tip").index("permutation 0.7") < told("tip").index("random 0.6")
     assert told("picked") == "11"  # random, in each of the first panel's charts
     assert (told("hidden"), told("shown")) == ("11", "0")
-    ranked = "LPFS++,permutation,LPFS,group LASSO,random"
+    ranked = "removal costs,permutation,LPFS++,LPFS,group LASSO,random"
     assert told("falling") == ranked
     assert told("rising") == ",".join(reversed(ranked.split(",")))
     assert told("wide") == "false"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import re
 from pathlib import Path
 
@@ -11,9 +13,21 @@ import pytest
 
 from lpfs.data import ClickLog, Data, DataError, InOrder, Recipe, load
 from lpfs.lifecycle import selection
-from lpfs.lifecycle.selection import Selection, Settings
+from lpfs.lifecycle.selection import Selection
+from lpfs.lifecycle.settings import Settings
+from lpfs.lifecycle.training import Metrics
+from lpfs.method.costs import Cost
 from lpfs.report.illustrations import illustrate
-from lpfs.run import Summary, load_encoders, load_history, load_model, load_summary, save
+from lpfs.run import (
+    Summary,
+    load_encoders,
+    load_history,
+    load_model,
+    load_summary,
+    replaced_by,
+    save,
+    summarise,
+)
 
 from ..command import below, check_run
 
@@ -25,9 +39,7 @@ def data() -> Data:
 
 @pytest.fixture(scope="module")
 def selected(data: Data) -> Selection:
-    return selection.select(
-        data, Settings(keep=7, dim=4, batch_size=64, protocol="one-pass", epochs=0)
-    )
+    return selection.select(data, Settings(keep=7, dim=4, batch_size=64, epochs=0))
 
 
 def test_a_run_holds_what_was_selected(selected: Selection, data: Data, tmp_path: Path) -> None:
@@ -36,6 +48,13 @@ def test_a_run_holds_what_was_selected(selected: Selection, data: Data, tmp_path
     assert (summary.kept, summary.gates) == (selected.kept, selected.gates)
     assert [(d.name, d.step) for d in summary.died] == selected.trajectory.path()
     assert summary.metrics == selected.metrics
+    assert {name: cost.nats for name, cost in summary.costs.items()} == {
+        name: cost.nats for name, cost in selected.costs.items()
+    }
+    assert (summary.curve, summary.chosen) == (selected.curve, False)
+    history = load_history(tmp_path / "run")
+    died = {death.name: death.step for death in summary.died}
+    assert summary.replaced_by == replaced_by(history, died)
     assert summary.source == "a log of mine"
 
 
@@ -79,7 +98,7 @@ def test_a_summary_is_checked_when_it_is_read(
     path = tmp_path / "run" / "selection.json"
     good = json.loads(path.read_text())
     assert load_summary(tmp_path / "run").model_dump(mode="json") == good
-    for change in ({"schema_version": 2}, {"kept": None}, {"more": 1}, {"metrics": {"best": {}}}):
+    for change in ({"schema_version": 1}, {"kept": None}, {"more": 1}, {"metrics": {"best": {}}}):
         path.write_text(json.dumps({**good, **change}))
         with pytest.raises(DataError, match=rf"selection\.json: {next(iter(change))}"):
             load_summary(tmp_path / "run")
@@ -111,3 +130,14 @@ def test_damaged_files_are_named(selected: Selection, data: Data, tmp_path: Path
             assert "\n" not in str(caught.value)
         path.write_bytes(whole)
         read(tmp_path / "run")
+
+
+def test_what_cannot_be_told_is_null(selected: Selection, data: Data) -> None:
+    costs = dict.fromkeys(selected.costs, Cost(0.001, math.inf))
+    summary = summarise(dataclasses.replace(selected, costs=costs), data)
+    assert {cost.error for cost in summary.costs.values()} == {None}
+    assert Summary.model_validate_json(summary.model_dump_json()) == summary
+    useless = {**selected.metrics, "all": Metrics(0.5, 5.0)}
+    summary = summarise(dataclasses.replace(selected, metrics=useless), data)
+    assert summary.gain < 0
+    assert {cost.share for cost in summary.costs.values()} == {None}

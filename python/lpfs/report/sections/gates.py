@@ -110,13 +110,13 @@ def zeros(panel: Panel, results: Results) -> Part | None:
 
 
 def traced(panel: Panel, results: Results) -> list[tuple[str, list[Series]]]:
-    """Zero gates over the steps of one run of each arm of LPFS and LPFS++: those to which λ was
-    given, and those to which a budget was."""
+    """Zero gates over the steps of one run of each arm whose gates die while they learn: those to
+    which λ or a price was given, and those to which a budget was."""
     arms = [arm for arm in panel.arms if arm.rows_of_gates == panel.usual]
     fixed = [arm for arm in arms if arm.penalised]
     free = [arm for arm in arms if arm.method in FAMILY and not arm.penalised]
     groups = []
-    for title, arms in (("λ given", fixed), ("a budget given", free)):
+    for title, arms in (("λ or a price given", fixed), ("a budget given", free)):
         series: list[Series] = []
         budgets = panel.budgets(arms)
         for arm in arms:
@@ -160,7 +160,7 @@ def revivals(panel: Panel) -> Part | None:
 
 
 def masks(panel: Panel, results: Results) -> Part | None:
-    """Table 2: which fields LPFS and LPFS++ selected."""
+    """Table 2: which fields ours and the paper's methods selected."""
     part = Part(panel.title)
     for arm in panel.standard:
         if arm.method not in FAMILY:

@@ -1,4 +1,4 @@
-"""What LPFS++ and its rivals reach with how many fields."""
+"""What ours and its rivals reach with how many fields."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lpfs.report.statistics import Estimate, difference, estimate
 
 
 def in_short(found: Sequence[Panel]) -> list[Part]:
-    """Where LPFS++ stands, and how far it is from every rival."""
+    """Where ours stands, and how far it is from every rival."""
     rows = []
     for panel in found:
         ahead = foremost(panel)
@@ -34,7 +34,7 @@ def in_short(found: Sequence[Panel]) -> list[Part]:
                 )
     if not rows:
         return []
-    head = ["log · model", "", "hardest rival", "LPFS++ is", "rank", "area", "− that rival"]
+    head = ["log · model", "", "hardest rival", "ours is", "rank", "area", "− that rival"]
     part = Part("")
     part.tables.append(("", without_empty(Table([*head, "most found at"], rows, words=4))))
     part.tables += [*_against_all(found, "cold"), *_against_all(found, "hot")]
@@ -42,7 +42,7 @@ def in_short(found: Sequence[Panel]) -> list[Part]:
 
 
 def _against_all(found: Sequence[Panel], retrain: Retrain) -> list[tuple[str, Table]]:
-    """LPFS++ − every rival, by panel: one table, or none where there is nothing to compare."""
+    """Ours − every rival, by panel: one table, or none where there is nothing to compare."""
     auc = METRICS["AUC"]
     gaps: dict[str, dict[str, Estimate]] = {}
     for panel in found:
@@ -64,7 +64,7 @@ def _against_all(found: Sequence[Panel], retrain: Retrain) -> list[tuple[str, Ta
         ]
         for name, gap in gaps.items()
     ]
-    title = f"Area of LPFS++ − that of the rival, {RETRAINED[retrain]}; bold where LPFS++ is behind"
+    title = f"Area of ours − that of the rival, {RETRAINED[retrain]}; bold where ours is behind"
     return [(title, Table(["rival", *titles], rows))] if rows else []
 
 
@@ -98,7 +98,7 @@ def _pair(
     retrain: Retrain,
     colours: Mapping[Arm, int],
 ) -> list[Chart]:
-    """AUC, and how far it is from that of LPFS++."""
+    """AUC, and how far it is from that of ours."""
     auc, how = METRICS["AUC"], RETRAINED[retrain]
     charts = lines(panel, arms, budgets, retrain, auc, f"AUC, {how}", colours, size="big")
     ours = panel.ours
@@ -120,7 +120,7 @@ def _pair(
     high = max(0.25 * -low, *(y for one in series for y in one.y))
     charts.append(
         chart(
-            f"AUC − that of LPFS++, {how}",
+            f"AUC − that of ours, {how}",
             series,
             labels=numbers(budgets),
             x_title="fields kept",
@@ -133,7 +133,7 @@ def _pair(
 
 
 def _areas(panel: Panel, arms: Sequence[Arm], name: str, colours: Mapping[Arm, int]) -> Table:
-    """Areas under the curves, with the differences to LPFS++."""
+    """Areas under the curves, with the differences to ours."""
     metric, ours = METRICS[name], panel.ours
     better = -1 if name == "Log loss" else 1
     ways = [way for way in RETRAINED if any(panel.curve(arm, way, metric) for arm in arms)]
@@ -145,7 +145,7 @@ def _areas(panel: Panel, arms: Sequence[Arm], name: str, colours: Mapping[Arm, i
     }
     head = ["method"]
     for way in ways:
-        head += [RETRAINED[way]] + (["− LPFS++"] if ours else [])
+        head += [RETRAINED[way]] + (["− ours"] if ours else [])
     head.append("seeds")
     rows = []
     for arm in arms:

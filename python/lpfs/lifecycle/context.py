@@ -1,0 +1,181 @@
+"""What the stages of a selection share: data, settings, rows in batches, progress."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import lpfs
+from lpfs.data import Batch, Data, Part
+from lpfs.lifecycle import distributed
+from lpfs.lifecycle.checkpoint import Checkpoints
+from lpfs.lifecycle.pretrained import Pretrained
+from lpfs.lifecycle.settings import FEWEST_STEPS, Settings, batch_size_for, pretrain_share
+from lpfs.lifecycle.stages import Stages, first_difference
+from lpfs.lifecycle.training import Progress, ProgressCallback, predict
+from lpfs.method.budget import Budget
+from lpfs.method.gate import FeatureGate
+from lpfs.method.prices import prices_of
+from lpfs.models import DLRM
+
+PROBE_ROWS = 4096
+REPORT_EVERY = 20
+
+
+class Context:
+    """One selection while it runs; arguments as of `lpfs.select`.
+
+    Pre-training takes the first rows and selection the last ones, each row once: gates must learn
+    from rows that the weights have not seen.
+
+    Raises ValueError unless the settings fit the data, and checkpoints and pre-trained model both.
+    """
+
+    def __init__(
+        self,
+        data: Data,
+        settings: Settings,
+        build: Callable[..., DLRM] = DLRM,
+        progress: ProgressCallback | None = None,
+        checkpoints: Checkpoints | None = None,
+        pretrained: Pretrained | None = None,
+    ) -> None:
+        self.data, self.settings, self.build, self.progress = data, settings, build, progress
+        rows = len(data.train)
+        self.batch_size = batch_size_for(rows, settings)
+        border = int(pretrain_share(rows, settings) * rows)
+        self.first_rows, self.last_rows = data.train[:border], data.train[border:]
+        self.probe = data.validation[:PROBE_ROWS]
+        config = self._require_possible()
+        self.origin = {
+            "rows": border,
+            "batch_size": self.batch_size,
+            "reading": data.options,
+            "data": data.key,
+            "model": config,
+        }
+        if pretrained and (difference := first_difference(pretrained.origin, self.origin)):
+            raise ValueError(f"the pre-trained model does not fit: {difference}")
+        self.start = pretrained
+        identity = {
+            **settings.model_dump(mode="json"),
+            **self.origin,
+            "from": pretrained.digest() if pretrained else None,
+            "processes": distributed.size(),
+            "versions": {"lpfs": lpfs.__version__, "torch": torch.__version__},
+        }
+        distributed.require_same("data and settings", identity)
+        self.stages = Stages(identity, checkpoints, settings.device)
+
+    @property
+    def steps(self) -> dict[str, int]:
+        """Training steps by stage that is done."""
+        steps: dict[str, int] = self.stages.numbers.setdefault("steps", {})
+        return steps
+
+    def _require_possible(self) -> dict[str, Any]:
+        """The model's shape. Raises ValueError unless the settings fit the data."""
+        for name in ("train", "validation", "test"):
+            if not len(getattr(self.data, name)):
+                raise ValueError(f"the {name} part has no rows")
+        if self.steps_over(self.last_rows) < FEWEST_STEPS:
+            raise ValueError(
+                f"too few training rows: one pass over the last {len(self.last_rows)} makes "
+                f"{self.steps_over(self.last_rows)} steps of selection with batches of "
+                f"{self.batch_size}, expected at least {FEWEST_STEPS} (smaller batches)"
+            )
+        settings = self.settings
+        with torch.device("meta"):
+            model = self.new_model()
+        config = model.config()
+        gate = model.insert_gate(**self.gate_options(model.features)).gate
+        assert gate is not None
+        require_wish(gate, settings)
+        return config
+
+    def new_model(self) -> DLRM:
+        """See `new_model`."""
+        return new_model(self.data, self.settings, self.build)
+
+    def learner(self) -> tuple[DLRM, torch.optim.Optimizer]:
+        """A new model on the device, and its optimiser."""
+        model = self.new_model().to(self.settings.device)
+        return model, torch.optim.Adagrad(model.parameters(), lr=self.settings.lr)
+
+    def gate_options(self, features: Iterable[str]) -> dict[str, Any]:
+        """What `insert_gate` takes."""
+        settings = self.settings
+        # The other kinds tend to 1, not to a fraction of their start, and their gradient vanishes
+        # where the rescale would have to lift small gates: with it they lost up to 3 of the demo's
+        # 10 fields, without it none.
+        rescaled = settings.rescale
+        if rescaled is None:
+            rescaled = settings.gate == "lpfs++" and settings.learns == "gradient"
+        return {
+            "operator": settings.operator,
+            "kind": settings.gate,
+            "alpha": settings.alpha,
+            "tau": settings.tau,
+            "always_keep": settings.always_keep,
+            "groups": settings.groups,
+            "rescale": features if rescaled else (),
+        }
+
+    def steps_over(self, part: Part) -> int:
+        """The batches of one pass."""
+        return math.ceil(len(part) / self.batch_size)
+
+    def passes(self, part: Part, skip: int = 0) -> Iterator[Batch]:
+        """The batches of one pass after the other in order, without the first `skip` of them."""
+        skip %= self.steps_over(part)
+        while True:
+            yield from part.batches(self.batch_size, start=skip * self.batch_size)
+            skip = 0
+
+    def shuffled_passes(self, skip: int) -> Iterator[Batch]:
+        """The same over all training rows, each pass in another order."""
+        first, skip = divmod(skip, self.steps_over(self.data.train))
+        for seed in itertools.count(first):
+            yield from self.data.train.batches(
+                self.batch_size, start=skip * self.batch_size, seed=seed
+            )
+            skip = 0
+
+    def mean_change(self, model: DLRM, before: Tensor) -> float:
+        """Mean |Δlogit| on the probed validation rows since `before`."""
+        return (predict(model, self.probe) - before).abs().mean().item()
+
+    def report(
+        self, stage: str, step: int, steps: int, loss: float, gate: FeatureGate | None = None
+    ) -> None:
+        """Tell the callback, now and then."""
+        if self.progress is not None and (step % REPORT_EVERY == 0 or step == steps):
+            alive = None if gate is None else len(gate.kept())
+            rows = (step - self.stages.begun) * self.batch_size
+            self.progress(Progress(stage, step, steps, rows, loss, alive))
+
+
+def require_wish(gate: FeatureGate, settings: Settings) -> None:
+    """Raise ValueError unless the settings' wish, and what fields cost, fit a gate's fields."""
+    prices_of(gate, settings.cost)
+    if settings.total_cost is not None:
+        Budget.require_affordable(gate, settings.total_cost, settings.cost)
+    if settings.keep is not None:
+        Budget.require_reachable(gate, settings.keep)
+
+
+def new_model(data: Data, settings: Settings, build: Callable[..., DLRM] = DLRM) -> DLRM:
+    """A network for all fields of the data; equal seeds give equal weights."""
+    with torch.random.fork_rng():
+        torch.manual_seed(settings.seed)
+        return build(
+            {field.name: field.cardinality for field in data.fields},
+            dim=settings.dim,
+            top=settings.top,
+            numbers=settings.numbers,
+        )

@@ -1,0 +1,165 @@
+"""What the removal of every field would cost, learnt from what a backward pass forms anyway."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from lpfs.method.gate import FeatureGate
+
+Reduction = Literal["mean", "sum"]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What removal would add to the loss, in nats per row, and its standard error."""
+
+    nats: float
+    error: float
+
+
+RECENT = 0.95
+"""What a step leaves of the recent mean: that of about twenty steps."""
+
+
+class RemovalCosts:
+    """The removal cost of every gate, in nats of log loss per row, at every step.
+
+    Let φᵢ be what field i is multiplied by, 0 when it is removed; ℓ_r the loss of row r, and
+    s_ri = ∂ℓ_r/∂φᵢ. A field is whole at its present factor, or at 1 where that is less:
+    wᵢ = max(φᵢ, 1). Expanding ℓ(φᵢ = 0) and ℓ(φᵢ = wᵢ) to second order around the φᵢ of now,
+
+        cᵢ = ℓ(φᵢ = 0) − ℓ(φᵢ = wᵢ) ≈ mean over rows of  −wᵢ · s_ri + wᵢ · (φᵢ − wᵢ/2) · s_ri²
+
+    The square stands for the second derivative: of log loss, where the model is calibrated, the
+    mean of s² is the Gauss–Newton one, since E[(y − p)² | row] = p(1 − p). The same holds for every
+    loss that is the negative logarithm of a probability (Poisson, softmax); a squared error has to
+    be divided by twice its variance to be one. A ranking or a margin loss is none.
+
+    A dead gate, φ = 0, is told what it would save if it came back. Fields that stay always have a
+    cost too. Where several passes backward make a step, or several processes, their rows count as
+    the rows of one batch.
+
+    Args:
+        gate: whose costs; its passes backward leave what they are made of from now on.
+        horizon: over how many steps a cost counts in the mean and its error: each step a share of
+            1/horizon of what was known is forgotten.
+        reduction: whether the loss is the mean over a step's rows or their sum. With `mean`,
+            micro-batches must be weighted by their rows, as if they were one batch; processes are
+            taken to average their gradients, as DistributedDataParallel does.
+        loss_scale: what the loss was multiplied by besides, or a function that says so at every
+            step, such as a GradScaler's `get_scale`.
+
+    Raises ValueError for another reduction or a horizon below one step.
+    """
+
+    def __init__(
+        self,
+        gate: FeatureGate,
+        horizon: float,
+        *,
+        reduction: Reduction = "mean",
+        loss_scale: float | Callable[[], float] = 1.0,
+    ) -> None:
+        if reduction not in ("mean", "sum"):
+            raise ValueError(f"reduction must be 'mean' or 'sum', got {reduction!r}")
+        if not horizon >= 1:
+            raise ValueError(f"horizon must be at least 1 step, got {horizon}")
+        self.gate, self.horizon = gate, horizon
+        self.reduction, self.loss_scale = reduction, loss_scale
+        gate.watch()
+        assert gate.moments is not None
+        like, keep = gate.moments.detach(), 1 - 1 / horizon
+        self.known = like.new_zeros(8, like.shape[1])
+        """Per unit, weighted sums over the steps. Of the recent ones: weights, costs, and slope and
+        curvature of the loss by the logarithm of the factor. Of the horizon's: weights, squared
+        weights, costs, squared costs."""
+        forget = [RECENT] * 4 + [keep, keep * keep, keep, keep]
+        self._forget = like.new_tensor(forget)[:, None]
+
+    @torch.no_grad()
+    def take(self) -> Tensor | None:
+        """The costs of the step whose passes backward are done, `[units]` (see
+        `FeatureGate.units`); None if there were none. Where a unit was not watched, or what it
+        would cost is not finite, its recent mean."""
+        gate = self.gate
+        assert gate.moments is not None
+        moments, gate.moments.grad = gate.moments.grad, None
+        if moments is None:
+            return None
+        moments = self._over_processes(moments)
+        rows = moments[2]
+        # Living units are watched in every row.
+        scale = self.loss_scale() if callable(self.loss_scale) else self.loss_scale
+        of_row = rows.max() / scale if self.reduction == "mean" else 1 / scale
+        mean, square = moments[:2] / rows
+        factor = gate.factors_of_units()
+        slope, curvature = of_row * mean, of_row**2 * square
+        whole = factor.clamp(min=1)
+        costs = whole * ((factor - whole / 2) * curvature - slope)
+        heard = costs.isfinite()
+        one, logarithmic = torch.ones_like(costs), (factor * slope, factor**2 * curvature)
+        new = torch.stack([one, costs, *logarithmic, one, one, costs, costs * costs])
+        # What a unit is not heard in does not age what is known of it.
+        known = torch.where(heard, self.known * self._forget + new, self.known)
+        self.known.copy_(known)
+        return torch.where(heard, costs, self.recent())
+
+    def recent(self) -> Tensor:
+        """The mean of about the last twenty steps, `[units]`; 0 where nothing was heard yet."""
+        return self.known[1] / self.known[0].clamp(min=1)
+
+    def newton(self) -> Tensor:
+        """The Newton step towards a better factor, `[units]`: of its logarithm, held to ±1.
+
+        On rows that the weights have not seen, a slope below zero says that what is behind the
+        factor is still too small, one above zero that it has learnt its rows by heart.
+        """
+        _, _, slope, curvature = self.known[:4].unbind()
+        return -(slope / curvature.clamp(min=1e-30)).clamp(-1, 1)
+
+    def of_fields(self) -> dict[str, Cost]:
+        """Field → mean cost over the horizon and its standard error, from how costs vary between
+        steps; fields behind one gate share theirs. Waits for the device."""
+        mean, error = (values.tolist() for values in mean_and_error(self.known))
+        units = self.gate.units
+        return {name: Cost(mean[i], error[i]) for i, names in enumerate(units) for name in names}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What was heard so far."""
+        return {"known": self.known}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what `state_dict` returned, with a gate over the same fields."""
+        self.known.copy_(state["known"])
+
+    def _over_processes(self, moments: Tensor) -> Tensor:
+        """The sums over all processes, in the same order everywhere."""
+        if not (dist.is_available() and dist.is_initialized()):
+            return moments
+        size = dist.get_world_size()
+        parts = [torch.empty_like(moments) for _ in range(size)]
+        dist.all_gather(parts, moments)
+        total = torch.stack(parts).sum(0)
+        if self.reduction == "mean":
+            # Of the mean over processes of their losses, each one's is a part.
+            total[0] /= size
+            total[1] /= size * size
+        return total
+
+
+def mean_and_error(known: Tensor) -> tuple[Tensor, Tensor]:
+    """Of `RemovalCosts.known`, `[…, 8, units]`: mean over the horizon, 0 where nothing was heard
+    yet, and its standard error, infinite where fewer than two steps were; `[…, units]`."""
+    weight, squared_weight, total, squares = known[..., 4:, :].unbind(-2)
+    least = 1e-12
+    mean = total / weight.clamp(min=least)
+    count = weight * weight / squared_weight.clamp(min=least)
+    spread = (squares / weight.clamp(min=least) - mean * mean).clamp(min=0)
+    error = torch.where(count > 1.5, (spread / (count - 1).clamp(min=least)).sqrt(), torch.inf)
+    return mean, error
