@@ -8,7 +8,7 @@ from lpfs.data import Batch
 from lpfs.lifecycle.context import Context
 from lpfs.lifecycle.curve import Curve
 from lpfs.lifecycle.training import finite, predict, train_step
-from lpfs.method.budget import ROUNDING, Budget
+from lpfs.method.budget import ROUNDING, Budget, fewest
 from lpfs.method.optim import ProximalSGD
 from lpfs.method.penalty import Penalty
 from lpfs.method.plan import Plan
@@ -17,8 +17,8 @@ from lpfs.models import DLRM
 
 
 def insert_gates(context: Context, model: DLRM, keep: int | None) -> Plan:
-    """Gates before the model's first layer and the plan for them: the settings' wish, which is to
-    `keep` so many fields where it is that or none."""
+    """Gates before the model's first layer and the plan for them: to `keep` so many fields, the
+    settings' other wish, or, where there is neither, to go down to as few as can be."""
     settings = context.settings
     gate = model.insert_gate(**context.gate_options(model.features)).gate
     assert gate is not None
@@ -43,7 +43,7 @@ def insert_gates(context: Context, model: DLRM, keep: int | None) -> Plan:
     return Budget(
         gate,
         prox,
-        keep if settings.total_cost is None else None,
+        keep or fewest(gate) if settings.total_cost is None else None,
         steps,
         total_cost=settings.total_cost,
         cost=settings.cost,

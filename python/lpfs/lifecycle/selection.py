@@ -172,7 +172,7 @@ def _chosen(context: Context, pretrained: Pretrained) -> int:
     if "curve" not in stages.numbers:
         model, optimizer = context.learner()
         pretrained.load_into(model, optimizer)
-        plan = insert_gates(context, model, keep=max(1, len(context.settings.always_keep)))
+        plan = insert_gates(context, model, keep=None)
         curve = _curve(context, plan)
         stages.own("path", model)
         stages.own("path_optimizer", optimizer)
@@ -247,8 +247,7 @@ def gate_fields(
         model, optimizer = context.learner()
         pretrained = pretrain(context, model, optimizer)
         begin = time.perf_counter()
-        fewest = max(1, len(settings.always_keep))
-        plan = insert_gates(context, model, fewest if settings.chooses else settings.keep)
+        plan = insert_gates(context, model, settings.keep)
         curve = _curve(context, plan)
         learn_gates(context, "select", model, optimizer, plan, curve)
         return Gated(pretrained, plan, curve.points(), time.perf_counter() - begin)

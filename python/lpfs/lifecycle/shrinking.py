@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lpfs.lifecycle.curve import Curve, Judged, smallest_within
 from lpfs.lifecycle.training import DivergedError, Progress, ProgressCallback
-from lpfs.method.budget import Budget
+from lpfs.method.budget import Budget, fewest
 from lpfs.method.costs import Cost, Reduction
 from lpfs.method.gate import FeatureGate
 from lpfs.method.optim import ProximalSGD
@@ -127,8 +127,7 @@ def shrink(
             raise ValueError("loader: goes by twice with validation, which an iterator cannot")
         trial, trial_optimizer = copy.deepcopy((model, optimizer))
         assert trial.gate is not None
-        fewest = max(1, len(gate.always_keep))
-        plan = _plan(trial.gate, steps - before, fewest, None, None, cost, reduction)
+        plan = _plan(trial.gate, steps - before, fewest(gate), None, None, cost, reduction)
         judged = Curve(plan, lambda network, _: _losses(network, batches, loss))
         _learn(trial, trial_optimizer, loader, loss, plan, before, "choose", progress, judged)
         curve = judged.points()

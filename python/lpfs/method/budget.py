@@ -12,13 +12,10 @@ from torch import Tensor
 from lpfs.method.costs import Reduction, RemovalCosts
 from lpfs.method.gate import FeatureGate
 from lpfs.method.optim import ProximalSGD
-from lpfs.method.plan import Learn, Plan, require_fit
+from lpfs.method.plan import HORIZON, Learn, Plan, require_fit
 from lpfs.method.prices import prices_of
 from lpfs.method.schedule import EPSILON_SHARE, Constant, Geometric, Schedule, preset
 
-HORIZON = 0.3
-"""The share of the steps over which a removal cost counts: what was learnt before, of other rows
-and with other fields alive, weighs less."""
 REACH = 3.0
 """How far the removal costs of a whole run would move x, where all point the same way."""
 LATE_RAMP, PAPER_RAMP, PATH_RAMP = (0.3, 0.95), (0.1, 0.7), (0.2, 0.95)
@@ -26,6 +23,11 @@ FASTEST_DEATH = 0.05
 """The share of the steps in which a threshold may bring a gate from 1 to 0."""
 ROUNDING = 1e-5
 """Of sums of what fields cost, in fp32."""
+
+
+def fewest(gate: FeatureGate) -> int:
+    """The smallest number of fields that can remain."""
+    return max(1, len(gate.always_keep))
 
 
 class Budget(Plan):
@@ -120,7 +122,7 @@ class Budget(Plan):
         self._target = min(self._target, self._all)
         self._power = 3
         if ramp is None:
-            passes_all = keep == max(1, len(gate.always_keep))
+            passes_all = keep == fewest(gate)
             ramp = PAPER_RAMP if learn == "gradient" else PATH_RAMP if passes_all else LATE_RAMP
             self._power = 2 if learn == "costs" and passes_all else 3
         if not 0 <= ramp[0] < ramp[1] <= 1:
@@ -153,11 +155,9 @@ class Budget(Plan):
     @staticmethod
     def require_reachable(gate: FeatureGate, keep: int) -> None:
         """Raise ValueError unless that number of fields can remain."""
-        exempt, gates = len(gate.always_keep), len(gate.members)
-        if not max(exempt, 1) <= keep <= exempt + gates:
-            raise ValueError(
-                f"keep must be between {max(exempt, 1)} and {exempt + gates}, got {keep}"
-            )
+        most = len(gate.units)
+        if not fewest(gate) <= keep <= most:
+            raise ValueError(f"keep must be between {fewest(gate)} and {most}, got {keep}")
 
     @staticmethod
     def require_affordable(

@@ -11,11 +11,10 @@ from torch import Tensor
 from lpfs.method.costs import Reduction, RemovalCosts
 from lpfs.method.gate import FeatureGate
 from lpfs.method.optim import ProximalSGD
-from lpfs.method.plan import Plan, require_fit
+from lpfs.method.plan import HORIZON, Plan, require_fit
 from lpfs.method.prices import prices_of
 from lpfs.method.schedule import Constant, Schedule, preset
 
-HORIZON = 0.3
 PATIENCE = 0.2
 """The share of the steps in which a field that is worth nothing falls from 1 to 0."""
 LARGEST_MOVE = 0.05

@@ -21,6 +21,9 @@ AMPLIFICATION = 10.0
 """How many Newton steps an amplitude takes over a run; 2.5 and 5 did much the same. Where 378
 products of fields have a gate each, their embeddings learn slowly and amplitudes make up for it
 (+.02 to +.04 AUC, see experiments/README.md); on plain logs they stay between .9 and 1.4."""
+HORIZON = 0.3
+"""The share of the steps over which a removal cost counts: what was learnt before, of other rows
+and with other fields alive, weighs less."""
 RARELY, LOOKS = 8, 400
 """The removal costs of dead fields are taken in one step of `RARELY`, but `LOOKS` times in a run:
 in one of 358 steps, every eighth was too rarely for a field out of five in three seeds of five."""

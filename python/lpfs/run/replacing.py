@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from lpfs.method.budget import HORIZON
+from lpfs.method.plan import HORIZON
 
 CLEAR = 2.0
 """A rise of fewer of its errors is not told from chance."""
