@@ -144,7 +144,7 @@ def check_history(directory: Path, summary: Summary) -> None:
 
 def check_model(directory: Path, summary: Summary, data: Data) -> None:
     """The stored model and encoders reproduce the metrics on the test part."""
-    model, encoders = load_model(directory), load_encoders(directory)
+    model, encoders = load_model(directory).network, load_encoders(directory)
     assert [*model.features] == summary.kept
     given = {encoder.name: encoder for encoder in data.encoders}
     names = [encoder.name for encoder in encoders]

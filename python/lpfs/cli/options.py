@@ -293,3 +293,4 @@ Resume = Annotated[
     bool, typer.Option("--resume", help="Go on with an interrupted run, or begin it.")
 ]
 Seed = Annotated[int, typer.Option(help="Seed of the initial weights.")]
+Device = Annotated[str, typer.Option(help="cpu or cuda.", callback=device)]

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from lpfs.cli.options import (
+    Columns,
     Decimal,
+    Device,
     Encoding,
     NoHeader,
     Null,
     Run,
     Separator,
     Thousands,
+    at_least,
     expanded,
+    names,
 )
 from lpfs.cli.processes import console
 from lpfs.cli.refusals import (
@@ -40,9 +46,16 @@ def predict(
     out: Annotated[
         Path,
         typer.Option(
-            metavar="FILE.parquet", help="The file to write; must not exist.", callback=expanded
+            metavar="FILE",
+            help="The .parquet or .csv to write, which must not exist; - is CSV on the standard "
+            "output.",
+            callback=expanded,
         ),
     ] = Path("predictions.parquet"),
+    ids: Annotated[
+        Columns,
+        typer.Option("--id", metavar="COL,…", help="Columns to write beside the probability."),
+    ] = None,
     label: Annotated[
         str | None, typer.Option(metavar="COL", help="The column with 0 and 1, to judge by.")
     ] = None,
@@ -52,26 +65,56 @@ def predict(
     encoding: Encoding = None,
     no_header: NoHeader = False,
     null: Null = None,
+    batch_size: Annotated[
+        int, typer.Option(help="Rows in the network at a time.", callback=at_least(1))
+    ] = 8192,
+    device: Device = "cpu",
 ) -> None:
     """Score raw rows with the model that a run left: the probability of a click, row by row.
 
     Text is read as it was for the run unless an option says how.
     """
     require_one_process("predict")
-    require_new_file(out, ".parquet")
+    streams = str(out) == "-"
+    if not streams:
+        require_new_file(out, ".parquet", ".csv")
     require_run(run, "model.json")
     require_data(data)
+    from rich.console import Console
+
     from lpfs.cli.reading import reading_for, warn
+    from lpfs.cli.selecting import require_device
     from lpfs.report.terminal import StageBars
     from lpfs.run.scoring import score_file
 
+    require_device(device)
     said = (separator, decimal, thousands, encoding, no_header, null)
     reading = checked(lambda: reading_for(*said)) if any(said) else None
-    with StageBars(console()) as bars:
-        scored = checked(
-            lambda: score_file(run, data, out, label=label, reading=reading, progress=bars.reading)
-        )
-    warn(console(), scored.warnings)
+    # Between the rows, nothing else has a place.
+    told = Console(markup=False, emoji=False, stderr=True) if streams else console()
+
+    def work(bars: StageBars) -> Any:
+        try:
+            return score_file(
+                run,
+                data,
+                out,
+                label=label,
+                ids=names(ids),
+                reading=reading,
+                batch_size=batch_size,
+                device=device,
+                progress=bars.reading,
+            )
+        except BrokenPipeError:
+            # Whoever reads has seen enough; at its end, Python would complain of what is left.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit from None
+
+    with StageBars(told) as bars:
+        scored = checked(lambda: work(bars))
+    warn(told, scored.warnings)
     if scored.metrics is not None:
-        console().print(f"AUC {scored.metrics.auc:.6f}, log loss {scored.metrics.log_loss:.6f}")
-    console().print(f"{scored.rows:,} rows scored, written to {out}.")
+        told.print(f"AUC {scored.metrics.auc:.6f}, log loss {scored.metrics.log_loss:.6f}")
+    where = "" if streams else f", written to {out}"
+    told.print(f"{scored.rows:,} rows scored{where}.")

@@ -109,10 +109,10 @@ def is_taken(out: Path) -> bool:
     return out.is_dir() and any(out.iterdir())
 
 
-def require_new_file(out: Path, ending: str) -> None:
+def require_new_file(out: Path, *endings: str) -> None:
     """Refuse a file that could not be written in the end."""
-    if out.suffix != ending:
-        refuse(f"--out: expected a name that ends in {ending}, got {out}")
+    if out.suffix not in endings:
+        refuse(f"--out: expected a name that ends in {' or '.join(endings)}, got {out}")
     if out.exists():
         refuse(f"{out}: already exists")
     require_parent(out)

@@ -16,6 +16,7 @@ from lpfs.cli.options import (
     Cost,
     DataPaths,
     Decimal,
+    Device,
     Encoding,
     Ignored,
     Label,
@@ -146,7 +147,7 @@ def select(
         int, typer.Option(help="Passes after pruning, at most.", callback=options.at_least(0))
     ] = 1,
     seed: Seed = 0,
-    device: Annotated[str, typer.Option(help="cpu or cuda.", callback=options.device)] = "cpu",
+    device: Device = "cpu",
     cache: CacheDirectory = None,
     tensorboard: Annotated[
         Path | None,

@@ -12,8 +12,9 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
+import numpy as np
 import pyarrow as pa
 
 from lpfs.data.columns import Kind
@@ -26,14 +27,58 @@ from lpfs.data.source import Chunk, Reading, Source
 from lpfs.data.text import CRITEO, Text, undecodable
 from lpfs.data.typed import Memory, Parquet, is_bytes
 
-__all__ = ["Format", "Input", "chunks", "convertible", "open_source"]
+__all__ = ["Format", "Frame", "Input", "chunks", "convertible", "open_source"]
 
 Format = Literal["parquet", "csv", "tsv", "criteo", "jsonl"]
 Input: TypeAlias = str | Path | Sequence[str | Path] | pa.Table | ClickLog
 
 
+class Streamed(Protocol):
+    """What shows its columns to Arrow: data frames of pandas, polars and others."""
+
+    def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
+        """See Arrow's PyCapsule interface."""
+
+
+Frame: TypeAlias = pa.Table | pa.RecordBatch | Mapping[str, Any] | Streamed
+
+
+def table_of(frame: Frame) -> pa.Table:
+    """A frame as a table. Raises DataError where it is none.
+
+    >>> table_of({"hour": [7, 12], "city": ["Ulm", None]}).num_rows
+    2
+    """
+    if isinstance(frame, pa.Table):
+        return frame
+    try:
+        if isinstance(frame, pa.RecordBatch):
+            return pa.Table.from_batches([frame])
+        if isinstance(frame, Mapping):
+            return pa.table({name: _array(name, values) for name, values in frame.items()})
+        if hasattr(frame, "__arrow_c_stream__") or hasattr(frame, "__dataframe__"):
+            return pa.table(frame)
+    except pa.ArrowException as error:
+        raise DataError("frame", str(error).split("\n")[0]) from error
+    raise DataError(
+        "frame",
+        "expected a data frame, a pyarrow.Table or a dict of arrays, got "
+        f"{type(frame).__module__}.{type(frame).__qualname__}",
+    )
+
+
+def _array(name: str, values: Any) -> pa.Array | pa.ChunkedArray:
+    try:
+        if hasattr(values, "__arrow_c_stream__"):
+            return pa.chunked_array(values)
+        numpy = hasattr(values, "__array__") and not hasattr(values, "__arrow_array__")
+        return pa.array(np.asarray(values) if numpy else values, from_pandas=True)
+    except (pa.ArrowException, TypeError, ValueError, RuntimeError) as error:
+        raise DataError("frame", f"column {name!r}", str(error).split("\n")[0]) from error
+
+
 def open_source(
-    source: Input, format: Format | None = None, reading: Reading | None = None
+    source: Input | Frame, format: Format | None = None, reading: Reading | None = None
 ) -> list[Source]:
     """The files a source stands for, in order.
 
@@ -41,8 +86,10 @@ def open_source(
     (`day_2` before `day_10`). Raises DataError where there is nothing to read.
     """
     reading = reading or Reading()
-    if isinstance(source, pa.Table | ClickLog):
+    if isinstance(source, ClickLog):
         return [Memory(source, reading)]
+    if not isinstance(source, str | Path | Sequence):
+        return [Memory(table_of(source), reading)]
     paths = [source] if isinstance(source, str | Path) else list(source)
     files = [_open(place, format, reading) for path in paths for place in expand(Path(path))]
     if not files:

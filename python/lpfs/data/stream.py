@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from lpfs.data.columns import STRAY, Kind
@@ -12,15 +13,17 @@ from lpfs.data.encode import CategoryEncoder, Encoder, HashEncoder, NumberEncode
 from lpfs.data.error import DataError
 from lpfs.data.labels import UNLABELLED, Labels
 from lpfs.data.part import Batch
-from lpfs.data.read import Format, Input, chunks, convertible, open_source
+from lpfs.data.read import Format, Frame, Input, chunks, convertible, open_source
 from lpfs.data.schema import Progress, Report
-from lpfs.data.source import Reading, no_number
+from lpfs.data.source import Chunk, Reading, Source, Stray, no_number
+from lpfs.data.text import undecodable
+from lpfs.data.typed import as_numbers, is_text
 
-__all__ = ["stream"]
+__all__ = ["stream", "stream_with"]
 
 
 def stream(
-    source: Input,
+    source: Input | Frame,
     encoders: Sequence[Encoder],
     *,
     label: str | None = None,
@@ -40,24 +43,57 @@ def stream(
     >>> [batch.codes.tolist() for batch in stream(rows, [colours])]
     [[[3], [0], [1]]]
     """
+    rows = stream_with(
+        source,
+        encoders,
+        label=label,
+        format=format,
+        positive=positive,
+        reading=reading,
+        progress=progress,
+    )
+    return (batch for batch, _ in rows)
+
+
+def stream_with(
+    source: Input | Frame,
+    encoders: Sequence[Encoder],
+    *,
+    ids: Sequence[str] = (),
+    label: str | None = None,
+    format: Format | None = None,
+    positive: Sequence[str] = (),
+    reading: Reading | None = None,
+    progress: Report | None = None,
+) -> Iterator[tuple[Batch, pa.RecordBatch]]:
+    """See `stream`; beside each batch the columns `ids` of its rows as the source has them.
+
+    Where files have them in types that differ, they come in one that holds all values.
+    """
     sources = open_source(source, format, reading)
     wanted: dict[str, Kind] = {} if label is None else {label: "category"}
     for encoder in encoders:
         words = isinstance(encoder, CategoryEncoder | HashEncoder)
         wanted[encoder.name] = "category" if words else "number"
-    for name in wanted:
+    for name in (*wanted, *ids):
         for file in sources:
             if name not in file.columns:
                 hint = f" ({file.hint()})" if file.hint() else ""
                 raise DataError(file.name, f"expected a column {name!r}, there is none{hint}")
+    schema = _schema_of(sources, ids)
+    # An id comes as it is written; if it is a number of the model's too, that is made of it here.
+    numbers_too = [name for name in ids if wanted.get(name) == "number"]
+    wanted |= dict.fromkeys(ids, "category")
     total, rows = sum(file.size for file in sources), 0
     clicks, strays = Labels(positive), dict[str, tuple[int, DataError]]()
     for chunk, done in chunks(sources, wanted):
         size = chunk.rows.num_rows
+        made, odd = _numbers(chunk, numbers_too, reading or Reading())
         columns: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
         for encoder in encoders:
+            column = made[encoder.name] if encoder.name in made else chunk.rows[encoder.name]
             with convertible(chunk, encoder.name):
-                values = torch.from_numpy(encoder.encode(chunk.rows[encoder.name]))
+                values = torch.from_numpy(encoder.encode(column))
             columns[isinstance(encoder, NumberEncoder)].append(values)
         codes, numbers = (
             torch.stack(part, 1) if part else torch.empty(size, 0, dtype=type_)
@@ -67,9 +103,9 @@ def stream(
         if label is not None:
             known = clicks.of(chunk, label)
             labels = torch.from_numpy(np.where(known == UNLABELLED, np.nan, known))
-        yield Batch(codes, numbers, labels.float())
+        yield Batch(codes, numbers, labels.float()), _carried(chunk, schema)
         rows += size
-        for name, stray in chunk.strays.items():
+        for name, stray in (*chunk.strays.items(), *odd.items()):
             error = no_number(chunk.file, chunk.first + stray.row, name, stray.word)
             count, error = strays.get(name, (0, error))
             strays[name] = count + stray.count, error
@@ -78,3 +114,54 @@ def stream(
     for count, error in strays.values():
         if count > STRAY * rows:
             raise error
+
+
+def _schema_of(sources: Sequence[Source], ids: Sequence[str]) -> pa.Schema:
+    """One type for each of these columns that holds its values in all files."""
+    fields = []
+    for name in dict.fromkeys(ids):
+        types = [file.columns[name] for file in sources]
+        plain = [t.value_type if pa.types.is_dictionary(t) else t for t in types]
+        found = pa.schema([(name, plain[0])])
+        for file, type_ in zip(sources, plain, strict=True):
+            try:
+                found = pa.unify_schemas(
+                    [found, pa.schema([(name, type_)])], promote_options="permissive"
+                )
+            except pa.ArrowException as error:
+                raise DataError(
+                    file.name,
+                    f"column {name!r}",
+                    f"expected {found.types[0]} as in the files before it, its type is {type_}",
+                ) from error
+        fields.append(found.field(0))
+    return pa.schema(fields)
+
+
+def _numbers(
+    chunk: Chunk, names: Sequence[str], reading: Reading
+) -> tuple[dict[str, pa.Array], dict[str, Stray]]:
+    """Columns as float64, and those of their values that are no numbers."""
+    made, strays = dict[str, pa.Array](), dict[str, Stray]()
+    for name in names:
+        made[name], stray = as_numbers(chunk.file, chunk.first, name, chunk.rows[name], reading)
+        if stray:
+            strays[name] = stray
+    return made, strays
+
+
+def _carried(chunk: Chunk, schema: pa.Schema) -> pa.RecordBatch:
+    columns = []
+    for field in schema:
+        column = chunk.rows[field.name]
+        if pa.types.is_dictionary(column.type):
+            column = column.dictionary_decode()
+        try:
+            # Nobody has looked at the text of a file before.
+            column.validate(full=True)
+            columns.append(column.cast(field.type))
+        except pa.ArrowException as error:
+            if is_text(column.type):
+                raise undecodable(chunk.file, chunk.first, field.name, column) from error
+            raise DataError(chunk.file, f"column {field.name!r}", str(error)) from error
+    return pa.RecordBatch.from_arrays(columns, schema=schema)

@@ -19,7 +19,7 @@ from lpfs.data.plain import PlainReader
 from lpfs.data.source import Chunk, Reading, Stray
 from lpfs.data.text import numbers_of, unique
 
-__all__ = ["Memory", "Parquet", "is_bytes", "is_text"]
+__all__ = ["Memory", "Parquet", "as_numbers", "is_bytes", "is_text"]
 
 ROWS = 1 << 16
 
@@ -150,19 +150,28 @@ def _typed(
     columns, strays = [], {}
     for column, kind in wanted.items():
         values = rows[column]
-        if kind == "number" and not pa.types.is_float64(values.type):
-            if pa.types.is_dictionary(values.type):
-                values = values.dictionary_decode()
-            if is_text(values.type):
-                values, stray = numbers_of(name, first, column, values, reading)
-                if stray:
-                    strays[column] = stray
-            else:
-                try:
-                    values = values.cast(pa.float64(), safe=False)
-                except pa.ArrowException as error:
-                    raise DataError(
-                        name, f"column {column!r}", f"expected numbers, its type is {values.type}"
-                    ) from error
+        if kind == "number":
+            values, stray = as_numbers(name, first, column, values, reading)
+            if stray:
+                strays[column] = stray
         columns.append(values)
     return pa.RecordBatch.from_arrays(columns, names=list(wanted)), strays
+
+
+def as_numbers(
+    file: str, first: int, column: str, values: pa.Array, reading: Reading
+) -> tuple[pa.Array, Stray | None]:
+    """A column as float64, and those of its words that are no numbers. Raises DataError for a type
+    that holds none."""
+    if pa.types.is_float64(values.type):
+        return values, None
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
+    if is_text(values.type):
+        return numbers_of(file, first, column, values, reading)
+    try:
+        return values.cast(pa.float64(), safe=False), None
+    except pa.ArrowException as error:
+        raise DataError(
+            file, f"column {column!r}", f"expected numbers, its type is {values.type}"
+        ) from error

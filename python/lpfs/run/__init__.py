@@ -9,13 +9,13 @@ from lpfs.run.directory import (
     Summary,
     load_encoders,
     load_history,
-    load_model,
     load_pretrained,
     load_summary,
     save,
     summarise,
 )
 from lpfs.run.replacing import Replacement, replaced_by
+from lpfs.run.scoring import Model, load_model
 
 __all__ = [
     "Cut",
@@ -23,6 +23,7 @@ __all__ = [
     "FieldCost",
     "History",
     "Illustrate",
+    "Model",
     "Replacement",
     "Summary",
     "load_encoders",

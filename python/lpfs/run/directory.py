@@ -308,7 +308,7 @@ def load_history(directory: str | Path) -> dict[str, list[float]]:
         return columns
 
 
-def load_model(directory: str | Path) -> DLRM:
+def load_network(directory: str | Path) -> DLRM:
     """The pruned and hot-started model of a run, without its optimiser. Raises DataError."""
     with _readable(directory, "model.json") as path:
         config: dict[str, Any] = json.loads(path.read_bytes())

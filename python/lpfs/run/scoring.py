@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import contextlib
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
-from lpfs.data import Batch, DataError, Encoder, Reading, stream
+from lpfs.data import Batch, DataError, Encoder, Reading
 from lpfs.data.encode import MISSING, UNKNOWN
-from lpfs.data.read import Input
+from lpfs.data.read import Frame, Input
 from lpfs.data.schema import Report
+from lpfs.data.stream import stream_with
 from lpfs.files import appearing
 from lpfs.lifecycle.training import Metrics, score
-from lpfs.models import DLRM
-from lpfs.run import load_encoders, load_model, load_summary
-from lpfs.run.directory import Values
+from lpfs.run.directory import Summary, Values, load_encoders, load_network, load_summary
 
 ROWS = 8192
-"""Rows that are in the network at a time."""
+"""Rows that are in the network at a time, unless another number is said."""
+PROBABILITY = "probability"
+"""The column of a scored file that the model adds."""
 
 
 # A share that is that much larger than in training, and more than twice as large, is far from it.
@@ -44,47 +50,79 @@ class Scores:
     """Fields whose values are far from those that the model was trained on, a line each."""
 
 
-def score_rows(
-    directory: Path,
-    source: Input,
-    *,
-    label: str | None = None,
-    reading: Reading | None = None,
-    progress: Report | None = None,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Logits and labels (NaN without `label`) of all rows of a source in order, some at a time.
+class Model:
+    """The model that a run left, and all that raw rows need on their way into it.
 
-    Values that training did not see and missing ones are treated as there. Only the columns of the
-    kept fields are read. Raises DataError with one line on what is wrong.
+    Made by `load_model`. Values that training did not see and missing ones are treated as there.
     """
-    model, encoders = load_model(directory), load_encoders(directory)
-    for batch, logits in _scored(directory, model, encoders, source, label, reading, progress):
-        yield logits, batch.labels
+
+    def __init__(self, network: nn.Module, encoders: Sequence[Encoder], summary: Summary) -> None:
+        self.network = network.eval()
+        """The pruned and hot-started network."""
+        self.encoders = list(encoders)
+        """Those of the fields that it reads, in the order of its columns."""
+        self.summary = summary
+
+    def predict(self, frame: Frame, *, batch_size: int = ROWS) -> NDArray[np.float64]:
+        """The probability of a click for every row of a frame, `[rows]` float64.
+
+        Args:
+            frame: a data frame of pandas or polars, a `pyarrow.Table` or a dict of arrays, with the
+                columns of the kept fields; others are not looked at.
+            batch_size: rows that are in the network at a time.
+
+        Raises:
+            DataError: for what is no frame, a missing column, or values of a number that are none.
+            ValueError: for a batch size below 1.
+        """
+        pieces = [piece for _, _, piece in self.logits(frame, batch_size=batch_size)]
+        return np.concatenate([np.empty(0), *map(_probabilities, pieces)])
+
+    def logits(
+        self,
+        source: Input | Frame,
+        *,
+        label: str | None = None,
+        ids: Sequence[str] = (),
+        reading: Reading | None = None,
+        batch_size: int = ROWS,
+        progress: Report | None = None,
+    ) -> Iterator[tuple[Batch, pa.RecordBatch, Tensor]]:
+        """The rows of a source in order, some at a time: encoded, their columns `ids`, and their
+        logits, `[rows]` on the CPU. Labels are NaN where there are none.
+
+        Raises as `predict` does.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        options = self.summary.reading
+        device = next(self.network.parameters()).device
+        for batch, columns in stream_with(
+            source,
+            self.encoders,
+            ids=ids,
+            label=label,
+            positive=options.get("positive", ()),
+            reading=reading or Reading(**options.get("reading", {})),
+            progress=progress,
+        ):
+            pieces = zip(
+                batch.codes.split(batch_size), batch.numbers.split(batch_size), strict=True
+            )
+            with torch.no_grad():
+                logits = [self.network(*(part.to(device) for part in piece)) for piece in pieces]
+            yield batch, columns, torch.cat(logits).cpu()
 
 
-def _scored(
-    directory: Path,
-    model: DLRM,
-    encoders: Sequence[Encoder],
-    source: Input,
-    label: str | None,
-    reading: Reading | None,
-    progress: Report | None,
-) -> Iterator[tuple[Batch, Tensor]]:
-    model.eval()
-    options = load_summary(directory).reading
-    rows = stream(
-        source,
-        encoders,
-        label=label,
-        positive=options.get("positive", ()),
-        reading=reading or Reading(**options.get("reading", {})),
-        progress=progress,
-    )
-    for batch in rows:
-        with torch.no_grad():
-            pieces = zip(batch.codes.split(ROWS), batch.numbers.split(ROWS), strict=True)
-            yield batch, torch.cat([model(codes, numbers) for codes, numbers in pieces])
+def load_model(directory: str | Path, device: str | torch.device = "cpu") -> Model:
+    """The pruned and hot-started model of a run, which scores raw rows. Raises DataError.
+
+    Args:
+        directory: of the run.
+        device: where it computes.
+    """
+    network = load_network(directory).to(device)
+    return Model(network, load_encoders(directory), load_summary(directory))
 
 
 def score_file(
@@ -93,7 +131,10 @@ def score_file(
     out: Path,
     *,
     label: str | None = None,
+    ids: Sequence[str] = (),
     reading: Reading | None = None,
+    batch_size: int = ROWS,
+    device: str = "cpu",
     progress: Report | None = None,
 ) -> Scores:
     """Write the probability of a click for every row of a source.
@@ -101,55 +142,98 @@ def score_file(
     Args:
         directory: of the run.
         source: as for `lpfs.data.load`.
-        out: a Parquet file with one column, `probability` (float64), in the order of the rows. It
-            appears whole or not at all.
+        out: a Parquet or CSV file, by its name, with the columns `ids` and `probability` (float64),
+            in the order of the rows. It appears whole or not at all. `-` is CSV on the standard
+            output, as it is made.
         label: the column with clicks, if the scores are to be judged, by the rows that have one.
+        ids: columns of the source to write beside the scores.
         reading: how text is written; default: as when the model was trained.
+        batch_size: rows that are in the network at a time.
+        device: where it computes.
         progress: called after every chunk.
 
     Raises:
         DataError: if a file of the run or of the data is not what it should be.
         OSError: if `out` cannot be written.
     """
-    schema = pa.schema([("probability", pa.float64())])
-    logits, labels, rows = [], [], 0
-    model, encoders = load_model(directory), load_encoders(directory)
-    coded = [encoder.name for encoder in encoders if encoder.cardinality]
-    scaled = [encoder.name for encoder in encoders if not encoder.cardinality]
+    ids = list(dict.fromkeys(ids))
+    if PROBABILITY in ids:
+        raise DataError(f"column {PROBABILITY!r}", "is what the model adds, it cannot be an id")
+    model = load_model(directory, device)
+    coded = [encoder.name for encoder in model.encoders if encoder.cardinality]
+    scaled = [encoder.name for encoder in model.encoders if not encoder.cardinality]
     counts = np.zeros((2, len(coded)), dtype=np.int64)
     blank = np.zeros(len(scaled), dtype=np.int64)
-    with appearing(out) as partial:
-        with pa.parquet.ParquetWriter(partial, schema) as file:
-            scored = _scored(directory, model, encoders, source, label, reading, progress)
-            for batch, piece in scored:
-                rows += len(piece)
-                file.write_batch(pa.record_batch([piece.double().sigmoid().numpy()], schema=schema))
-                codes = batch.codes.numpy()
-                counts += np.stack([(codes == code).sum(0) for code in (UNKNOWN, MISSING)])
-                blank += batch.numbers.isnan().sum(0).numpy()
-                if label is not None:
-                    logits.append(piece)
-                    labels.append(batch.labels.numpy())
+    judged, rows = list[tuple[Tensor, Tensor]](), 0
+    scored = model.logits(
+        source, label=label, ids=ids, reading=reading, batch_size=batch_size, progress=progress
+    )
+    with _written(out) as write:
+        for batch, columns, logits in scored:
+            rows += len(logits)
+            write(columns, _probabilities(logits))
+            codes = batch.codes.numpy()
+            counts += np.stack([(codes == code).sum(0) for code in (UNKNOWN, MISSING)])
+            blank += batch.numbers.isnan().sum(0).numpy()
+            if label is not None:
+                judged.append((logits, batch.labels))
         if not rows:
             raise DataError(str(source), "no rows")
-        metrics = None
-        if label is not None:
-            truths = np.concatenate(labels)
-            judged = ~np.isnan(truths)
-            found = {*truths[judged].tolist()}
-            if len(found) < 2:
-                have = f"have {found.pop():.0f}" if found else "have none"
-                raise DataError(
-                    str(source),
-                    f"column {label!r}",
-                    f"expected 0 and 1, all {judged.sum() or rows} rows {have}",
-                )
-            metrics = score(torch.cat(logits)[torch.from_numpy(judged)], truths[judged])
+        metrics = None if label is None else _judge(str(source), label, rows, judged)
     unknown = dict(zip(coded, (counts[0] / rows).tolist(), strict=True))
     missing = dict(zip(coded, (counts[1] / rows).tolist(), strict=True))
     missing |= dict(zip(scaled, (blank / rows).tolist(), strict=True))
-    trained = load_summary(directory).values
-    return Scores(rows, metrics, unknown, missing, _far(trained, unknown, missing))
+    far = _far(model.summary.values, unknown, missing)
+    return Scores(rows, metrics, unknown, missing, far)
+
+
+def _probabilities(logits: Tensor) -> NDArray[np.float64]:
+    return logits.double().sigmoid().numpy()
+
+
+def _judge(source: str, label: str, rows: int, pieces: Sequence[tuple[Tensor, Tensor]]) -> Metrics:
+    """Metrics over the rows that have a label."""
+    logits, labels = (torch.cat(column) for column in zip(*pieces, strict=True))
+    known = ~labels.isnan()
+    found = {*labels[known].tolist()}
+    if len(found) < 2:
+        have = f"have {found.pop():.0f}" if found else "have none"
+        raise DataError(
+            source,
+            f"column {label!r}",
+            f"expected 0 and 1, all {int(known.sum()) or rows} rows {have}",
+        )
+    return score(logits[known], labels[known].numpy())
+
+
+Write = Callable[[pa.RecordBatch, NDArray[np.float64]], None]
+
+
+@contextlib.contextmanager
+def _written(out: Path) -> Iterator[Write]:
+    """A file of columns and scores, in the format of its name; `-` is the standard output."""
+    with contextlib.ExitStack() as stack:
+        to = sys.stdout.buffer if str(out) == "-" else stack.enter_context(appearing(out))
+        writer: Any = None
+
+        def write(columns: pa.RecordBatch, probabilities: NDArray[np.float64]) -> None:
+            nonlocal writer
+            arrays = [*columns.columns, pa.array(probabilities)]
+            schema = columns.schema.append(pa.field(PROBABILITY, pa.float64()))
+            if writer is None:
+                writer = stack.enter_context(_writer(to, out, schema))
+            writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))
+
+        yield write
+
+
+def _writer(to: Any, out: Path, schema: pa.Schema) -> Any:
+    if out.suffix == ".parquet":
+        return pa.parquet.ParquetWriter(to, schema)
+    for field in schema:
+        if pa.types.is_nested(field.type):
+            raise DataError(f"column {field.name!r}", f"its type, {field.type}, is none of CSV's")
+    return pa.csv.CSVWriter(to, schema)
 
 
 def _far(

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import gzip
 import math
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,9 +16,8 @@ import pyarrow.parquet
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from lpfs.data import ClickLog, Recipe
-from lpfs.run import load_summary
-from lpfs.run.scoring import score_rows
+from lpfs.data import ClickLog, DataError, Recipe
+from lpfs.run import load_model, load_summary
 
 from ..command import QUICK, below, lpfs, succeed
 
@@ -89,7 +91,7 @@ def test_unknown_and_missing_values(place: Path) -> None:
     def logits(name: str, *values: object) -> list[float]:
         rows = [{**row[0], name: value} for value in values]
         table = pa.Table.from_pylist(rows)
-        return [x for piece, _ in score_rows(run, table) for x in piece.tolist()]
+        return [x for *_, piece in load_model(run).logits(table) for x in piece.tolist()]
 
     a, b, c, d = logits(category, "never seen", "nor this", None, "")
     assert a == b
@@ -104,9 +106,148 @@ def test_unknown_and_missing_values(place: Path) -> None:
 def test_many_rows_are_scored_in_pieces(place: Path) -> None:
     rows = pa.parquet.read_table(place / "last.parquet")
     many = pa.concat_tables([rows] * 30)
-    one = np.concatenate([x.numpy() for x, _ in score_rows(place / "parquet", rows)])
-    all_ = np.concatenate([x.numpy() for x, _ in score_rows(place / "parquet", many)])
-    np.testing.assert_allclose(all_, np.tile(one, 30), rtol=1e-4, atol=1e-5)
+    model = load_model(place / "parquet")
+    one = model.predict(rows)
+    for size in (1, 599, 8192):
+        all_ = model.predict(many, batch_size=size)
+        # Sums of a few hundred products in fp32, in another order.
+        np.testing.assert_allclose(all_, np.tile(one, 30), rtol=1e-4)
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        model.predict(rows, batch_size=0)
+
+
+def frames(table: pa.Table) -> dict[str, Any]:
+    """The rows as who asks from Python may have them."""
+    return {
+        "table": table,
+        "batch": table.combine_chunks().to_batches()[0],
+        # Through a list: Arrow's way from a dictionary to NumPy forgets what is null.
+        "numpy": {n: np.array(table[n].to_pylist()) for n in table.column_names},
+        "lists": table.to_pydict(),
+        "mixed": {n: table[n] for n in table.column_names},
+    }
+
+
+@pytest.mark.parametrize("log", ["parquet", "csv"])
+def test_python_gives_the_answers_of_the_command(place: Path, tmp_path: Path, log: str) -> None:
+    succeed("predict", place / log, place / "last.parquet", "--out", tmp_path / "scores.parquet")
+    expected = pa.parquet.read_table(tmp_path / "scores.parquet")["probability"].to_numpy()
+    table = pa.parquet.read_table(place / "last.parquet")
+    model = load_model(place / log)
+    for name, frame in frames(table).items():
+        np.testing.assert_array_equal(model.predict(frame), expected, err_msg=name)
+    assert model.predict(table.slice(0, 0)).shape == (0,)
+
+
+@pytest.mark.parametrize("library", ["pandas", "polars"])
+def test_data_frames_are_scored(place: Path, library: str) -> None:
+    pytest.importorskip(library)
+    table = pa.parquet.read_table(place / "last.parquet")
+    model, expected = load_model(place / "parquet"), None
+    expected = model.predict(table)
+    frame: Any
+    if library == "pandas":
+        frame = table.to_pandas()
+        # As it is after a selection of rows.
+        frame.index = frame.index[::-1] * 2
+        columns = {name: frame[name] for name in frame}
+    else:
+        import polars
+
+        frame = polars.from_arrow(table)
+        columns = frame.to_dict()
+    np.testing.assert_array_equal(model.predict(frame), expected)
+    np.testing.assert_array_equal(model.predict(columns), expected)
+
+
+@pytest.mark.parametrize(
+    ("frame", "expected"),
+    [
+        (3, "expected a data frame, .* got builtins.int"),
+        ({"C1": np.zeros((2, 2))}, "column 'C1'"),
+        ({"C1": [1, "a"]}, "column 'C1'"),
+        ({"C1": ["a"], "C2": ["a", "b"]}, "length"),
+        ({"C1": ["a"]}, "expected a column"),
+    ],
+)
+def test_what_is_no_frame_is_refused(place: Path, frame: Any, expected: str) -> None:
+    with pytest.raises(DataError, match=expected):
+        load_model(place / "parquet").predict(frame)
+
+
+def test_ids_stand_beside_the_scores(place: Path, tmp_path: Path) -> None:
+    """As the file spells them, also where they are fields of the model."""
+    run = place / "csv"
+    number = next(name for name in load_summary(run).kept if name[0] == "I")
+    rows = pa.parquet.read_table(place / "last.parquet").slice(0, 50)
+    ids = pa.array([f'{i:04}, "{i}"\n' if i else "" for i in range(50)])
+    spelled = pa.array([None if x is None else f"{x}0" for x in rows[number].to_pylist()])
+    text = rows.set_column(rows.column_names.index(number), number, spelled)
+    text = text.append_column("request", ids)
+    pa.csv.write_csv(text, tmp_path / "rows.csv")
+    options = ["--id", "request", "--id", number, "--batch-size", 7, "--device", "cpu"]
+    plain = tmp_path / "plain.parquet"
+    succeed("predict", run, tmp_path / "rows.csv", "--out", plain)
+    expected = pa.parquet.read_table(plain)["probability"]
+    for ending in ("csv", "parquet"):
+        out = tmp_path / f"scores.{ending}"
+        succeed("predict", run, tmp_path / "rows.csv", "--out", out, *options)
+        words = pa.csv.ConvertOptions(column_types={"request": pa.string(), number: pa.string()})
+        parse = pa.csv.ParseOptions(newlines_in_values=True)
+        found = (
+            pa.parquet.read_table(out)
+            if ending == "parquet"
+            else pa.csv.read_csv(out, parse_options=parse, convert_options=words)
+        )
+        assert found.column_names == ["request", number, "probability"]
+        assert found["request"].to_pylist() == ids.to_pylist()
+        assert found[number].to_pylist() == [x or "" for x in spelled.to_pylist()]
+        np.testing.assert_allclose(found["probability"], expected, rtol=1e-4)
+    pa.parquet.write_table(rows.append_column("n", pa.array(range(50))), tmp_path / "rows.parquet")
+    out = tmp_path / "typed.parquet"
+    succeed("predict", run, tmp_path / "rows.parquet", "--out", out, "--id", f"n,{number}")
+    found = pa.parquet.read_table(out)
+    assert found["n"].to_pylist() == [*range(50)]
+    assert found[number] == rows[number]
+    np.testing.assert_array_equal(found["probability"], expected)
+
+
+def test_ids_of_files_that_differ_have_one_type(place: Path, tmp_path: Path) -> None:
+    rows = pa.parquet.read_table(place / "last.parquet").slice(0, 2)
+    for name, values in (("a", pa.array([1, 2], pa.int8())), ("b", pa.array([2**40, None]))):
+        pa.parquet.write_table(rows.append_column("n", values), tmp_path / f"{name}.parquet")
+    out, both = tmp_path / "scores.parquet", [tmp_path / "a.parquet", tmp_path / "b.parquet"]
+    succeed("predict", place / "parquet", *both, "--id", "n", "--out", out)
+    assert pa.parquet.read_table(out)["n"] == pa.chunked_array([[1, 2, 2**40, None]])
+    words = rows.append_column("n", pa.array([["x"], []]))
+    pa.parquet.write_table(words, tmp_path / "c.parquet")
+    said = lpfs("predict", place / "parquet", *both, tmp_path / "c.parquet", "--id", "n").err
+    assert "c.parquet: column 'n': expected int64 as in the files before it" in said
+
+
+def test_scores_on_the_standard_output(place: Path, tmp_path: Path) -> None:
+    """Nothing but rows stands there, and who reads them may stop."""
+    out = tmp_path / "scores.csv"
+    succeed("predict", place / "csv", place / "last.csv", "--id", "click", "--out", out)
+    command = [sys.executable, "-m", "lpfs", "predict", str(place / "csv")]
+    many = [*command, *[str(place / "last.csv")] * 40, "--out", "-"]
+    with (place / "last.csv").open("rb") as rows:
+        ended = subprocess.run(
+            [*command, "-", "--id", "click", "--label", "click", "--out", "-"],
+            stdin=rows,
+            capture_output=True,
+            check=True,
+        )
+    assert ended.stdout == out.read_bytes()
+    assert b"AUC" in ended.stderr
+    assert f"{TEST} rows scored.".encode() in ended.stderr
+    with subprocess.Popen(many, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == b'"probability"\n'
+        process.stdout.close()
+        assert not process.stderr.read().strip()
+        assert process.wait() == 0
 
 
 @pytest.mark.parametrize(
@@ -121,9 +262,13 @@ def test_many_rows_are_scored_in_pieces(place: Path) -> None:
         ("parquet", "HEADER\nROW1\nROW2\n", ["--label", "click"], ["row 2", "0 or 1", "'2'"]),
         ("parquet", "HEADER\nROW1\nROW1\n", ["--label", "click"], ["'click'", "all 2 rows have 1"]),
         ("parquet", "HEADER\nROW1\nROW1,1\n", [], ["line 3"]),
-        ("parquet", "HEADER\nROW1\n", ["--out", "scores.txt"], ["--out", ".parquet"]),
+        ("parquet", "HEADER\nROW1\n", ["--out", "scores.txt"], ["--out", ".parquet or .csv"]),
         ("parquet", "HEADER\nROW1\n", ["--out", "no/scores.parquet"], ["no directory no"]),
         ("parquet", "HEADER\nROW1\n", ["--out", "mine.parquet"], ["mine.parquet", "exists"]),
+        ("parquet", "HEADER\nROW1\n", ["--id", "nme"], ["log.csv", "expected a column 'nme'"]),
+        ("parquet", "HEADER\nROW1\n", ["--id", "probability"], ["'probability'", "an id"]),
+        ("parquet", "HEADER\nROW1\n", ["--batch-size", "0"], ["--batch-size", "got 0"]),
+        ("parquet", "HEADER\nROW1\n", ["--device", "tpu"], ["--device", "'tpu'"]),
     ],
 )
 def test_bad_input(

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from lpfs.data import Encoder, load, stream
-from lpfs.run import load_encoders, load_summary
-from lpfs.run.scoring import score_file, score_rows
+from lpfs.run import load_encoders, load_model, load_summary
+from lpfs.run.scoring import score_file
 
 from ..command import QUICK, succeed
 from ..shared import CASES, needs_cases
@@ -32,7 +32,8 @@ def codes(name: str, encoders: list[Encoder]) -> Any:
 
 
 def logits(run: Path, name: str) -> Any:
-    return np.concatenate([piece.numpy() for piece, _ in score_rows(run, VARIANTS / name)])
+    scored = load_model(run).logits(VARIANTS / name)
+    return np.concatenate([piece.numpy() for *_, piece in scored])
 
 
 @pytest.mark.parametrize("base", SAME)
