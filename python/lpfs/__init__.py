@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from lpfs.lifecycle.selection import Selection, select
     from lpfs.lifecycle.settings import Settings
     from lpfs.lifecycle.shrinking import Shrunk, shrink
+    from lpfs.method.attached import AttachedGate
+    from lpfs.method.attaching import attach
     from lpfs.method.budget import Budget
     from lpfs.method.gate import FeatureGate
     from lpfs.method.gated_embedding import GatedEmbedding
@@ -16,10 +18,12 @@ if TYPE_CHECKING:
     from lpfs.method.optim import ProximalSGD
     from lpfs.method.penalty import Penalty
     from lpfs.method.pruning import Place, Prunable, prune
+    from lpfs.method.removed import Removed
     from lpfs.method.trajectory import Death, Trajectory
     from lpfs.unfinished import StoppedError
 
 __all__ = [
+    "AttachedGate",
     "Budget",
     "Checkpoints",
     "Death",
@@ -31,11 +35,13 @@ __all__ = [
     "Pretrained",
     "ProximalSGD",
     "Prunable",
+    "Removed",
     "Selection",
     "Settings",
     "Shrunk",
     "StoppedError",
     "Trajectory",
+    "attach",
     "prune",
     "select",
     "shrink",
@@ -51,6 +57,8 @@ _HOMES = {
     "lifecycle.selection": ("Selection", "select"),
     "lifecycle.settings": ("Settings",),
     "lifecycle.shrinking": ("Shrunk", "shrink"),
+    "method.attached": ("AttachedGate",),
+    "method.attaching": ("attach",),
     "method.gate": ("FeatureGate",),
     "method.gated_embedding": ("GatedEmbedding",),
     "method.gated_linear": ("GatedLinear",),
@@ -58,6 +66,7 @@ _HOMES = {
     "method.budget": ("Budget",),
     "method.penalty": ("Penalty",),
     "method.pruning": ("Place", "Prunable", "prune"),
+    "method.removed": ("Removed",),
     "method.trajectory": ("Death", "Trajectory"),
     "unfinished": ("StoppedError",),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass
@@ -14,13 +15,16 @@ from torch import Tensor
 
 from lpfs.lifecycle.curve import Curve, Judged, smallest_within
 from lpfs.lifecycle.training import DivergedError, Progress, ProgressCallback
+from lpfs.method.attached import AttachedGate
 from lpfs.method.budget import Budget, fewest
+from lpfs.method.checking import require_removable, require_same, tried
 from lpfs.method.costs import Cost, Reduction
+from lpfs.method.cutting import Model
 from lpfs.method.gate import FeatureGate
 from lpfs.method.optim import ProximalSGD
 from lpfs.method.penalty import Penalty
 from lpfs.method.plan import Plan
-from lpfs.method.pruning import Model, prune
+from lpfs.method.pruning import gate_of, prune
 from lpfs.method.schedule import preset
 from lpfs.method.trajectory import Trajectory
 
@@ -78,7 +82,8 @@ def shrink(
     second pass over the loader, by the model as it was given.
 
     Args:
-        model: an `nn.Module` that follows `Prunable`, with its gate, on any device. It is trained.
+        model: any `nn.Module` with gates (`lpfs.attach`), or one that follows `Prunable` and has
+            its gate; on any device. It is trained.
         optimizer: of its weights, without the gate's x.
         loader: the batches, a `DataLoader` or anything else that can be iterated.
         loss: the loss of the model on a batch: its mean over the rows, or their sum (`reduction`).
@@ -95,13 +100,20 @@ def shrink(
         progress: called every 20 steps and at the end of a stage. Its `rows` is 0 where the loader
             has no `batch_size`.
 
+    Before the first step, removal is tried on the first batch (in eval mode; buffers, mode and
+    random numbers are put back), and whether the optimiser's state can be scaled, after it. The
+    pruned model is compared with the gated one on the last batch.
+
     Raises:
-        ValueError: if an argument does not fit, or the loader ends before `steps`.
+        ValueError: if an argument does not fit, or the loader ends before `steps`; or, at the first
+            batch, if something cannot be removed exactly, naming what and why.
+        TypeError: after the first step, if the optimiser's state cannot be scaled.
+        RuntimeError: if the pruned model's outputs are not those of the gated one.
         DivergedError: if the loss becomes NaN or infinite; the model is as the step before left it.
     """
-    gate = model.gate
+    gate = gate_of(model)
     if gate is None:
-        raise ValueError("model: has no gate, it is pruned already")
+        raise ValueError("model: has no gate; attach one, unless it is pruned already")
     if any(p is gate.x for group in optimizer.param_groups for p in group["params"]):
         raise ValueError("optimizer: holds gate.x, which ProximalSGD moves; leave it out")
     if not 0 <= pretrain < 1:
@@ -126,17 +138,19 @@ def shrink(
         if iter(loader) is loader:
             raise ValueError("loader: goes by twice with validation, which an iterator cannot")
         trial, trial_optimizer = copy.deepcopy((model, optimizer))
-        assert trial.gate is not None
-        plan = _plan(trial.gate, steps - before, fewest(gate), None, None, cost, reduction)
+        trial_gate = gate_of(trial)
+        assert trial_gate is not None
+        plan = _plan(trial_gate, steps - before, fewest(gate), None, None, cost, reduction)
         judged = Curve(plan, lambda network, _: _losses(network, batches, loss))
         _learn(trial, trial_optimizer, loader, loss, plan, before, "choose", progress, judged)
         curve = judged.points()
         keep = smallest_within(curve, within)
     plan = _plan(gate, steps - before, keep, price, total_cost, cost, reduction)
-    _learn(model, optimizer, loader, loss, plan, before, "select", progress, None)
+    last = _learn(model, optimizer, loader, loss, plan, before, "select", progress, None)
     assert plan.costs is not None
 
     smaller, smaller_optimizer = prune(model, optimizer)
+    require_same(model, smaller, functools.partial(_on, last, loss))
     report = _Reports(progress, further)
     of = len(further) if isinstance(further, Sized) else 0
     for step, batch in enumerate(further, start=1):
@@ -179,12 +193,21 @@ def _learn(
     stage: str,
     progress: ProgressCallback | None,
     curve: Curve | None,
-) -> None:
-    """One pass: the weights learn from every batch, the gates from those after the first ones."""
-    gate, taken, steps = plan.gate, 0, before + plan.steps
+) -> Any:
+    """One pass: the weights learn from every batch, the gates from those after the first ones. The
+    last batch."""
+    gate, taken, steps, batch = plan.gate, 0, before + plan.steps, None
     report = _Reports(progress, loader)
     for taken, batch in enumerate(islice(loader, steps), start=1):
+        if taken == 1:
+            require_removable(model, functools.partial(_on, batch, loss))
+        if isinstance(gate, AttachedGate):
+            gate.disabled = taken <= before
         value = _train(model, optimizer, loss, batch, taken)
+        if taken == 1:
+            # What the optimiser keeps is known now.
+            with tried(gate):
+                prune(model, optimizer)
         if taken > before:
             plan.optimizer.step()
             plan.step()
@@ -196,6 +219,7 @@ def _learn(
         plan.optimizer.zero_grad()
     if taken < steps:
         raise ValueError(f"loader: expected {steps} batches, got {taken}")
+    return batch
 
 
 class _Reports:
@@ -210,6 +234,10 @@ class _Reports:
         if self.progress is not None and (step % REPORT_EVERY == 0 or step == of):
             alive = None if gate is None else len(gate.kept())
             self.progress(Progress(stage, step, of, step * self.rows, value, alive))
+
+
+def _on(batch: Any, loss: Callable[[Model, Any], Tensor], model: Model) -> Tensor:
+    return loss(model, batch)
 
 
 @torch.no_grad()

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar, overload
+from typing import Any, Protocol, overload
 
 import torch
 from torch import Tensor, nn
 
+from lpfs.method.attached import attached_to
+from lpfs.method.cutting import Model, Slice, cut_copy
 from lpfs.method.gate import FeatureGate
+from lpfs.method.removing import remove
 
 
 @dataclass(frozen=True)
@@ -70,21 +72,9 @@ class Prunable(Protocol):
         """
 
 
-Model = TypeVar("Model", bound=Prunable)
-
-GRADIENT_POWER: dict[type[torch.optim.Optimizer], dict[str, int]] = {
-    torch.optim.SGD: {"momentum_buffer": 1},
-    torch.optim.Adagrad: {"sum": 2},
-    torch.optim.Adam: {"exp_avg": 1, "exp_avg_sq": 2, "max_exp_avg_sq": 2},
-    torch.optim.AdamW: {"exp_avg": 1, "exp_avg_sq": 2, "max_exp_avg_sq": 2},
-    torch.optim.SparseAdam: {"exp_avg": 1, "exp_avg_sq": 2},
-    torch.optim.RMSprop: {"square_avg": 2, "grad_avg": 1, "momentum_buffer": 0},
-}
-"""The power of the gradient in each piece of optimiser state that has the parameter's shape.
-
-Scaling a weight by s scales its gradient by 1/s, so such a piece is divided by s to this power.
-With power 0 it is a sum of gradients over their own magnitude, and only the sign of s changes it.
-"""
+def gate_of(model: nn.Module) -> FeatureGate | None:
+    """The gate that is attached to a model, or the one that it was written with."""
+    return attached_to(model) or getattr(model, "gate", None)
 
 
 @overload
@@ -109,7 +99,7 @@ def prune(
     model nor the optimiser that came in is changed, and nothing dead is copied on the way.
 
     Args:
-        model: an `nn.Module` that follows `Prunable`.
+        model: one with an attached gate, or one that follows `Prunable`.
         optimizer: its optimiser (SGD, Adagrad, Adam, AdamW, SparseAdam or RMSprop), or None. Gate
             parameters in it are left out of the copy; schedulers must be made anew.
 
@@ -127,71 +117,38 @@ def prune(
     >>> smaller.first_layer.in_features, [tuple(p.shape) for p in smaller.parameters()]
     (2, [(3, 2), (4, 2), (4,), (1, 4), (1,)])
     """
-    gate = model.gate
+    attached = attached_to(model)
+    if attached is not None:
+        return remove(model, optimizer, attached)
+    protocol: Any = model
+    gate = protocol.gate
     if gate is None:
         raise ValueError("the model has no gate to prune by")
     kept = gate.kept()
     if not kept:
         raise ValueError("every field is dead: nothing would remain of the model")
 
-    slices = _plan(model, gate, kept)
-    memo: dict[int, Any] = {}
-    for parameter, parts in slices.items():
-        value = parameter.detach()
-        for part in parts:
-            value = part.take(value, power=-1)
-        memo[id(parameter)] = nn.Parameter(value, requires_grad=parameter.requires_grad)
-    if optimizer is not None:
-        _slice_state(optimizer, slices, memo)
+    def drop(smaller: Any) -> None:
+        smaller.drop_gate(kept)
+        smaller.first_layer.in_features = smaller.first_layer.weight.shape[1]
 
-    smaller, optimizer = copy.deepcopy((model, optimizer), memo)
-    smaller.drop_gate(kept)
-    smaller.first_layer.in_features = smaller.first_layer.weight.shape[1]
-    if optimizer is not None:
-        assert isinstance(model, nn.Module)
-        assert isinstance(smaller, nn.Module)
-        copies = [memo[id(p)] for p in (*slices, *model.parameters()) if id(p) in memo]
-        _forget(optimizer, smaller, copies)
-    return smaller, optimizer
+    return cut_copy(model, optimizer, _plan(protocol, gate, kept), {}, drop)
 
 
-@dataclass
-class _Slice:
-    """Which rows (dim 0) or columns (dim 1) of a parameter remain, and their factors."""
-
-    dim: int
-    remains: Tensor
-    factor: Tensor
-
-    @classmethod
-    def of(cls, parameter: Tensor, dim: int) -> _Slice:
-        size = parameter.shape[dim]
-        remains = torch.ones(size, dtype=torch.bool, device=parameter.device)
-        return cls(dim, remains, torch.ones(size, dtype=parameter.dtype, device=parameter.device))
-
-    def take(self, values: Tensor, power: int) -> Tensor:
-        """The remaining part, divided by factor^power."""
-        index = self.remains.nonzero().flatten()
-        factor = self.factor[index]
-        factor = factor.pow(-power) if power else factor.sign()
-        shape = [-1 if d == self.dim else 1 for d in range(values.ndim)]
-        return values.index_select(self.dim, index) * factor.view(shape)
-
-
-def _plan(model: Prunable, gate: FeatureGate, kept: Sequence[str]) -> dict[Tensor, list[_Slice]]:
+def _plan(model: Prunable, gate: FeatureGate, kept: Sequence[str]) -> dict[Tensor, list[Slice]]:
     """What remains of every parameter that loses something, along each dimension that does."""
     places, factors = model.places(), gate.gates()
     if missing := set(gate.fields) - set(places):
         raise ValueError(f"the model names no place for the field {min(missing)!r}")
     weight = model.first_layer.weight
-    columns = _Slice.of(weight, dim=1)
-    slices: dict[Tensor, _Slice] = {}
+    columns = Slice.of(weight, dim=1)
+    slices: dict[Tensor, Slice] = {}
     users: dict[Tensor, Tensor] = {}
     living: dict[Tensor, Tensor] = {}
     for name, place in places.items():
         own = () if place.table is None else ((place.table, place.rows),)
         for weight_of, rows in (*own, *place.needs):
-            table = slices.setdefault(weight_of, _Slice.of(weight_of, dim=0))
+            table = slices.setdefault(weight_of, Slice.of(weight_of, dim=0))
             count = users.setdefault(weight_of, torch.zeros_like(table.remains, dtype=torch.int))
             count[rows] += 1
             alive = living.setdefault(weight_of, torch.zeros_like(table.remains))
@@ -218,59 +175,16 @@ def _plan(model: Prunable, gate: FeatureGate, kept: Sequence[str]) -> dict[Tenso
 
 
 def _cut(
-    parts: dict[Tensor, dict[int, _Slice]], places: Mapping[str, Place], kept: Sequence[str]
+    parts: dict[Tensor, dict[int, Slice]], places: Mapping[str, Place], kept: Sequence[str]
 ) -> None:
     """Take out of the parts what dead fields have elsewhere."""
     for name, place in places.items():
         for cut in place.also:
             dims = parts.setdefault(cut.parameter, {})
-            part = dims.setdefault(cut.dim, _Slice.of(cut.parameter, cut.dim))
+            part = dims.setdefault(cut.dim, Slice.of(cut.parameter, cut.dim))
             if name not in kept:
                 part.remains[cut.part] = False
 
 
 def _alone(place: Place, users: Tensor) -> bool:
     return bool((users[place.rows] == 1).all())
-
-
-def _slice_state(
-    optimizer: torch.optim.Optimizer,
-    slices: Mapping[Tensor, Sequence[_Slice]],
-    memo: dict[int, Any],
-) -> None:
-    """Put the sliced and scaled state where the deep copy will look for a copy of the old."""
-    for parameter, parts in slices.items():
-        for name, value in optimizer.state.get(parameter, {}).items():
-            if isinstance(value, Tensor) and value.shape == parameter.shape:
-                power, remaining = _gradient_power(optimizer, name), value
-                for part in parts:
-                    remaining = part.take(remaining, power)
-                memo[id(value)] = remaining
-            elif isinstance(value, Tensor) and value.numel() > 1:
-                raise TypeError(
-                    f"{type(optimizer).__name__}: the state {name!r} has shape "
-                    f"{tuple(value.shape)}, its parameter {tuple(parameter.shape)}"
-                )
-
-
-def _gradient_power(optimizer: torch.optim.Optimizer, name: str) -> int:
-    for kind in type(optimizer).__mro__:
-        if name in GRADIENT_POWER.get(kind, {}):
-            return GRADIENT_POWER[kind][name]
-    raise TypeError(
-        f"{type(optimizer).__name__}: how the state {name!r} scales with the gradient is not "
-        "known; add it to lpfs.method.pruning.GRADIENT_POWER"
-    )
-
-
-def _forget(
-    optimizer: torch.optim.Optimizer, model: nn.Module, copies: Sequence[nn.Parameter]
-) -> None:
-    """Take what the pruned model no longer has out of the optimiser."""
-    present = {id(p) for p in model.parameters()}
-    gone = {id(p) for p in copies if id(p) not in present}
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            if id(parameter) in gone:
-                optimizer.state.pop(parameter, None)
-        group["params"] = [p for p in group["params"] if id(p) not in gone]
