@@ -293,4 +293,11 @@ Resume = Annotated[
     bool, typer.Option("--resume", help="Go on with an interrupted run, or begin it.")
 ]
 Seed = Annotated[int, typer.Option(help="Seed of the initial weights.")]
+Model = Annotated[
+    str,
+    typer.Option(
+        help="dlrm, deepfm, wide-deep, dcn or industrial.",
+        callback=one_of("dlrm", "deepfm", "wide-deep", "dcn", "industrial"),
+    ),
+]
 Device = Annotated[str, typer.Option(help="cpu or cuda.", callback=device)]

@@ -19,6 +19,7 @@ from lpfs.cli.options import (
     Label,
     LastRows,
     Learn,
+    Model,
     NoHeader,
     Null,
     Numbers,
@@ -78,6 +79,7 @@ def path(
     category: Categories = None,
     number: Numbers = None,
     ignore: Ignored = None,
+    model: Model = "dlrm",
     batch_size: BatchSize = None,
     within: Within = None,
     cost: Cost = "",
@@ -95,7 +97,7 @@ def path(
     require_split(split, test, in_order)
     require_directory("--cache", cache)
     require_data(data)
-    from lpfs.cli.reading import reading_for, rows_for
+    from lpfs.cli.reading import accepts, reading_for, rows_for
     from lpfs.cli.selecting import read_settings
     from lpfs.data import load
     from lpfs.lifecycle.path import follow
@@ -106,6 +108,7 @@ def path(
         within=1.0 if within is None else within,
         cost=prices,
         learn=learn,
+        model=model,
         batch_size=batch_size,
         seed=seed,
     )
@@ -123,6 +126,7 @@ def path(
                     categories=names(category),
                     numbers=names(number),
                     ignore=names(ignore),
+                    accept=accepts(settings, "bins"),
                     cache=cache,
                     progress=bars.reading,
                 )

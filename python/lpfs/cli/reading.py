@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import torch
 from rich.console import Console
 
 from lpfs.cli.options import names, split_values
 from lpfs.data import ByColumn, ByFraction, Data, InOrder, Reading, Split
-from lpfs.lifecycle.context import require_wish
+from lpfs.data.columns import Kind
+from lpfs.data.encode import Transform
+from lpfs.lifecycle.context import model_for, require_gates
 from lpfs.lifecycle.settings import Settings
-from lpfs.method.gate import FeatureGate
 from lpfs.report.terminal import print_columns
 
 __all__ = ["accepts", "reading_for", "rows_for", "say", "warn"]
@@ -47,16 +49,16 @@ def reading_for(
     )
 
 
-def accepts(settings: Settings) -> Callable[[list[str]], object]:
+def accepts(settings: Settings, transform: Transform) -> Callable[[dict[str, Kind]], object]:
     """Refuses, by ValueError, settings that do not fit the fields, before the log is read."""
 
-    def look(fields: list[str]) -> None:
-        if settings.numbers == "mlp":
-            return  # numbers are one field together, and how many there are is not known yet
-        gate = FeatureGate(
-            dict.fromkeys(fields, 1), always_keep=settings.always_keep, groups=settings.groups
-        )
-        require_wish(gate, settings)
+    def look(kinds: dict[str, Kind]) -> None:
+        # How many values there are is not known yet, and does not matter here.
+        bins = transform == "bins"
+        fields = {name: int(bins or kind == "category") for name, kind in kinds.items()}
+        with torch.device("meta"):
+            model = model_for(fields, settings)
+        require_gates(model, settings)
 
     return look
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -23,6 +23,7 @@ from lpfs.cli.options import (
     Lam,
     LastRows,
     Learn,
+    Model,
     NoHeader,
     Null,
     Numbers,
@@ -118,6 +119,7 @@ def select(
             "the gradient.",
         ),
     ] = None,
+    model: Model = "dlrm",
     operator: Annotated[
         str,
         typer.Option(
@@ -197,6 +199,7 @@ def select(
         alpha=alpha,
         tau=tau,
         rescale=rescale,
+        model=model,
         operator=operator,
         dim=dim,
         numbers="mlp" if numbers == "mlp" else "fields",
@@ -207,6 +210,7 @@ def select(
         device=device,
     )
     require_device(device)
+    transform: Any = "log" if numbers == "mlp" else numbers
     reading = checked(lambda: reading_for(separator, decimal, thousands, encoding, no_header, null))
     carry_out(
         Job(
@@ -223,8 +227,8 @@ def select(
                 hashed=hashed,
                 min_count=min_count,
                 negatives=negatives,
-                transform="log" if numbers == "mlp" else numbers,  # type: ignore[arg-type]
-                accept=accepts(settings),
+                transform=transform,
+                accept=accepts(settings, transform),
                 cache=cache or scratch,
                 progress=progress,
             ),

@@ -33,11 +33,11 @@ def build(
     sources: Sequence[Source],
     settings: Settings,
     report: Report,
-    accept: Callable[[list[str]], object] | None = None,
+    accept: Callable[[dict[str, Kind]], object] | None = None,
 ) -> None:
     """Fill the directory `out` with the parts' arrays and `meta.json`. Raises DataError.
 
-    `accept` is called with the names of the fields before anything is read but the first rows.
+    `accept` is called with the fields' names and kinds before anything is read but the first rows.
     """
     before = [source.identity() for source in sources]
     split = settings.split
@@ -45,7 +45,7 @@ def build(
         raise DataError("files", f"{split.files} to test on, expected more, got {len(sources)}")
     columns, left_out = infer(sources, settings)
     if accept is not None:
-        accept([column.name for column in columns])
+        accept({column.name: column.kind for column in columns})
     wanted: dict[str, Kind] = {settings.label: "category"}
     wanted |= dict.fromkeys(settings.auxiliary, "category")
     if isinstance(settings.split, ByColumn):

@@ -15,6 +15,7 @@ import numpy as np
 
 from lpfs.data import cache as cached
 from lpfs.data.build import build
+from lpfs.data.columns import Kind
 from lpfs.data.encode import Encoder, Transform
 from lpfs.data.error import DataError
 from lpfs.data.part import Part
@@ -89,7 +90,7 @@ def load(
     positive: Sequence[str] = (),
     reading: Reading | None = None,
     strict: bool = False,
-    accept: Callable[[list[str]], object] | None = None,
+    accept: Callable[[dict[str, Kind]], object] | None = None,
     cache: str | Path | None = None,
     progress: Report | None = None,
 ) -> Data:
@@ -125,7 +126,7 @@ def load(
             true or yes (see `lpfs.data.labels`).
         reading: how text is written.
         strict: whether `warnings`, and values of numbers that are none, are errors.
-        accept: called with the names of the fields as soon as they are known, before the log is
+        accept: called with the fields' names and kinds as soon as they are known, before the log is
             read; what it raises comes out. Not called where the cache has the log.
         cache: a directory that keeps the encoded log for the next time; without it, a temporary
             one that goes with the result.

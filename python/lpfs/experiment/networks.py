@@ -12,9 +12,7 @@ from torch import nn
 
 from lpfs.data import ClickLog, Data
 from lpfs.models import DLRM, CrossedDLRM, DCNv2, DeepFM, Industrial, WideDeep
-
-Fields = Mapping[str, int]
-"""Name → number of codes, 0 for a number, in the order of the log's columns."""
+from lpfs.models.named import Fields, grouped
 
 
 @dataclass(frozen=True)
@@ -64,43 +62,14 @@ def _of_fields(fields: Fields, tasks: Sequence[str], options: Mapping[str, Any])
     return {"fields": dict(fields), **options}
 
 
-GROUPS = ("user", "item", "combined")
-
-
 def _of_groups(fields: Fields, tasks: Sequence[str], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields by the first word of their names. Numbers that differ in a number after the last
-    underscore alone, `number_3_1` and `number_3_2`, are one vector. Tasks weigh 1 if `auxiliary`
-    does not say otherwise."""
-    groups: dict[str, dict[str, int]] = {name: {} for name in (*GROUPS, "numbers")}
-    for name, size in fields.items():
-        group = name.partition("_")[0] if size else "numbers"
-        if group not in groups or (group == "numbers" and size):
-            raise ValueError(
-                f"a field with codes must be named user_…, item_… or combined_…, got {name!r} "
-                '(numbers stay numbers with transform = "log" or "quantile")'
-            )
-        if size:
-            groups[group][name] = size
-        else:
-            head, _, last = name.rpartition("_")
-            vector = head if head and last.isdigit() else name
-            groups["numbers"][vector] = groups["numbers"].get(vector, 0) + 1
-    coded = [name for name, size in fields.items() if size]
-    wanted = [name for group in GROUPS for name in groups[group]]
-    if coded != wanted:
-        place = next(
-            i for i, pair in enumerate(zip(coded, wanted, strict=True)) if len(set(pair)) > 1
-        )
-        raise ValueError(
-            "the columns of user fields must come first, then those of item fields, then those of "
-            f"combined ones, got {coded[place]!r} where {wanted[place]!r} should be"
-        )
+    """Fields by their names, see `grouped`. Tasks weigh 1 if `auxiliary` does not say otherwise."""
     weights = dict(options.get("auxiliary", {}))
     if unknown := [name for name in weights if name not in tasks]:
         known = ", ".join(tasks) or "none"
         raise ValueError(f"auxiliary: {unknown[0]!r} is no task of the log; allowed are {known}")
     auxiliary = {name: weights.get(name, 1.0) for name in tasks}
-    return {**groups, **options, "auxiliary": auxiliary}
+    return {**grouped(fields), **options, "auxiliary": auxiliary}
 
 
 TWO = {"a": 3, "b": 3}
@@ -111,7 +80,10 @@ NETWORKS: dict[str, Kind] = {
     "wide-deep": Kind(WideDeep, _of_fields, TWO),
     "dcn-v2": Kind(DCNv2, _of_fields, TWO),
     "industrial": Kind(
-        Industrial, _of_groups, {"user_a": 3, "item_a": 3}, (*GROUPS, "numbers", "crosses")
+        Industrial,
+        _of_groups,
+        {"user_a": 3, "item_a": 3},
+        ("user", "item", "combined", "numbers", "crosses", "order"),
     ),
 }
 """Name → model, as configurations name them."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from lpfs.lifecycle.training import Progress, ProgressCallback, predict
 from lpfs.method.budget import Budget
 from lpfs.method.gate import FeatureGate
 from lpfs.method.prices import prices_of
-from lpfs.models import DLRM
+from lpfs.models.named import Fields, Network, new
 
 PROBE_ROWS = 4096
 REPORT_EVERY = 20
@@ -40,7 +40,7 @@ class Context:
         self,
         data: Data,
         settings: Settings,
-        build: Callable[..., DLRM] = DLRM,
+        build: Callable[..., Network] | None = None,
         progress: ProgressCallback | None = None,
         checkpoints: Checkpoints | None = None,
         pretrained: Pretrained | None = None,
@@ -57,7 +57,7 @@ class Context:
             "batch_size": self.batch_size,
             "reading": data.options,
             "data": data.key,
-            "model": config,
+            "network": config,
         }
         if pretrained and (difference := first_difference(pretrained.origin, self.origin)):
             raise ValueError(f"the pre-trained model does not fit: {difference}")
@@ -89,42 +89,16 @@ class Context:
                 f"{self.steps_over(self.last_rows)} steps of selection with batches of "
                 f"{self.batch_size}, expected at least {FEWEST_STEPS} (smaller batches)"
             )
-        settings = self.settings
         with torch.device("meta"):
-            model = self.new_model()
-        config = model.config()
-        gate = model.insert_gate(**self.gate_options(model.features)).gate
-        assert gate is not None
-        require_wish(gate, settings)
+            model = new_model(self.data, self.settings, self.build)
+        config = {"class": type(model).__name__, **model.config()}
+        require_gates(model, self.settings)
         return config
 
-    def new_model(self) -> DLRM:
-        """See `new_model`."""
-        return new_model(self.data, self.settings, self.build)
-
-    def learner(self) -> tuple[DLRM, torch.optim.Optimizer]:
+    def learner(self) -> tuple[Network, torch.optim.Optimizer]:
         """A new model on the device, and its optimiser."""
-        model = self.new_model().to(self.settings.device)
+        model = new_model(self.data, self.settings, self.build).to(self.settings.device)
         return model, torch.optim.Adagrad(model.parameters(), lr=self.settings.lr)
-
-    def gate_options(self, features: Iterable[str]) -> dict[str, Any]:
-        """What `insert_gate` takes."""
-        settings = self.settings
-        # The other kinds tend to 1, not to a fraction of their start, and their gradient vanishes
-        # where the rescale would have to lift small gates: with it they lost up to 3 of the demo's
-        # 10 fields, without it none.
-        rescaled = settings.rescale
-        if rescaled is None:
-            rescaled = settings.gate == "lpfs++" and settings.learns == "gradient"
-        return {
-            "operator": settings.operator,
-            "kind": settings.gate,
-            "alpha": settings.alpha,
-            "tau": settings.tau,
-            "always_keep": settings.always_keep,
-            "groups": settings.groups,
-            "rescale": features if rescaled else (),
-        }
 
     def steps_over(self, part: Part) -> int:
         """The batches of one pass."""
@@ -146,7 +120,7 @@ class Context:
             )
             skip = 0
 
-    def mean_change(self, model: DLRM, before: Tensor) -> float:
+    def mean_change(self, model: Network, before: Tensor) -> float:
         """Mean |Δlogit| on the probed validation rows since `before`."""
         return (predict(model, self.probe) - before).abs().mean().item()
 
@@ -160,8 +134,30 @@ class Context:
             self.progress(Progress(stage, step, steps, rows, loss, alive))
 
 
-def require_wish(gate: FeatureGate, settings: Settings) -> None:
-    """Raise ValueError unless the settings' wish, and what fields cost, fit a gate's fields."""
+def gate_options(model: Network, settings: Settings) -> dict[str, Any]:
+    """What a model's `insert_gate` takes."""
+    # The other kinds tend to 1, not to a fraction of their start, and their gradient vanishes
+    # where the rescale would have to lift small gates: with it they lost up to 3 of the demo's
+    # 10 fields, without it none.
+    rescaled = settings.rescale
+    if rescaled is None:
+        rescaled = settings.gate == "lpfs++" and settings.learns == "gradient"
+    return {
+        "operator": settings.operator,
+        "kind": settings.gate,
+        "alpha": settings.alpha,
+        "tau": settings.tau,
+        "always_keep": settings.always_keep,
+        "groups": settings.groups,
+        "rescale": model.features if rescaled else (),
+    }
+
+
+def require_gates(model: Network, settings: Settings) -> None:
+    """Raise ValueError unless a model can have the gates that the settings want, and its fields fit
+    their wish and what fields cost. The model gets gates."""
+    gate = model.insert_gate(**gate_options(model, settings)).gate
+    assert gate is not None
     prices_of(gate, settings.cost)
     if settings.total_cost is not None:
         Budget.require_affordable(gate, settings.total_cost, settings.cost)
@@ -169,13 +165,27 @@ def require_wish(gate: FeatureGate, settings: Settings) -> None:
         Budget.require_reachable(gate, settings.keep)
 
 
-def new_model(data: Data, settings: Settings, build: Callable[..., DLRM] = DLRM) -> DLRM:
+def new_model(
+    data: Data, settings: Settings, build: Callable[..., Network] | None = None
+) -> Network:
     """A network for all fields of the data; equal seeds give equal weights."""
+    fields = {field.name: field.cardinality for field in data.fields}
+    if build is None:
+        return model_for(fields, settings, data.tasks)
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
-        return build(
-            {field.name: field.cardinality for field in data.fields},
+        return build(fields, dim=settings.dim, top=settings.top, numbers=settings.numbers)
+
+
+def model_for(fields: Fields, settings: Settings, tasks: Sequence[str] = ()) -> Network:
+    """The network that the settings name, for these fields. Raises ValueError if it cannot be."""
+    with torch.random.fork_rng():
+        torch.manual_seed(settings.seed)
+        return new(
+            settings.model,
+            fields,
             dim=settings.dim,
             top=settings.top,
             numbers=settings.numbers,
+            tasks=tasks,
         )

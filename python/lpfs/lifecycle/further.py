@@ -11,14 +11,14 @@ from lpfs.data import Batch
 from lpfs.lifecycle.context import Context
 from lpfs.lifecycle.pretrained import Pretrained
 from lpfs.lifecycle.training import EarlyStopping, predict, train_step
-from lpfs.models import DLRM
+from lpfs.models.named import Network
 
 PATIENCE = 3
 CHECKS_PER_PASS = 10
 
 
 def hot_start(
-    context: Context, model: DLRM, optimizer: torch.optim.Optimizer, last_batch: Batch
+    context: Context, model: Network, optimizer: torch.optim.Optimizer, last_batch: Batch
 ) -> None:
     """Train the pruned model on, and note how far the first step moved its logits.
 
@@ -39,7 +39,7 @@ def hot_start(
     _train_until_worse(context, "hot_start", model, optimizer, batches, limit, measure)
 
 
-def all_fields(context: Context, pretrained: Pretrained) -> DLRM:
+def all_fields(context: Context, pretrained: Pretrained) -> Network:
     """The same network without gates: the same rows, and no more steps than ours took."""
     stages, stage = context.stages, "all"
     model, optimizer = context.learner()
@@ -65,7 +65,7 @@ def all_fields(context: Context, pretrained: Pretrained) -> DLRM:
 def _train_until_worse(
     context: Context,
     stage: str,
-    model: DLRM,
+    model: Network,
     optimizer: torch.optim.Optimizer,
     batches: Iterable[Batch],
     limit: int,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from lpfs.data import Batch
-from lpfs.lifecycle.context import Context
+from lpfs.lifecycle.context import Context, gate_options
 from lpfs.lifecycle.curve import Curve
 from lpfs.lifecycle.training import finite, predict, train_step
 from lpfs.method.budget import ROUNDING, Budget, fewest
@@ -13,14 +13,14 @@ from lpfs.method.optim import ProximalSGD
 from lpfs.method.penalty import Penalty
 from lpfs.method.plan import Plan
 from lpfs.method.schedule import preset
-from lpfs.models import DLRM
+from lpfs.models.named import Network
 
 
-def insert_gates(context: Context, model: DLRM, keep: int | None) -> Plan:
+def insert_gates(context: Context, model: Network, keep: int | None) -> Plan:
     """Gates before the model's first layer and the plan for them: to `keep` so many fields, the
     settings' other wish, or, where there is neither, to go down to as few as can be."""
     settings = context.settings
-    gate = model.insert_gate(**context.gate_options(model.features)).gate
+    gate = model.insert_gate(**gate_options(model, settings)).gate
     assert gate is not None
     steps = context.steps_over(context.last_rows)
     scaled = preset("scaled", settings.gate, steps)
@@ -56,7 +56,7 @@ def insert_gates(context: Context, model: DLRM, keep: int | None) -> Plan:
 def learn_gates(
     context: Context,
     stage: str,
-    model: DLRM,
+    model: Network,
     optimizer: torch.optim.Optimizer,
     plan: Plan,
     curve: Curve,

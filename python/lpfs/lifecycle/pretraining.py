@@ -7,10 +7,10 @@ import torch
 from lpfs.lifecycle.context import Context
 from lpfs.lifecycle.pretrained import Pretrained
 from lpfs.lifecycle.training import train_step
-from lpfs.models import DLRM
+from lpfs.models.named import Network
 
 
-def pretrain(context: Context, model: DLRM, optimizer: torch.optim.Optimizer) -> Pretrained:
+def pretrain(context: Context, model: Network, optimizer: torch.optim.Optimizer) -> Pretrained:
     """One pass over the first rows, or what an earlier run made of them."""
     stages, stage = context.stages, "pretrain"
     if stage not in stages.done:

@@ -26,7 +26,7 @@ from lpfs.method.costs import Cost
 from lpfs.method.plan import Plan
 from lpfs.method.pruning import prune
 from lpfs.method.trajectory import Trajectory
-from lpfs.models import DLRM
+from lpfs.models.named import Network
 
 Scored = Literal["all", "gated", "pruned", "hot_start"]
 
@@ -73,7 +73,7 @@ def select(
     data: Data,
     settings: Settings,
     *,
-    build: Callable[..., DLRM] = DLRM,
+    build: Callable[..., Network] | None = None,
     progress: ProgressCallback | None = None,
     checkpoints: Checkpoints | None = None,
     pretrained: Pretrained | None = None,
@@ -88,7 +88,8 @@ def select(
     Args:
         data: what `lpfs.data.load` returned.
         settings: everything else that decides the result.
-        build: makes the model; called with `DLRM`'s arguments.
+        build: makes the model in place of the one that the settings name; called with `DLRM`'s
+            arguments.
         progress: called every 20 steps and at the end of a stage.
         checkpoints: where to write the state of the run from time to time. If there is some
             already, the run goes on from the last one and ends as if it had never been interrupted,
@@ -198,7 +199,7 @@ def _own_plan(context: Context, plan: Plan, curve: Curve) -> None:
     context.stages.own("curve", curve)
 
 
-def _compare(context: Context, model: DLRM, smaller: DLRM) -> None:
+def _compare(context: Context, model: Network, smaller: Network) -> None:
     """Predict the test part with gates and pruned; the two must agree."""
     stages, data = context.stages, context.data
     if "prune" in stages.done:
@@ -243,7 +244,7 @@ def gate_fields(
     """
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
-        context = Context(data, settings, DLRM, progress, None, pretrained)
+        context = Context(data, settings, None, progress, None, pretrained)
         model, optimizer = context.learner()
         pretrained = pretrain(context, model, optimizer)
         begin = time.perf_counter()

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from lpfs.method.operators import Operator
 from lpfs.method.plan import Learn
+from lpfs.models.named import Name
 
 ENOUGH_STEPS = 750
 """Selection steps that one pass should have; 1,000 were enough in trials, 300 not quite."""
@@ -54,6 +55,7 @@ class Settings(BaseModel):
     rescale: bool | None = Field(
         default=None, description="default: for lpfs++ that learns from the gradient alone"
     )
+    model: Name = Field(default="dlrm", description="the network, see `lpfs.models.named`")
     operator: Operator = Field(default="auto", description="where gates are multiplied in")
     watch_every: int | None = Field(
         default=None,

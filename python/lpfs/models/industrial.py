@@ -39,10 +39,12 @@ class Industrial(nn.Module):
         auxiliary: task → weight of its loss beside the main one's 1.
         crosses: pairs of a user and an item field; all by default. Pruned models have fewer.
         gates: `fields` or `crosses`.
+        order: the fields with codes in the order of the columns of `codes`, if it is another. It is
+            no part of `config`: a model that is made again takes its columns in its own order.
 
     Raises:
         ValueError: for a name that stands twice, no user or no item field, a size below 1, a
-            negative weight, or another placement.
+            negative weight, another placement, or an order that is none of the fields.
 
     >>> model = Industrial({"age": 3}, {"genre": 4, "length": 5}, {}, {"watched": 2}, dim=4)
     >>> codes, numbers = torch.tensor([[0, 1, 2]]), torch.randn(1, 2)
@@ -66,6 +68,7 @@ class Industrial(nn.Module):
         auxiliary: Mapping[str, float] | None = None,
         crosses: Sequence[Sequence[str]] | None = None,
         gates: Literal["fields", "crosses"] = "fields",
+        order: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
         names = [*user, *item, *combined, *numbers]
@@ -99,7 +102,11 @@ class Industrial(nn.Module):
         self.table = nn.Embedding(sum(self.coded.values()), dim, sparse=True)
         # A product of two needs larger factors than a sum to carry a gradient.
         nn.init.normal_(self.table.weight, std=0.1)
-        self._columns = list(range(len(self.coded)))
+        coded = list(self.coded)
+        order = coded if order is None else list(order)
+        if sorted(order) != sorted(coded):
+            raise ValueError(f"order: expected each of {coded} once, got {order}")
+        self._columns = [order.index(name) for name in coded]
         self.products = Crosses(self._pairs(), before=gates == "fields")
         self.operator = OPERATORS[0]
         for name in ("_offsets", "_codes_read"):
@@ -217,6 +224,15 @@ class Industrial(nn.Module):
             "gates": self.gates,
             "crosses": [list(pair) for pair in self.crosses],
         }
+
+    @torch.no_grad()
+    def add_to_logits(self, constant: float) -> None:
+        """Raise every logit of the main task, as sub-sampled negatives require."""
+        branch = self.branches[0]
+        assert isinstance(branch, nn.Sequential)
+        last = branch[-1]
+        assert isinstance(last, nn.Linear)
+        last.bias.add_(constant)
 
     def places(self) -> dict[str, Place]:
         """See `lpfs.Prunable`."""

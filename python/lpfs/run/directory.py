@@ -4,7 +4,7 @@ selection.json      what was selected, with which settings, and how good it is (
 history.parquet     gates, removal costs with their errors, ε, λ, η, number of living gates and loss
                     over the selection steps
 model.safetensors   the weights of the pruned and hot-started model
-model.json          what it is built from (`DLRM(**model.json)`)
+model.json          its name (see `lpfs.models.named`) and what it is built from
 pretrained.safetensors  the model with all fields as it was before the gates came, with its
                     optimiser's state, for other selections to start from
 encoders.json       vocabularies and transforms of the fields that the model still reads
@@ -41,7 +41,7 @@ from lpfs.lifecycle.pretrained import Pretrained
 from lpfs.lifecycle.selection import Scored, Selection
 from lpfs.lifecycle.settings import Settings
 from lpfs.lifecycle.training import Metrics
-from lpfs.models import DLRM
+from lpfs.models.named import MODELS, Network, fields_read, name_of
 from lpfs.run.replacing import Replacement, replaced_by
 
 ENCODERS = TypeAdapter(list[Encoder])
@@ -278,9 +278,10 @@ def save(
     summary = _summary(selection, data, history, source, notes, started_from)
     history["loss"] = [selection.losses[int(step) - 1] for step in history["step"]]
     model = selection.model
-    assert isinstance(model, DLRM)
-    config = model.config()
-    read = set(config["fields"])
+    assert isinstance(model, Network)
+    config = {"model": name_of(model), **model.config()}
+    encoders = {encoder.name: encoder for encoder in data.encoders}
+    read = fields_read(model, [field.name for field in data.scaled])
     with _appearing(directory, scratch or directory.parent) as place:
         (place / "selection.json").write_text(summary.model_dump_json(indent=2) + "\n")
         pyarrow.parquet.write_table(pa.table(history), place / "history.parquet")
@@ -288,8 +289,9 @@ def save(
         (place / "model.safetensors").write_bytes(safetensors.torch.save(weights))
         (place / "model.json").write_text(json.dumps(config, indent=2) + "\n")
         selection.pretrained.write(place / "pretrained.safetensors")
-        encoders = [encoder for encoder in data.encoders if encoder.name in read]
-        (place / "encoders.json").write_bytes(ENCODERS.dump_json(encoders) + b"\n")
+        (place / "encoders.json").write_bytes(
+            ENCODERS.dump_json([encoders[name] for name in read]) + b"\n"
+        )
         if illustrate is not None:
             illustrate(summary, history, place)
     return summary
@@ -308,11 +310,14 @@ def load_history(directory: str | Path) -> dict[str, list[float]]:
         return columns
 
 
-def load_network(directory: str | Path) -> DLRM:
+def load_network(directory: str | Path) -> Network:
     """The pruned and hot-started model of a run, without its optimiser. Raises DataError."""
     with _readable(directory, "model.json") as path:
         config: dict[str, Any] = json.loads(path.read_bytes())
-        model = DLRM(**config)
+        name = config.pop("model")
+        if name not in MODELS:
+            raise ValueError(f"expected one of {', '.join(MODELS)}, got the model {name!r}")
+        model = MODELS[name](**config)
     with _readable(directory, "model.safetensors") as path:
         model.load_state_dict(safetensors.torch.load_file(path))
     return model
@@ -347,6 +352,8 @@ def _readable(directory: str | Path, name: str) -> Iterator[Path]:
         OSError,
         ValueError,
         TypeError,
+        AttributeError,
+        KeyError,
         RuntimeError,
         pa.ArrowException,
         safetensors.SafetensorError,

@@ -121,7 +121,6 @@ def test_the_full_sizes_are_possible() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "word"),
     [
-        ('"quantile"', '"bins"', "'fields' on 'log': a field with codes must be named user_"),
         (
             'recipe = "industrial"',
             'recipe = "retail"',

@@ -399,7 +399,7 @@ def test_starting_from_an_earlier_run(log: Path, undisturbed: Path, tmp_path: Pa
     assert load_summary(tmp_path / "third").gates == load_summary(undisturbed).gates
 
     for options, words in (
-        (["--dim", 8], "model.dim is 4 there, 8 here"),
+        (["--dim", 8], "network.dim is 4 there, 8 here"),
         (["--ignore", "C1"], "reading.ignore"),
         (["--batch-size", 16], "batch_size is 64 there, 16 here"),
         (["--from", log.parent], "there is no pretrained.safetensors"),
