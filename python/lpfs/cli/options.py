@@ -219,13 +219,20 @@ Run = Annotated[
         metavar="DIR", help="The directory that lpfs select has written.", callback=expanded
     ),
 ]
+
+
+def located(sources: list[str]) -> list[str]:
+    """Paths with the home directory for `~`; URIs as they are."""
+    return [source if "://" in source else str(expanded(Path(source))) for source in sources]
+
+
 DataPaths = Annotated[
-    list[Path],
+    list[str],
     typer.Argument(
         metavar="DATA…",
         help="Parquet, CSV, JSON lines or Criteo TSV: a file, several in order, a directory, a "
-        "pattern, or - for the standard input.",
-        callback=expanded,
+        "pattern, a URI (s3://, gs://, hdfs://, https://), or - for the standard input.",
+        callback=located,
     ),
 ]
 Label = Annotated[str, typer.Option(help="The column with 0 and 1.")]

@@ -21,6 +21,7 @@ from lpfs.cli.options import (
     Thousands,
     at_least,
     expanded,
+    located,
     names,
 )
 from lpfs.cli.processes import console
@@ -36,11 +37,11 @@ from lpfs.cli.refusals import (
 def predict(
     run: Run,
     data: Annotated[
-        list[Path],
+        list[str],
         typer.Argument(
             metavar="DATA…",
             help="Raw rows; columns of removed fields may be gone.",
-            callback=expanded,
+            callback=located,
         ),
     ],
     out: Annotated[

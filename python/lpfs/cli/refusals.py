@@ -52,13 +52,13 @@ def require_one_process(command: str) -> None:
         refuse(f"{command} runs in one process; torchrun is for select and demo")
 
 
-def require_data(paths: Iterable[Path]) -> None:
-    """Refuse a log that is not there. Whether a pattern matches, `lpfs.data.load` says."""
+def require_data(sources: Iterable[str]) -> None:
+    """Refuse a log that is not there. Whether a pattern or a URI is, `lpfs.data.load` says."""
 
     def look() -> None:
-        for path in paths:
-            if str(path) != "-" and not path.exists() and not re.search(r"[*?\[]", str(path)):
-                raise ValueError(f"{path}: no such file")
+        for source in sources:
+            if source != "-" and not Path(source).exists() and not re.search(r"[*?\[]|://", source):
+                raise ValueError(f"{source}: no such file")
 
     checked(look)
 

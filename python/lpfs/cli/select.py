@@ -244,5 +244,8 @@ def select(
     console().print(f"Written to {out}.")
 
 
-def _named(files: list[Path]) -> str:
-    return f"{files[0]} and {len(files) - 1} more" if len(files) > 1 else str(files[0])
+def _named(files: list[str]) -> str:
+    from lpfs.data.remote import anonymous
+
+    first = anonymous(files[0])
+    return f"{first} and {len(files) - 1} more" if len(files) > 1 else first

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import codecs
 import contextlib
 import hashlib
@@ -11,12 +10,11 @@ import lzma
 import re
 import shutil
 import sys
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -24,6 +22,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 
 from lpfs.data.error import DataError
+from lpfs.data.remote import anonymous, copied, is_uri, scratch
 
 __all__ = [
     "UNREADABLE",
@@ -51,6 +50,7 @@ _PACKED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".xz": "xz", ".zip": "z
 _MAGIC = {b"\x1f\x8b": ".gz", b"BZh": ".bz2", b"\x28\xb5\x2f\xfd": ".zst", b"\xfd7zXZ": ".xz"}
 _MAGIC |= {b"PK\x03\x04": ".zip"}
 _FORMATS = {".parquet": "parquet", ".pq": "parquet", ".csv": "csv", ".tsv": "tsv", ".txt": "tsv"}
+_NOTHING = "no data file in it (.parquet, .csv, .tsv, .txt, day_0, …)"
 _FORMATS |= {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl"}
 
 
@@ -63,12 +63,15 @@ class Place:
     partition: dict[str, str | None] = field(default_factory=dict)
 
 
-def expand(path: Path) -> list[Place]:
-    """The files that a path stands for, in natural order (`day_2` before `day_10`).
+def expand(source: str | Path) -> list[Place]:
+    """The files that a path or a URI stands for, in natural order (`day_2` before `day_10`).
 
     That is itself; a directory's files, and those in its `name=value` directories; what a pattern
     matches; or for `-` a copy of the standard input. Raises DataError where there is none.
     """
+    if is_uri(str(source)):
+        return _copies(str(source))
+    path = Path(source)
     if str(path) == "-":
         return [_standard_input()]
     if path.is_file():
@@ -91,7 +94,7 @@ def expand(path: Path) -> list[Place]:
         ],
     )
     if not files:
-        raise DataError(str(path), "no data file in it (.parquet, .csv, .tsv, .txt, day_0, …)")
+        raise DataError(str(path), _NOTHING)
     return files
 
 
@@ -105,11 +108,21 @@ def _below(directory: Path, partition: dict[str, str | None]) -> Iterator[Place]
             yield Place(path, str(path), partition)
 
 
+def _copies(uri: str) -> list[Place]:
+    directory, path = copied(uri)
+    name = anonymous(uri)
+    if path.is_file():
+        return [Place(path, name)]
+    try:
+        places = expand(path)
+    except DataError as error:
+        raise DataError(name, _NOTHING) from error
+    return [replace(place, name=f"{name}: {place.path.relative_to(directory)}") for place in places]
+
+
 def _standard_input() -> Place:
     """What comes is needed more than once: it is copied to a file that goes with the process."""
-    directory = Path(tempfile.mkdtemp(prefix="lpfs-input-"))
-    atexit.register(shutil.rmtree, directory, ignore_errors=True)
-    path = directory / "input"
+    path = scratch() / "input"
     with path.open("wb") as file:
         shutil.copyfileobj(sys.stdin.buffer, file, 1 << 20)
     with path.open("rb") as file:

@@ -91,7 +91,7 @@ def open_source(
     if not isinstance(source, str | Path | Sequence):
         return [Memory(table_of(source), reading)]
     paths = [source] if isinstance(source, str | Path) else list(source)
-    files = [_open(place, format, reading) for path in paths for place in expand(Path(path))]
+    files = [_open(place, format, reading) for path in paths for place in expand(path)]
     if not files:
         raise DataError("source", "expected at least one file, got none")
     return files
