@@ -25,6 +25,7 @@ from lpfs.cli.options import (
     Strict,
     TestShare,
     Thousands,
+    Times,
     expanded,
     names,
 )
@@ -55,6 +56,7 @@ def look(
     in_order: LastRows = False,
     category: Categories = None,
     number: Numbers = None,
+    time: Times = None,
     ignore: Ignored = None,
     out: Annotated[
         Path | None,
@@ -89,6 +91,7 @@ def look(
                 split=rows_for(split, test, in_order),
                 categories=names(category),
                 numbers=names(number),
+                times=names(time),
                 ignore=names(ignore),
                 progress=bars.reading,
             )

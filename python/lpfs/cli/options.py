@@ -262,6 +262,10 @@ Categories = Annotated[
     ),
 ]
 Numbers = Annotated[Columns, typer.Option(metavar="COL,…", help="Columns of quantities.")]
+Times = Annotated[
+    Columns,
+    typer.Option("--time", metavar="COL,…", help="Columns of times: text, dates, Unix times."),
+]
 Ignored = Annotated[Columns, typer.Option(metavar="COL,…", help="Columns to leave out.")]
 Separator = Annotated[
     str | None,

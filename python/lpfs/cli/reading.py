@@ -55,7 +55,7 @@ def accepts(settings: Settings, transform: Transform) -> Callable[[dict[str, Kin
     def look(kinds: dict[str, Kind]) -> None:
         # How many values there are is not known yet, and does not matter here.
         bins = transform == "bins"
-        fields = {name: int(bins or kind == "category") for name, kind in kinds.items()}
+        fields = {name: int(bins or kind != "number") for name, kind in kinds.items()}
         with torch.device("meta"):
             model = model_for(fields, settings)
         require_gates(model, settings)

@@ -37,6 +37,7 @@ from lpfs.cli.options import (
     Strict,
     TestShare,
     Thousands,
+    Times,
     TotalCost,
     Within,
     names,
@@ -83,6 +84,7 @@ def select(
     in_order: LastRows = False,
     category: Categories = None,
     number: Numbers = None,
+    time: Times = None,
     ignore: Ignored = None,
     hash_: Annotated[
         Columns,
@@ -223,6 +225,7 @@ def select(
                 split=rows_for(split, test, in_order),
                 categories=names(category),
                 numbers=names(number),
+                times=names(time),
                 ignore=names(ignore),
                 hashed=hashed,
                 min_count=min_count,

@@ -27,7 +27,7 @@ from lpfs.lifecycle import distributed
 from lpfs.lifecycle.checkpoint import Checkpoints
 from lpfs.lifecycle.pretrained import Pretrained
 from lpfs.lifecycle.selection import Selection, select
-from lpfs.lifecycle.settings import Settings
+from lpfs.lifecycle.settings import Settings, with_times
 from lpfs.lifecycle.stages import first_difference
 from lpfs.lifecycle.training import DivergedError, Progress
 from lpfs.report.illustrations import illustrate
@@ -104,7 +104,7 @@ def _finished(job: Job) -> Summary | None:
             {"DATA": data, "from": start, **chosen.model_dump(mode="json")}
             for data, start, chosen in (
                 (summary.source, summary.started_from, summary.settings),
-                (job.source, job.started_from, job.settings),
+                (job.source, job.started_from, with_times(job.settings, summary.times)),
             )
         )
         if difference := first_difference(there, here):

@@ -6,7 +6,14 @@
 (27, 1440, 160, 400)
 """
 
-from lpfs.data.encode import BinEncoder, CategoryEncoder, Encoder, HashEncoder, NumberEncoder
+from lpfs.data.encode import (
+    BinEncoder,
+    CategoryEncoder,
+    Encoder,
+    HashEncoder,
+    NumberEncoder,
+    TimeEncoder,
+)
 from lpfs.data.error import DataError
 from lpfs.data.formats import write_avazu, write_days
 from lpfs.data.generate import RECIPES, ClickLog, FieldTruth, Recipe
@@ -39,6 +46,7 @@ __all__ = [
     "Reading",
     "Recipe",
     "Split",
+    "TimeEncoder",
     "load",
     "stream",
     "write_avazu",

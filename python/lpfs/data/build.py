@@ -55,7 +55,7 @@ def build(
     scratch.mkdir()
     raw = Raw(scratch, columns, settings, [source.name for source in sources])
     with raw:
-        for chunk, done in ahead(chunks(sources, wanted, plain=True)):
+        for chunk, done in ahead(chunks(sources, wanted, plain=True, reading=settings.reading)):
             raw.add(chunk)
             report(Progress("read", raw.rows, done, total))
     if not raw.rows:

@@ -2,13 +2,15 @@
 
 The rule, for columns that no option and no file format decides:
 
-- strings that are no numerals, booleans and dictionaries are categories;
+- timestamps, dates and strings that are ISO 8601 ones are times, and so are Unix times of 2001 to
+  2065 in a column that is named like one;
+- other strings that are no numerals, booleans and dictionaries are categories;
 - reals with a fraction are numbers;
 - whole numbers (floats without a fraction among them: a missing value makes integers floats) are
   categories if there are at most 64 different ones, if one is 2³¹ or more, or if the name ends in
   `id` or `code` as a word of its own; else they are numbers.
 
-In text files a column is numerals if at least 99 % of its values are; the rest of a number's
+In text files a column is numerals, or times, if at least 99 % of its values are; the rest of the
 values are missing. Numerals with leading zeros are codes, so categories. A network loses nothing
 when a quantity with few values is a category.
 """
@@ -25,10 +27,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lpfs.data.forms import Form, form_of, is_missing, numeral
+from lpfs.data.times import is_iso, is_time, is_unix, named_like_a_time
 
 __all__ = ["FEW", "SAMPLE_ROWS", "STRAY", "Decision", "Kind", "decide"]
 
-Kind = Literal["category", "number"]
+Kind = Literal["category", "number", "time"]
 
 FEW = 64
 SAMPLE_ROWS = 100_000
@@ -56,7 +59,7 @@ def decide(
     thousands: str = "",
     nulls: Collection[str] = (),
 ) -> Decision | None:
-    """The kind of a column and the reason, or None for a type that is neither.
+    """The kind of a column and the reason, or None for a type that is none of them.
 
     Args:
         name: of the column.
@@ -76,11 +79,17 @@ def decide(
     ('category', 'whole numbers, name of an id')
     >>> decide("age", pa.array([*map(str, range(100)), "old"]), text=True)[:2]
     ('number', '100 different whole numbers, 1 value in 101 none')
+    >>> decide("seen", pa.array(["2026-01-02", "2026-01-02 03:04Z", "?"]), text=True)[:2]
+    ('time', 'dates and times')
     """
     kind = sample.type
+    if is_time(kind):
+        return Decision("time", str(kind), "text")
     if pa.types.is_dictionary(kind):
         inner = decide(name, sample.dictionary, False)
-        return inner and Decision("category", "dictionary", inner.form)
+        if inner is None or inner.kind == "time":
+            return inner
+        return Decision("category", "dictionary", inner.form)
     if pa.types.is_boolean(kind):
         return Decision("category", "boolean", "truth")
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
@@ -88,7 +97,10 @@ def decide(
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or kind == pa.string_view():
         if text:
             return _decide_text(name, sample, decimal, thousands, nulls)
-        words = sample.unique().drop_null().to_pylist()
+        counts = _counted(sample, nulls)
+        if _are_times(counts):
+            return Decision("time", "dates and times", "text")
+        words = [*counts] or sample.unique().drop_null().to_pylist()
         return Decision("category", "strings", form_of(words, nulls))
     if pa.types.is_decimal(kind):
         sample, kind = sample.cast(pa.float64()), pa.float64()
@@ -97,14 +109,28 @@ def decide(
     return None
 
 
+def _counted(sample: pa.Array, nulls: Collection[str]) -> Counter[str]:
+    """How often each word occurs that stands for a value."""
+    counts = Counter[str]()
+    for word, count in zip(
+        *map(pa.Array.to_pylist, sample.drop_null().value_counts().flatten()), strict=True
+    ):
+        if not is_missing(word, nulls):
+            counts[word.strip()] += count
+    return counts
+
+
+def _are_times(counts: Counter[str]) -> bool:
+    stray = sum(count for word, count in counts.items() if not is_iso(word))
+    return bool(counts) and stray <= STRAY * counts.total()
+
+
 def _decide_text(
     name: str, sample: pa.Array, decimal: str, thousands: str, nulls: Collection[str]
 ) -> Decision:
-    counted = sample.drop_null().value_counts()
-    counts = Counter[str]()
-    for word, count in zip(*map(pa.Array.to_pylist, counted.flatten()), strict=True):
-        if not is_missing(word, nulls):
-            counts[word.strip()] += count
+    counts = _counted(sample, nulls)
+    if _are_times(counts):
+        return Decision("time", "dates and times", "text")
     form = form_of(counts or sample.unique().drop_null().to_pylist(), nulls)
     if form == "truth":
         return Decision("category", "truth values", form)
@@ -128,9 +154,14 @@ def _decide_values(name: str, sample: pa.Array) -> Decision:
     if pa.types.is_floating(values.type):
         values = values.cast(pa.float64())
         values = values.filter(pc.is_finite(values))
-        if pc.any(pc.not_equal(values, pc.trunc(values))).as_py():
-            return Decision("number", "reals", "number")
-    if _ID.search(name):
+    is_id = _ID.search(name) is not None
+    may_be_time = not is_id and len(values) and named_like_a_time(name)
+    if may_be_time and all(map(is_unix, values.to_pylist())):
+        return Decision("time", "Unix times", "text")
+    is_real = pa.types.is_floating(values.type)
+    if is_real and pc.any(pc.not_equal(values, pc.trunc(values))).as_py():
+        return Decision("number", "reals", "number")
+    if is_id:
         return Decision("category", "whole numbers, name of an id", "number")
     # A hash of 64 bits loses some of them in a float, which does not matter here.
     largest = pc.max(pc.abs(values.cast(pa.float64(), safe=False))).as_py()

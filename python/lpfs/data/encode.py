@@ -2,7 +2,8 @@
 
 A category becomes an integer code: 0 unknown, 1 missing, 2 and up the values seen in training, the
 most frequent first. A number becomes the code of its bin, or a float32 of about mean 0 and variance
-1 on the training rows, NaN where it is missing (null, NaN or infinite). One pass of the same
+1 on the training rows, NaN where it is missing (null, NaN or infinite). A time becomes three codes:
+of its hour, weekday and age. One pass of the same
 network over Census-Income gave a test AUC of .953 with bins, .948 with quantiles, .947 with logs.
 
 >>> encoder = fit_categories("colour", {"red": 3, "blue": 9, "mauve": 1}, min_count=2)
@@ -15,6 +16,7 @@ True
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import date, timedelta
 from functools import cached_property
 from statistics import NormalDist
 from typing import Annotated, Literal
@@ -26,6 +28,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from lpfs.data.forms import Form, canonical
+from lpfs.data.times import DAY
 from lpfs.data.words import Buckets, distinct
 
 __all__ = [
@@ -38,10 +41,12 @@ __all__ = [
     "Encoder",
     "HashEncoder",
     "NumberEncoder",
+    "TimeEncoder",
     "Transform",
     "fit_bins",
     "fit_categories",
     "fit_numbers",
+    "fit_times",
 ]
 
 UNKNOWN, MISSING, FIRST = 0, 1, 2
@@ -51,7 +56,18 @@ BINS = 64
 BIN_ROWS = 50
 
 
-class CategoryEncoder(BaseModel):
+class _Encoder(BaseModel):
+    model_config = ConfigDict(frozen=True)
+    name: str
+    """Of the field."""
+
+    @property
+    def column(self) -> str:
+        """The column that the field is made of."""
+        return self.name
+
+
+class CategoryEncoder(_Encoder):
     """The vocabulary of a field; `values[i]`, in the field's form, has code i + 2.
 
     >>> hours = CategoryEncoder(name="hour", values=["7", "12"], form="number")
@@ -59,9 +75,7 @@ class CategoryEncoder(BaseModel):
     [2, 3, 1, 0]
     """
 
-    model_config = ConfigDict(frozen=True)
     kind: Literal["category"] = "category"
-    name: str
     values: list[str]
     form: Form = "text"
     nulls: tuple[str, ...] = ()
@@ -84,12 +98,10 @@ class CategoryEncoder(BaseModel):
         return np.array(codes, dtype=np.int32)[indices]
 
 
-class HashEncoder(BaseModel):
+class HashEncoder(_Encoder):
     """A field too large for a vocabulary: a value's code is 2 + `bucket`, 1 is missing."""
 
-    model_config = ConfigDict(frozen=True)
     kind: Literal["hash"] = "hash"
-    name: str
     buckets: int
     form: Form = "text"
     nulls: tuple[str, ...] = ()
@@ -105,16 +117,14 @@ class HashEncoder(BaseModel):
         return np.asarray(buckets.number(column) + np.int32(MISSING))
 
 
-class NumberEncoder(BaseModel):
+class NumberEncoder(_Encoder):
     """The transform of a numeric field, fitted on its training rows.
 
     `log` standardises sign(v)·log(1 + |v|). `quantile` replaces v by the normal score of its rank:
     linear between `knots`, constant outside.
     """
 
-    model_config = ConfigDict(frozen=True)
     kind: Literal["number"] = "number"
-    name: str
     transform: Literal["log", "quantile"]
     mean: float = 0.0
     scale: float = 1.0
@@ -145,13 +155,11 @@ class NumberEncoder(BaseModel):
         return result.astype(np.float32)
 
 
-class BinEncoder(BaseModel):
+class BinEncoder(_Encoder):
     """Bins of a numeric field, fitted on its training rows; the bin from `edges[i]` on has code
     i + 3, numbers below the first edge have code 2."""
 
-    model_config = ConfigDict(frozen=True)
     kind: Literal["bins"] = "bins"
-    name: str
     edges: list[float]
 
     @property
@@ -172,8 +180,68 @@ class BinEncoder(BaseModel):
         return np.where(np.isfinite(values), codes, MISSING).astype(np.int32)
 
 
+TimePart = Literal["hour", "weekday", "age"]
+
+
+class TimeEncoder(_Encoder):
+    """One of the three fields that a column of times becomes: `ts:hour`, `ts:weekday`, `ts:age`.
+
+    The hour has codes from 2 on, as UTC has it, and so has the weekday, Monday first. The age is
+    in whole days since the first day of the training rows, in bins; a day before that or after the
+    last of them is unknown.
+
+    >>> age = TimeEncoder(name="ts:age", part="age", since=date(2026, 1, 1), days=9, edges=[5.0])
+    >>> DAYS = 20_454 + np.array([0, 4, 5, 9, 10, -1, np.nan])
+    >>> age.apply(DAYS * 86400).tolist()
+    [2, 2, 3, 3, 0, 0, 1]
+    >>> TimeEncoder(name="ts:hour", part="hour").apply(np.array([3600.0 * 25])).tolist()
+    [3]
+    """
+
+    kind: Literal["time"] = "time"
+    part: TimePart
+    since: date | None = None
+    """Of the age."""
+    days: int = 0
+    """Of the age: the last one of the training rows."""
+    edges: list[float] = []
+    """Of the age's bins, see `BinEncoder`."""
+
+    @property
+    def column(self) -> str:
+        """The column that the field is made of."""
+        return self.name.removesuffix(f":{self.part}")
+
+    @property
+    def cardinality(self) -> int:
+        """How many codes there are."""
+        return FIRST + {"hour": 24, "weekday": 7, "age": len(self.edges) + 1}[self.part]
+
+    def encode(self, column: pa.Array) -> NDArray[np.int32]:
+        """Codes `[rows]` int32 of a column of seconds since 1970, see `lpfs.data.times`."""
+        return self.apply(column.to_numpy(zero_copy_only=False))
+
+    def apply(self, seconds: NDArray[np.float64]) -> NDArray[np.int32]:
+        """The same for float64 values of any shape."""
+        known = np.isfinite(seconds)
+        whole = np.where(known, seconds, 0.0)
+        if self.part == "hour":
+            codes = FIRST + whole // 3600 % 24
+        elif self.part == "weekday":
+            codes = FIRST + (whole // DAY + _THURSDAY) % 7
+        else:
+            assert self.since is not None
+            age = whole // DAY - (self.since - _EPOCH).days
+            codes = FIRST + np.searchsorted(self.edges, age, side="right")
+            codes = np.where((age < 0) | (age > self.days), UNKNOWN, codes)
+        return np.where(known, codes, MISSING).astype(np.int32)
+
+
+_EPOCH, _THURSDAY = date(1970, 1, 1), 3
+
 Encoder = Annotated[
-    CategoryEncoder | HashEncoder | BinEncoder | NumberEncoder, Field(discriminator="kind")
+    CategoryEncoder | HashEncoder | BinEncoder | NumberEncoder | TimeEncoder,
+    Field(discriminator="kind"),
 ]
 
 
@@ -212,6 +280,34 @@ def fit_bins(name: str, values: NDArray[np.float64]) -> BinEncoder:
     middle = low / 2 + high / 2
     # Of neighbouring floats the middle is one of them; the edge belongs to the upper bin.
     return BinEncoder(name=name, edges=np.where(middle > low, middle, high).tolist())
+
+
+def fit_times(name: str, seconds: NDArray[np.float64]) -> list[TimeEncoder]:
+    """The fields of a column of times: seconds since 1970 `[rows]`, NaN where missing, at least one
+    of them not, the first and the last among them.
+
+    What is the same in all rows is not there: dates have no hour.
+
+    >>> [e.name for e in fit_times("day", np.array([0.0, 86400.0, 9 * 86400.0]))]
+    ['day:weekday', 'day:age']
+    """
+    known = seconds[np.isfinite(seconds)]
+    days = known // DAY
+    first = days.min()
+    bins = fit_bins(name, days - first)
+    age = TimeEncoder(
+        name=f"{name}:age",
+        part="age",
+        since=_EPOCH + timedelta(days=int(first)),
+        days=int(days.max() - first),
+        edges=bins.edges,
+    )
+    every = (
+        TimeEncoder(name=f"{name}:hour", part="hour"),
+        TimeEncoder(name=f"{name}:weekday", part="weekday"),
+        age,
+    )
+    return [e for e in every if len(np.unique(e.apply(known))) > 1] or [age]
 
 
 def fit_numbers(

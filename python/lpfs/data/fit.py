@@ -17,9 +17,11 @@ from lpfs.data.encode import (
     CategoryEncoder,
     Encoder,
     HashEncoder,
+    TimeEncoder,
     fit_bins,
     fit_categories,
     fit_numbers,
+    fit_times,
 )
 from lpfs.data.error import DataError
 from lpfs.data.raw import Raw
@@ -56,6 +58,8 @@ def fit(raw: Raw, name: str, settings: Settings) -> tuple[Meta, list[Table]]:
     stride, seen, values = -(-train // FIT_ROWS), 0, []
     step, looked = -(-train // LOOKED_AT), []
     missing = np.zeros(len(raw.numbers), dtype=np.int64)
+    times = [raw.numbers.index(column.name) for column in raw.columns if column.kind == "time"]
+    first_and_last = np.full((2, len(times)), np.nan)
     for _, (codes, numbers, labels, parts) in ahead(
         raw.pieces("codes", "numbers", "labels", "parts")
     ):
@@ -68,6 +72,9 @@ def fit(raw: Raw, name: str, settings: Settings) -> tuple[Meta, list[Table]]:
             else:  # where bincount would make an array of all words for every piece
                 np.add.at(count, codes[:, j], 1)
         missing += (~np.isfinite(numbers)).sum(0)
+        if times and len(numbers):
+            seen_times = np.vstack([first_and_last, numbers[:, times]])
+            first_and_last = np.stack([np.fmin.reduce(seen_times), np.fmax.reduce(seen_times)])
         values.append(numbers[-seen % stride :: stride])
         some = slice(-seen % step, None, step)
         looked.append((codes[some], numbers[some], labels[some]))
@@ -75,14 +82,16 @@ def fit(raw: Raw, name: str, settings: Settings) -> tuple[Meta, list[Table]]:
     sample = np.concatenate(values)
     some_codes, some_numbers, some_labels = map(np.concatenate, zip(*looked, strict=True))
 
-    fields, encoders, left_out, warnings = [], [], {}, []
+    fields, left_out, warnings = [], {}, []
+    encoders: list[Encoder] = []
     tables: list[Table] = []
     for column in raw.columns:
-        encoder: Encoder
+        made: Sequence[Encoder]
         words: Sequence[str] = ()
         if column.kind == "category":
             j = raw.categories.index(column.name)
-            encoder, table = _category(column, raw.words[j], counts[j], settings)
+            category, table = _category(column, raw.words[j], counts[j], settings)
+            made = [category]
             distinct, empty, odd = int((counts[j][1:] > 0).sum()), int(counts[j][0]), 0
             looked_at = some_codes[:, j].astype(np.int64)
             if isinstance(known := raw.words[j], Words):
@@ -92,38 +101,43 @@ def fit(raw: Raw, name: str, settings: Settings) -> tuple[Meta, list[Table]]:
             finite = sample[np.isfinite(sample[:, j]), j]
             distinct, empty = len(np.unique(finite)), int(missing[j])
             odd = int(raw.not_finite[j])
-            if distinct:
-                encoder = (
-                    fit_bins(column.name, finite)
-                    if settings.transform == "bins"
-                    else fit_numbers(column.name, finite, settings.transform)
-                )
+            if not distinct:
+                made = ()
+            elif column.kind == "time":
+                ends = first_and_last[:, times.index(j)]
+                made = fit_times(column.name, np.concatenate([ends, finite]))
+            elif settings.transform == "bins":
+                made = [fit_bins(column.name, finite)]
+            else:
+                made = [fit_numbers(column.name, finite, settings.transform)]
         if not distinct:
             left_out[column.name] = f"no value in any of {train} training rows"
             continue
-        if column.kind == "category":
-            tables.append((j, table))
-        else:
-            tables.append((j, None))
-            # As numbers that are equal where the values are.
-            _, looked_at = np.unique(some_numbers[:, j], return_inverse=True)
-        encoders.append(encoder)
-        field = Field(
-            name=column.name,
-            kind=column.kind,
-            why=column.why,
-            cardinality=encoder.cardinality,
-            distinct=distinct,
-            missing=empty,
-            not_finite=odd,
-        )
-        fields.append(field)
-        warnings += suspicions(field, encoder, words, looked_at, some_labels, train)
+        for encoder in made:
+            if isinstance(encoder, TimeEncoder):
+                looked_at = encoder.apply(some_numbers[:, j]).astype(np.int64)
+                distinct = len(np.unique(encoder.apply(finite)))
+            elif column.kind != "category":
+                # As numbers that are equal where the values are.
+                _, looked_at = np.unique(some_numbers[:, j], return_inverse=True)
+            tables.append((j, table if column.kind == "category" else None))
+            field = Field(
+                name=encoder.name,
+                kind=column.kind,
+                why=column.why,
+                cardinality=encoder.cardinality,
+                distinct=distinct,
+                missing=empty,
+                not_finite=odd,
+            )
+            encoders.append(encoder)
+            fields.append(field)
+            warnings += suspicions(field, encoder, words, looked_at, some_labels, train)
     if not fields:
         raise DataError(name, f"no column but {settings.label!r} has a value")
     rows = {part: int(counts.sum()) for part, counts in zip(PARTS, classes, strict=True)}
     notes = [
-        f"{column!r}: {_counted(count, 'value')} that are no numbers count as missing, "
+        f"{column!r}: {_counted(count, 'value')} that are no {stray.what}s count as missing, "
         f"the first is {stray.word[:40]!r}"
         for column, (count, stray, _) in raw.strays.items()
     ]
@@ -145,7 +159,7 @@ def _counted(count: int, what: str) -> str:
 
 
 def _refuse_strays(raw: Raw) -> None:
-    """Raise for the first value that is no number, where too many of a column are none."""
+    """Raise for the first value that is no number or time, where too many of a column are none."""
     for count, _, error in raw.strays.values():
         if count > STRAY * raw.rows:
             raise error

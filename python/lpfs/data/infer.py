@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import get_args
 
 import numpy as np
 import pyarrow as pa
 
 from lpfs.data.columns import SAMPLE_ROWS, Decision, Kind, decide
+from lpfs.data.encode import TimePart
 from lpfs.data.error import DataError
 from lpfs.data.labels import UNLABELLED, Labels
 from lpfs.data.raw import named_parts
@@ -33,6 +35,7 @@ def infer(sources: Sequence[Source], settings: Settings) -> tuple[list[Column], 
     _claim(taken, "categories", settings.categories)
     _claim(taken, "hashed", list(settings.hashed))
     _claim(taken, "numbers", settings.numbers)
+    _claim(taken, "times", settings.times)
     for name, option in taken.items():
         # Labels and parts must be everywhere; what else a file lacks is missing there.
         given = option in ("label", "split", "auxiliary label")
@@ -51,7 +54,12 @@ def infer(sources: Sequence[Source], settings: Settings) -> tuple[list[Column], 
     untyped = {name for file in sources for name in file.untyped}
     nameless = {name for file in sources for name in file.nameless}
     for name, kinds in types.items():
-        chosen = name in (*settings.hashed, *settings.categories, *settings.numbers)
+        chosen = name in (
+            *settings.hashed,
+            *settings.categories,
+            *settings.numbers,
+            *settings.times,
+        )
         if name in taken and not chosen:
             continue
         if name in sources[0].kinds and not chosen:
@@ -65,7 +73,7 @@ def infer(sources: Sequence[Source], settings: Settings) -> tuple[list[Column], 
         else:
             # Columns whose types differ from file to file are what their values are.
             text = name in untyped or len(kinds - {pa.null()}) > 1
-            empty = pa.array([], pa.string() if text else next(iter(kinds - {pa.null()})))
+            empty = pa.nulls(0, pa.string() if text else next(iter(kinds - {pa.null()})))
             decided[name] = decide(name, empty, text)
             look.append(name)
     unreadable = {
@@ -98,9 +106,20 @@ def infer(sources: Sequence[Source], settings: Settings) -> tuple[list[Column], 
             decided[name] = Decision("category", "option", form)
         elif name in settings.numbers:
             decided[name] = Decision("number", "option", form)
+        elif name in settings.times:
+            decided[name] = Decision("time", "option", form)
     if not decided:
         raise DataError(sources[0].name, f"no columns but {settings.label!r} to learn from")
     columns = [Column(n, *found) for n, found in decided.items() if found is not None]
+    for column in columns:
+        parts = [f"{column.name}:{part}" for part in get_args(TimePart)]
+        taken_names = [part for part in parts if part in decided]
+        if column.kind == "time" and taken_names:
+            raise DataError(
+                sources[0].name,
+                f"column {taken_names[0]!r}",
+                f"has the name of a field that the time {column.name!r} becomes",
+            )
     return columns, left_out
 
 

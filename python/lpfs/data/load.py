@@ -16,7 +16,7 @@ import numpy as np
 from lpfs.data import cache as cached
 from lpfs.data.build import build
 from lpfs.data.columns import Kind
-from lpfs.data.encode import Encoder, Transform
+from lpfs.data.encode import Encoder, TimeEncoder, Transform
 from lpfs.data.error import DataError
 from lpfs.data.part import Part
 from lpfs.data.read import Format, Input, open_source
@@ -27,7 +27,7 @@ from lpfs.data.split import ByFraction, Split
 __all__ = ["Data", "load"]
 
 # Rises when the same settings would give other arrays.
-_VERSION = 5
+_VERSION = 6
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,8 +61,17 @@ class Data:
         return tuple(self.options.get("auxiliary", ()))
 
     @property
+    def times(self) -> dict[str, tuple[str, ...]]:
+        """Column of times → the fields that it became, which belong behind one gate."""
+        found: dict[str, tuple[str, ...]] = {}
+        for encoder in self.encoders:
+            if isinstance(encoder, TimeEncoder):
+                found[encoder.column] = (*found.get(encoder.column, ()), encoder.name)
+        return found
+
+    @property
     def coded(self) -> tuple[Field, ...]:
-        """The fields of the columns of `codes`: categories, and numbers in bins."""
+        """The fields of the columns of `codes`: categories, numbers in bins, and times."""
         return tuple(f for f in self.fields if f.cardinality)
 
     @property
@@ -81,6 +90,7 @@ def load(
     seed: int = 0,
     categories: Sequence[str] = (),
     numbers: Sequence[str] = (),
+    times: Sequence[str] = (),
     ignore: Sequence[str] = (),
     hashed: Mapping[str, int] | None = None,
     min_count: int = 2,
@@ -112,6 +122,8 @@ def load(
         seed: of that choice.
         categories: columns that are categories whatever they look like.
         numbers: the same for numbers.
+        times: the same for times (see `lpfs.data.times`). Each becomes three fields, hour, weekday
+            and age in days, that live or die together.
         ignore: columns not to read.
         hashed: categories with too many values for a vocabulary, and into how many buckets to hash
             them. `min_count` does not count for them.
@@ -160,6 +172,7 @@ def load(
         seed=seed,
         categories=tuple(categories),
         numbers=tuple(numbers),
+        times=tuple(times),
         ignore=tuple(ignore),
         hashed=dict(hashed or {}),
         min_count=min_count,

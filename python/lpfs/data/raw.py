@@ -14,7 +14,7 @@ from lpfs.data.error import DataError
 from lpfs.data.labels import UNLABELLED, Labels
 from lpfs.data.read import convertible
 from lpfs.data.schema import Column, Settings
-from lpfs.data.source import Chunk, Stray, no_number
+from lpfs.data.source import Chunk, Stray, misfit
 from lpfs.data.split import (
     DROPPED,
     TEST,
@@ -50,7 +50,8 @@ class Raw:
         self.path, self.settings, self.rows, self.files = path, settings, 0, files
         self.columns = columns
         self.categories = [c.name for c in columns if c.kind == "category"]
-        self.numbers = [c.name for c in columns if c.kind == "number"]
+        self.numbers = [c.name for c in columns if c.kind in ("number", "time")]
+        """Times are seconds here."""
         forms, nulls = {c.name: c.form for c in columns}, settings.reading.nulls
         self.words = [
             Buckets(settings.hashed[name], forms[name], nulls)
@@ -61,8 +62,8 @@ class Raw:
         self.unlabelled = 0
         """Rows without a label, which are left out."""
         self.strays: dict[str, tuple[int, Stray, DataError]] = {}
-        """Number columns with values that are none: how many, the first, and what is to be said of
-        it."""
+        """Columns of numbers and times with values that are none: how many, the first, and what is
+        to be said of it."""
         self.not_finite = np.zeros(len(self.numbers), dtype=np.int64)
         self._pieces: list[int] = []
         self._labels, self._splits = Labels(settings.positive), Words("number")
@@ -95,7 +96,7 @@ class Raw:
             finite = int(np.isfinite(numbers[-1]).sum())
             self.not_finite[j] += size - column.null_count - finite
         for name, stray in chunk.strays.items():
-            error = no_number(chunk.file, chunk.first + stray.row, name, stray.word)
+            error = misfit(chunk.file, chunk.first, name, stray)
             before, first_one, said = self.strays.get(name, (0, stray, error))
             self.strays[name] = before + stray.count, first_one, said
         tasks = [task.of(chunk, name) for name, task in self._tasks.items()]

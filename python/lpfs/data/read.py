@@ -1,8 +1,8 @@
 """Any log as a stream of record batches.
 
-Whatever the format, a chunk has categories as strings (or a dictionary, integers, booleans) and
-numbers as float64. Memory is bounded by a few chunks. Whatever is wrong with a file is a
-`DataError` that names it.
+Whatever the format, a chunk has categories as strings (or a dictionary, integers, booleans),
+numbers as float64 and times as seconds, float64 too. Memory is bounded by a few chunks. Whatever is
+wrong with a file is a `DataError` that names it.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from lpfs.data.generate import ClickLog
 from lpfs.data.lines import Lines
 from lpfs.data.places import Place, Utf8, expand, opened, packing, readable, sniffed, suffix
 from lpfs.data.plain import LIBRARY, PlainReader
-from lpfs.data.source import Chunk, Reading, Source
+from lpfs.data.source import Chunk, Reading, Source, Stray
 from lpfs.data.text import CRITEO, Text, undecodable
+from lpfs.data.times import seconds
 from lpfs.data.typed import Memory, Parquet, is_bytes
 
 __all__ = ["Format", "Frame", "Input", "chunks", "convertible", "open_source"]
@@ -157,26 +158,36 @@ class _Partition:
 
 
 def chunks(
-    sources: Sequence[Source], wanted: Mapping[str, Kind], plain: bool = False
+    sources: Sequence[Source],
+    wanted: Mapping[str, Kind],
+    plain: bool = False,
+    reading: Reading | None = None,
 ) -> Iterator[tuple[Chunk, int]]:
     """The rows of all files in order, and how many bytes are read after each chunk.
 
-    What a file lacks is null. With `plain`, a chunk may have words that are numbered: for who takes
+    What a file lacks is null. Raises DataError for a column of times whose
+    type holds none. With `plain`, a chunk may have words that are numbered: for who takes
     all chunks in their order.
     """
     columns = [*sources[0].columns]
+    times = [name for name, kind in wanted.items() if kind == "time"]
     readers = (
-        [PlainReader(i, columns, wanted) for i in range(2)] if plain and LIBRARY is not None else []
+        [PlainReader(i, columns, wanted) for i in range(2)]
+        if plain and not times and LIBRARY is not None
+        else []
     )
     before = 0
     for source in sources:
         lacking = [name for name in wanted if name not in source.columns]
         if lacking or [*source.columns] != columns:
-            for chunk in _with(source, wanted, dict.fromkeys(lacking)):
-                yield chunk, before + chunk.bytes
+            found = _with(source, wanted, dict.fromkeys(lacking))
         else:
-            for chunk in source.chunks(wanted, readers):
-                yield chunk, before + chunk.bytes
+            found = source.chunks(wanted, readers)
+        for chunk in found:
+            yield (
+                _timed(chunk, times, reading or Reading()) if times else chunk,
+                before + chunk.bytes,
+            )
         before += source.size
 
 
@@ -195,6 +206,38 @@ def _with(
                 constant = constant.cast(pa.float64())
             rows = rows.append_column(name, constant)
         yield dataclasses.replace(chunk, rows=rows.select([*wanted]))
+
+
+def _timed(chunk: Chunk, names: Sequence[str], reading: Reading) -> Chunk:
+    """Columns of times as seconds."""
+    rows, strays = chunk.rows, dict(chunk.strays)
+    for name in names:
+        values, stray = as_times(chunk.file, chunk.first, name, rows[name], reading)
+        if stray:
+            strays[name] = stray
+        rows = rows.set_column(rows.schema.get_field_index(name), name, values)
+    return dataclasses.replace(chunk, rows=rows, strays=strays)
+
+
+def as_times(
+    file: str, first: int, column: str, values: pa.Array, reading: Reading
+) -> tuple[pa.Array, Stray | None]:
+    """A column as seconds since 1970, null where there is no time, and those that ought to be one.
+
+    Raises DataError for a type that holds none, and for what is no UTF-8.
+    """
+    try:
+        times, odd = seconds(values, reading.nulls)
+    except UnicodeDecodeError as error:
+        raise undecodable(file, first, column, values) from error
+    except pa.ArrowException as error:
+        raise DataError(
+            file, f"column {column!r}", f"expected times, its type is {values.type}"
+        ) from error
+    if not len(odd):
+        return times, None
+    row = int(odd[0])
+    return times, Stray(len(odd), row, str(values[row].as_py()), "time")
 
 
 @contextmanager

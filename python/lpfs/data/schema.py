@@ -43,6 +43,7 @@ class Settings:
     seed: int
     categories: tuple[str, ...]
     numbers: tuple[str, ...]
+    times: tuple[str, ...]
     ignore: tuple[str, ...]
     hashed: dict[str, int]
     min_count: int
@@ -64,15 +65,16 @@ class Column:
 
 
 class Field(BaseModel):
-    """A column that the model reads, and why it is what it is."""
+    """A column that the model reads, or one of the three fields of a column of times, and why it is
+    what it is."""
 
     model_config = ConfigDict(frozen=True)
     name: str
     kind: Kind
     why: str
     cardinality: int
-    """Codes of a category or of a number's bins, unknown and missing among them; 0 for a number
-    that stays one."""
+    """Codes of a category, of a number's bins or of a time, unknown and missing among them; 0 for a
+    number that stays one."""
     distinct: int
     """Different values in the training rows; of a number in at most 2¹⁷ of them, of a hashed field
     its buckets in use."""

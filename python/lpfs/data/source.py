@@ -13,7 +13,7 @@ from lpfs.data.columns import Kind
 from lpfs.data.error import DataError
 from lpfs.data.plain import PlainReader
 
-__all__ = ["Chunk", "Reading", "Source", "Stray", "no_number"]
+__all__ = ["Chunk", "Reading", "Source", "Stray", "misfit"]
 
 
 @dataclass(frozen=True)
@@ -65,22 +65,25 @@ _USUAL = {one.name: one.default for one in fields(Reading)}
 
 @dataclass(frozen=True)
 class Stray:
-    """Values of a number column that are none."""
+    """Values of a column of numbers, or of times, that are none."""
 
     count: int
     row: int
     """The first, from 0 in its chunk."""
     word: str
     """It."""
+    what: str = "number"
+    """What it ought to be."""
 
 
-def no_number(file: str, row: int, column: str, word: object) -> DataError:
-    """What is to be said of a value that is no number; rows count from 0."""
+def misfit(file: str, first: int, column: str, stray: Stray) -> DataError:
+    """What is to be said of a stray in a chunk whose first row is that one of the file."""
     return DataError(
         file,
-        f"row {row + 1}",
+        f"row {first + stray.row + 1}",
         f"column {column!r}",
-        f"expected a number, got {str(word)[:40]!r} (name the column a category if it is one)",
+        f"expected a {stray.what}, got {str(stray.word)[:40]!r} "
+        "(name the column a category if it is one)",
     )
 
 
@@ -96,7 +99,7 @@ class Chunk:
     bytes: int
     """How much of the file is read so far."""
     strays: Mapping[str, Stray] = field(default_factory=dict)
-    """Number columns with values that are no numbers, which are null here."""
+    """Columns of numbers and times with values that are none, which are null here."""
 
 
 class Source(Protocol):
@@ -135,7 +138,8 @@ class Source(Protocol):
     def chunks(
         self, wanted: Mapping[str, Kind], plain: Sequence[PlainReader] = ()
     ) -> Iterator[Chunk]:
-        """All rows of the wanted columns, of which it has each, `number` as float64.
+        """All rows of the wanted columns, of which it has each, `number` as float64, others as they
+        are in the file.
 
         Where plain readers are given, a source may use them, and its chunks have what they read.
         """

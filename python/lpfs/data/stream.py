@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
 import torch
 
 from lpfs.data.columns import STRAY, Kind
-from lpfs.data.encode import CategoryEncoder, Encoder, HashEncoder, NumberEncoder
+from lpfs.data.encode import BinEncoder, Encoder, NumberEncoder, TimeEncoder
 from lpfs.data.error import DataError
 from lpfs.data.labels import UNLABELLED, Labels
 from lpfs.data.part import Batch
-from lpfs.data.read import Format, Frame, Input, chunks, convertible, open_source
+from lpfs.data.read import Format, Frame, Input, as_times, chunks, convertible, open_source
 from lpfs.data.schema import Progress, Report
-from lpfs.data.source import Chunk, Reading, Source, Stray, no_number
+from lpfs.data.source import Chunk, Reading, Source, Stray, misfit
 from lpfs.data.text import undecodable
 from lpfs.data.typed import as_numbers, is_text
 
@@ -38,6 +38,7 @@ def stream(
     are NaN. Raises DataError like `load`, and for a missing column.
 
     >>> import pyarrow as pa
+    >>> from lpfs.data import CategoryEncoder
     >>> colours = CategoryEncoder(name="colour", values=["blue", "red"])
     >>> rows = pa.table({"colour": ["red", "puce", None], "price": [1, 2, 3]})
     >>> [batch.codes.tolist() for batch in stream(rows, [colours])]
@@ -73,26 +74,26 @@ def stream_with(
     sources = open_source(source, format, reading)
     wanted: dict[str, Kind] = {} if label is None else {label: "category"}
     for encoder in encoders:
-        words = isinstance(encoder, CategoryEncoder | HashEncoder)
-        wanted[encoder.name] = "category" if words else "number"
+        wanted[encoder.column] = _kind(encoder)
     for name in (*wanted, *ids):
         for file in sources:
             if name not in file.columns:
                 hint = f" ({file.hint()})" if file.hint() else ""
                 raise DataError(file.name, f"expected a column {name!r}, there is none{hint}")
     schema = _schema_of(sources, ids)
-    # An id comes as it is written; if it is a number of the model's too, that is made of it here.
-    numbers_too = [name for name in ids if wanted.get(name) == "number"]
+    # An id comes as it is written; if the model reads a number or a time in it, that is made here.
+    read_too = {name: wanted[name] for name in ids if wanted.get(name, "category") != "category"}
     wanted |= dict.fromkeys(ids, "category")
     total, rows = sum(file.size for file in sources), 0
     clicks, strays = Labels(positive), dict[str, tuple[int, DataError]]()
-    for chunk, done in chunks(sources, wanted):
+    for chunk, done in chunks(sources, wanted, reading=reading):
         size = chunk.rows.num_rows
-        made, odd = _numbers(chunk, numbers_too, reading or Reading())
+        made, odd = _made(chunk, read_too, reading or Reading())
         columns: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
         for encoder in encoders:
-            column = made[encoder.name] if encoder.name in made else chunk.rows[encoder.name]
-            with convertible(chunk, encoder.name):
+            name = encoder.column
+            with convertible(chunk, name):
+                column = made[name] if name in made else chunk.rows[name]
                 values = torch.from_numpy(encoder.encode(column))
             columns[isinstance(encoder, NumberEncoder)].append(values)
         codes, numbers = (
@@ -106,7 +107,7 @@ def stream_with(
         yield Batch(codes, numbers, labels.float()), _carried(chunk, schema)
         rows += size
         for name, stray in (*chunk.strays.items(), *odd.items()):
-            error = no_number(chunk.file, chunk.first + stray.row, name, stray.word)
+            error = misfit(chunk.file, chunk.first, name, stray)
             count, error = strays.get(name, (0, error))
             strays[name] = count + stray.count, error
         if progress:
@@ -114,6 +115,13 @@ def stream_with(
     for count, error in strays.values():
         if count > STRAY * rows:
             raise error
+
+
+def _kind(encoder: Encoder) -> Kind:
+    """What a reader makes of the column."""
+    if isinstance(encoder, TimeEncoder):
+        return "time"
+    return "number" if isinstance(encoder, BinEncoder | NumberEncoder) else "category"
 
 
 def _schema_of(sources: Sequence[Source], ids: Sequence[str]) -> pa.Schema:
@@ -138,13 +146,14 @@ def _schema_of(sources: Sequence[Source], ids: Sequence[str]) -> pa.Schema:
     return pa.schema(fields)
 
 
-def _numbers(
-    chunk: Chunk, names: Sequence[str], reading: Reading
+def _made(
+    chunk: Chunk, kinds: Mapping[str, Kind], reading: Reading
 ) -> tuple[dict[str, pa.Array], dict[str, Stray]]:
-    """Columns as float64, and those of their values that are no numbers."""
+    """Columns as numbers or times, and those of their values that are none."""
     made, strays = dict[str, pa.Array](), dict[str, Stray]()
-    for name in names:
-        made[name], stray = as_numbers(chunk.file, chunk.first, name, chunk.rows[name], reading)
+    for name, kind in kinds.items():
+        make = as_times if kind == "time" else as_numbers
+        made[name], stray = make(chunk.file, chunk.first, name, chunk.rows[name], reading)
         if stray:
             strays[name] = stray
     return made, strays

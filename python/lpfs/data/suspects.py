@@ -8,7 +8,14 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from lpfs.data.encode import BinEncoder, CategoryEncoder, Encoder
+from lpfs.data.encode import (
+    BinEncoder,
+    CategoryEncoder,
+    Encoder,
+    HashEncoder,
+    NumberEncoder,
+    TimeEncoder,
+)
 from lpfs.data.schema import Field
 
 __all__ = ["LOOKED_AT", "single_field_auc", "suspicions"]
@@ -90,13 +97,15 @@ def suspicions(
         return found
     elif isinstance(encoder, CategoryEncoder):
         found += _misread(name, encoder)
-    if isinstance(encoder, CategoryEncoder | BinEncoder) and _used(field, encoder) < 2:
+    if not isinstance(encoder, HashEncoder | NumberEncoder) and _used(field, encoder) < 2:
         found.append(f"{name} has one value in all training rows, or none but rare ones")
     return found
 
 
-def _used(field: Field, encoder: CategoryEncoder | BinEncoder) -> int:
+def _used(field: Field, encoder: CategoryEncoder | BinEncoder | TimeEncoder) -> int:
     """How many codes training rows have."""
+    if isinstance(encoder, TimeEncoder):
+        return field.distinct + bool(field.missing)
     if isinstance(encoder, BinEncoder):
         return len(encoder.edges) + 1 + bool(field.missing)
     rare = field.distinct > len(encoder.values)

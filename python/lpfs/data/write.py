@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from lpfs.data.ahead import together
 from lpfs.data.bins import QuickBins
-from lpfs.data.encode import UNKNOWN, BinEncoder, Encoder, NumberEncoder
+from lpfs.data.encode import UNKNOWN, BinEncoder, Encoder, NumberEncoder, TimeEncoder
 from lpfs.data.fit import Table
 from lpfs.data.raw import Raw
 from lpfs.data.schema import PARTS, Meta, Progress, Report
@@ -97,7 +97,7 @@ def _encoded(
     numbers = np.empty((len(labels), scalers), dtype=np.float32)
     coded, scaled = iter(codes.T), iter(numbers.T)
     for encoder, (j, table) in zip(encoders, tables, strict=True):
-        if isinstance(encoder, BinEncoder | QuickBins):
+        if isinstance(encoder, BinEncoder | QuickBins | TimeEncoder):
             next(coded)[:] = encoder.apply(values[:, j])
         elif isinstance(encoder, NumberEncoder):
             next(scaled)[:] = encoder.apply(values[:, j])

@@ -15,7 +15,13 @@ from lpfs.data import Batch, Data, Part
 from lpfs.lifecycle import distributed
 from lpfs.lifecycle.checkpoint import Checkpoints
 from lpfs.lifecycle.pretrained import Pretrained
-from lpfs.lifecycle.settings import FEWEST_STEPS, Settings, batch_size_for, pretrain_share
+from lpfs.lifecycle.settings import (
+    FEWEST_STEPS,
+    Settings,
+    batch_size_for,
+    pretrain_share,
+    with_times,
+)
 from lpfs.lifecycle.stages import Stages, first_difference
 from lpfs.lifecycle.training import Progress, ProgressCallback, predict
 from lpfs.method.budget import Budget
@@ -45,6 +51,7 @@ class Context:
         checkpoints: Checkpoints | None = None,
         pretrained: Pretrained | None = None,
     ) -> None:
+        settings = with_times(settings, data.times)
         self.data, self.settings, self.build, self.progress = data, settings, build, progress
         rows = len(data.train)
         self.batch_size = batch_size_for(rows, settings)

@@ -12,7 +12,7 @@ from lpfs.data import Data
 from lpfs.lifecycle.context import new_model
 from lpfs.lifecycle.curve import Judged, smallest_within
 from lpfs.lifecycle.selection import gate_fields
-from lpfs.lifecycle.settings import Settings
+from lpfs.lifecycle.settings import Settings, with_times
 from lpfs.lifecycle.training import Metrics, ProgressCallback, evaluate, train_step
 from lpfs.method.budget import Budget
 from lpfs.method.keeping import only
@@ -94,6 +94,7 @@ def follow(
     """
     if not settings.chooses:
         raise ValueError("a path passes every number of fields: name none")
+    settings = with_times(settings, data.times)
     with torch.device("meta"):
         gate = (
             new_model(data, settings)

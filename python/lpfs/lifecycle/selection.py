@@ -248,7 +248,7 @@ def gate_fields(
         model, optimizer = context.learner()
         pretrained = pretrain(context, model, optimizer)
         begin = time.perf_counter()
-        plan = insert_gates(context, model, settings.keep)
+        plan = insert_gates(context, model, context.settings.keep)
         curve = _curve(context, plan)
         learn_gates(context, "select", model, optimizer, plan, curve)
         return Gated(pretrained, plan, curve.points(), time.perf_counter() - begin)

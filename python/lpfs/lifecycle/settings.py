@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -91,6 +92,36 @@ class Settings(BaseModel):
     def chooses(self) -> bool:
         """Whether the number of fields is to be found."""
         return self.keep is self.price is self.total_cost is self.lam is None
+
+
+def with_times(settings: Settings, times: Mapping[str, Sequence[str]]) -> Settings:
+    """The settings where some columns are several fields: who names such a column means all of
+    them. They share one gate, cost together what one field costs, and count as one for `keep`.
+
+    >>> settings = with_times(Settings(cost={"ts": 3}), {"ts": ["ts:hour", "ts:age"]})
+    >>> settings.groups, settings.cost
+    ((('ts:hour', 'ts:age'),), {'ts:hour': 1.5, 'ts:age': 1.5})
+    """
+    together = {column: tuple(names) for column, names in times.items()}
+
+    def fields(names: Sequence[str]) -> tuple[str, ...]:
+        return tuple(field for name in names for field in together.get(name, (name,)))
+
+    always_keep, groups = fields(settings.always_keep), [*map(fields, settings.groups)]
+    named = {*always_keep, *(field for group in groups for field in group)}
+    groups += [names for names in together.values() if len(names) > 1 and named.isdisjoint(names)]
+    cost = {column: 1.0 for column in together if settings.learns == "costs"} | settings.cost
+    cost = {
+        field: price / len(fields([name]))
+        for name, price in cost.items()
+        for field in fields([name])
+    }
+    keep = settings.keep
+    if keep is not None:
+        # Fields that always stay are counted one by one.
+        keep += len(always_keep) - len(settings.always_keep)
+    changes = {"always_keep": always_keep, "groups": tuple(groups), "cost": cost, "keep": keep}
+    return settings.model_copy(update=changes)
 
 
 def batch_size_for(rows: int, settings: Settings) -> int:

@@ -163,7 +163,7 @@ def print_columns(console: Console, fields: Sequence[Field]) -> None:
         )
     console.print(table)
     if rest := Counter(field.kind for field in fields[shown:]):
-        kinds = {"category": "categories", "number": "numbers"}
+        kinds = {"category": "categories", "number": "numbers", "time": "parts of times"}
         counts = " and ".join(f"{count:,} {kinds[kind]}" for kind, count in sorted(rest.items()))
         console.print(f"… and {counts}.", highlight=False)
 
@@ -236,7 +236,11 @@ def print_summary(console: Console, summary: Summary) -> None:
 def _print_kept(console: Console, summary: Summary) -> None:
     """The kept fields, those first whose removal would cost most."""
     kept = set(summary.kept)
-    title = f"{len(kept)} of {len(summary.gates)} fields"
+    groups = summary.settings.groups
+    living = units(
+        {name: summary.gates[name] for name in kept}, [g for g in groups if g[0] in kept]
+    )
+    title = f"{living} of {units(summary.gates, groups)} fields"
     table = Table("kept", title=title, title_justify="left", box=box.SIMPLE)
     for column in ("removal cost", "share") if summary.costs else ():
         table.add_column(column, justify="right", no_wrap=True)

@@ -146,6 +146,8 @@ class Summary(BaseModel):
     """Column → rows in which NaN or an infinity was taken for a missing number."""
     values: dict[str, Values] = {}
     """How every field was read, and what part of its values had no code or were missing."""
+    times: dict[str, tuple[str, ...]] = {}
+    """Column of times → the fields that it became."""
     left_out: dict[str, str] = {}
     """Columns that are no fields though no option says so, and why."""
     warnings: list[str] = []
@@ -228,6 +230,7 @@ def _summary(
             )
             for field in data.fields
         },
+        times=data.times,
         left_out=data.left_out,
         warnings=list(data.warnings),
         settings=selection.settings,

@@ -76,6 +76,7 @@ READ = [
     Case("list.parquet", PARQUET, {"ignore": ["s"]}),
     Case("struct.parquet", PARQUET, {"ignore": ["s"]}),
     Case("time.parquet", f"{PARQUET} z:category", {"categories": ["z"]}),
+    Case("tz.parquet", f"{PARQUET} s:hour:time", different={"s:hour": 6}),
     Case(
         "tz.parquet",
         f"{PARQUET} s:category",
@@ -161,7 +162,6 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("struct.parquet", {}, f"'s' \\(struct<.*{ADVICE} s"),
     ("time.parquet", {}, f"'z' \\(time64.*{ADVICE} z; or .* category z"),
     ("duration.parquet", {}, f"'z' \\(duration.*{ADVICE} z"),
-    ("tz.parquet", {}, f"'s' \\(timestamp.*{ADVICE} s"),
     ("rows0.csv", {}, "no rows"),
     ("lab_count.csv", {}, "row 12: column 'label': expected 0 or 1, got '3' .*positive"),
     ("split_01.csv", {"split": ByColumn("part")}, "row 1: column 'part': .*got '1'.*part:test="),

@@ -256,13 +256,13 @@ def test_partitions(tmp_path: Path) -> None:
             some = ANCHOR[20 * i + 10 * part :][:10]
             pa.parquet.write_table(pa.Table.from_pylist(some), place / "a.parquet")
     (tmp_path / "_tmp=x").mkdir()
-    data = load(tmp_path, min_count=1)
+    data = load(tmp_path, min_count=1, categories=["dt"])
     values = {e.name: e for e in data.encoders}
     assert {*values["dt"].values} == {"2026-01-02", "2026-01-10"}  # type: ignore[union-attr]
     assert {*values["country"].values} == {"D/E", "F"}  # type: ignore[union-attr]
     field = next(f for f in data.fields if f.name == "dt")
     assert field.missing > 0
-    only = load(tmp_path, ignore=["text", "whole", "truth", "real"])
+    only = load(tmp_path, ignore=["text", "whole", "truth", "real"], categories=["dt"])
     assert [f.name for f in only.fields] == ["dt", "country"]
 
 
