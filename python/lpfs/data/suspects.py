@@ -22,6 +22,8 @@ __all__ = ["LOOKED_AT", "single_field_auc", "suspicions"]
 
 # Training rows, evenly spaced, that are looked at.
 LOOKED_AT = 1 << 15
+# Counting by value is faster than sorting until there is so much more room than values.
+_SPARSE = 4
 _LEAK = 0.98
 _NEW = 0.9
 _FEW = 100
@@ -35,7 +37,7 @@ def single_field_auc(values: NDArray[np.int64], labels: NDArray[np.uint8]) -> fl
     """How well one field alone tells the labels apart, 0.5 to 1.
 
     The rates of one half of the rows order the other half, so that a value of its own in every row
-    tells nothing.
+    tells nothing. `values` `[rows]` are numbers from 0 that stand for the field's values.
 
     >>> rng = np.random.default_rng(0)
     >>> labels = rng.integers(0, 2, 4000).astype(np.uint8)
@@ -44,18 +46,21 @@ def single_field_auc(values: NDArray[np.int64], labels: NDArray[np.uint8]) -> fl
     >>> round(single_field_auc(np.arange(4000), labels), 1)
     0.5
     """
-    _, codes = np.unique(values, return_inverse=True)
-    learn = np.arange(len(codes)) % 2 == 0
-    size = int(codes.max()) + 1
-    shown = np.bincount(codes[learn], minlength=size)
-    clicked = np.bincount(codes[learn], labels[learn], minlength=size)
+    codes, size = values, int(values.max(initial=0)) + 1
+    if size > _SPARSE * len(values):
+        _, codes = np.unique(values, return_inverse=True)
+        size = int(codes.max()) + 1
+    shown = np.bincount(codes[::2], minlength=size)
+    clicked = np.bincount(codes[::2], labels[::2], minlength=size)
     mean = clicked.sum() / max(int(shown.sum()), 1)
     # A value that was not seen has the mean rate, and a rare one is near it.
     rates = (clicked + mean) / (shown + 1)
-    order, groups = np.unique(rates[codes[~learn]], return_inverse=True)
-    judged = labels[~learn]
-    ones = np.bincount(groups, judged, minlength=len(order))
-    zeros = np.bincount(groups, 1 - judged, minlength=len(order))
+    ones = np.bincount(codes[1::2], labels[1::2], minlength=size)
+    zeros = np.bincount(codes[1::2], 1 - labels[1::2], minlength=size)
+    judged = np.flatnonzero(ones + zeros)
+    order, groups = np.unique(rates[judged], return_inverse=True)
+    ones = np.bincount(groups, ones[judged], minlength=len(order))
+    zeros = np.bincount(groups, zeros[judged], minlength=len(order))
     pairs = float(ones.sum() * zeros.sum())
     if not pairs:
         return 0.5
