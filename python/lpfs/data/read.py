@@ -237,7 +237,9 @@ def as_times(
     if not len(odd):
         return times, None
     row = int(odd[0])
-    return times, Stray(len(odd), row, str(values[row].as_py()), "time")
+    # As text: Python has no dates after the year 9999.
+    word = values.slice(row, 1).cast(pa.string())[0].as_py()
+    return times, Stray(len(odd), row, word, "time")
 
 
 @contextmanager

@@ -36,6 +36,8 @@ _NAME = re.compile(
 )
 _PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 _EARLIEST = 1e8
+_YEARS = -62_135_596_800, 253_402_300_800
+"""The first second of the year 1 and of the year 10,000, beyond which are no dates."""
 
 
 def is_time(kind: pa.DataType) -> bool:
@@ -75,8 +77,9 @@ def seconds(column: pa.Array, nulls: Collection[str] = ()) -> tuple[pa.Array, ND
     kind = column.type
     if pa.types.is_timestamp(kind):
         counts = column.cast(pa.int64()).fill_null(0).to_numpy() // _PER_SECOND[kind.unit]
-        none = np.empty(0, dtype=np.int64)
-        return pa.array(counts.astype(np.float64), mask=np.asarray(column.is_null())), none
+        wrong = (counts < _YEARS[0]) | (counts >= _YEARS[1])
+        none = np.asarray(column.is_null()) | wrong
+        return pa.array(counts.astype(np.float64), mask=none), np.flatnonzero(wrong)
     if pa.types.is_date(kind):
         return seconds(column.cast(pa.timestamp("s")))
     if pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_decimal(kind):

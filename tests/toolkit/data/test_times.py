@@ -196,6 +196,8 @@ def test_what_is_no_time_is_named(tmp_path: Path) -> None:
     dates = [int(f"{t:%Y%m%d}") for t in ANCHOR]
     with pytest.raises(DataError, match=r"row 1: column 'when': expected a time, got '20260101"):
         load(table_of(dates, pa.int64()), times=["when"])
+    with pytest.raises(DataError, match=r"row 1: column 'when': expected a time, got "):
+        load(table_of([10**12 + i for i in range(300)], pa.timestamp("s")))
     with pytest.raises(DataError, match="'when': cannot be both numbers and times"):
         load(table, times=["when"], numbers=["when"])
     with pytest.raises(DataError, match=r"column 'when:age': has the name of a field"):
