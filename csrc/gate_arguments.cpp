@@ -30,6 +30,21 @@ std::vector<GateValue> values_of(const Checks& checks, const GateArguments& call
   return values;
 }
 
+// Of what every row counts.
+template <class T>
+Scratch copy_of(const Checks& checks, const Tensor& row_scale) {
+  const int64_t rows = row_scale.sizes()[0];
+  Scratch copy(rows * sizeof(T));
+  auto* const data = reinterpret_cast<T*>(copy.aligned);
+  for (int64_t r = 0; r < rows; ++r) {
+    data[r] = at<T>(row_scale, r);
+    if (!(data[r] >= 0 && std::isfinite(data[r]))) {
+      checks.fault({"row_scale"}, "be finite and at least 0", text(data[r], " at position ", r));
+    }
+  }
+  return copy;
+}
+
 template <class T>
 void fill(const std::vector<GateValue>& gates, const std::vector<double>& sums, Tensor& grad_x) {
   auto* data = static_cast<T*>(grad_x.mutable_data_ptr());
@@ -41,7 +56,7 @@ void fill(const std::vector<GateValue>& gates, const std::vector<double>& sums, 
 template <class C>
 void add_parts_of(const std::vector<std::vector<int64_t>>& parts_of_gate,
                          const std::vector<int64_t>& rows_of_part, const C* products,
-                         int64_t batch, std::vector<Moments>& moments) {
+                         const C* row_scale, int64_t batch, std::vector<Moments>& moments) {
   constexpr int64_t kBlockRows = 256;
   torch::stable::parallel_for(0, parts_of_gate.size(), 1, [&](int64_t first, int64_t end) {
     for (int64_t gate = first; gate < end; ++gate) {
@@ -54,7 +69,11 @@ void add_parts_of(const std::vector<std::vector<int64_t>>& parts_of_gate,
           const int64_t count = std::min(kBlockRows, rows_of_part[part] - row);
           for (int64_t r = 0; r < count; ++r) sums[r] += own[r];
         }
-        for (const double sum : sums) total.sum += sum, total.square += sum * sum;
+        const int64_t rows = std::min(kBlockRows, batch - row);
+        for (int64_t r = 0; r < rows; ++r) {
+          const double sum = sums[r], scale = row_scale ? row_scale[row + r] : 1;
+          total += {sum, sum * sum * scale};
+        }
       }
       moments[gate] += total;
     }
@@ -92,7 +111,7 @@ std::vector<GateValue> GateArguments::evaluate(const Checks& checks, const Tenso
 MomentPlan::MomentPlan(const Checks& checks, const MomentArguments& arguments, const Tensor& x,
                        const std::vector<GateValue>& gates, int64_t batch, const char* each)
     : batch_(batch), dead_rows_(batch), type_(x.scalar_type()) {
-  const auto& [moments, gate_of_field, dead_rows] = arguments;
+  const auto& [moments, gate_of_field, dead_rows, row_scale] = arguments;
   const int64_t fields = gates.size();
   checks.dtype({"moments"}, moments, type_, " like x");
   const auto sizes = moments.sizes();
@@ -125,7 +144,19 @@ MomentPlan::MomentPlan(const Checks& checks, const MomentArguments& arguments, c
     if (rows < 0) checks.fault({"dead_rows"}, "be at least 0", rows);
     dead_rows_ = std::min(rows, batch);
   }
+  if (row_scale) {
+    checks.dtype({"row_scale"}, *row_scale, type_, " like x");
+    checks.shape({"row_scale"}, *row_scale, Shape{batch}, ", one element per row");
+    row_scale_ = type_ == ScalarType::Double ? copy_of<double>(checks, *row_scale)
+                                             : copy_of<float>(checks, *row_scale);
+  }
   for (const GateValue& gate : gates) rows_.push_back(gate.dead ? dead_rows_ : batch);
+}
+
+double MomentPlan::row_scale(int64_t row) const {
+  if (!row_scale_) return 1;
+  return type_ == ScalarType::Double ? static_cast<const double*>(row_scale())[row]
+                                     : static_cast<const float*>(row_scale())[row];
 }
 
 void MomentPlan::add_parts(const std::vector<int64_t>& field_of_part, const char* products,
@@ -137,11 +168,11 @@ void MomentPlan::add_parts(const std::vector<int64_t>& field_of_part, const char
     rows_of_part.push_back(rows_of(field_of_part[part]));
   }
   if (type_ == ScalarType::Double) {
-    add_parts_of(parts_of_gate, rows_of_part, reinterpret_cast<const double*>(products), batch_,
-                 moments);
+    add_parts_of(parts_of_gate, rows_of_part, reinterpret_cast<const double*>(products),
+                 static_cast<const double*>(row_scale()), batch_, moments);
   } else {
-    add_parts_of(parts_of_gate, rows_of_part, reinterpret_cast<const float*>(products), batch_,
-                 moments);
+    add_parts_of(parts_of_gate, rows_of_part, reinterpret_cast<const float*>(products),
+                 static_cast<const float*>(row_scale()), batch_, moments);
   }
 }
 
@@ -192,7 +223,7 @@ std::vector<int64_t> MomentPlan::parts() const {
 }
 
 MomentBlock::MomentBlock(const MomentPlan& plan, int64_t fields, int64_t lanes, int64_t bytes)
-    : dead_rows_(plan.dead_rows()),
+    : plan_(plan),
       bytes_(bytes),
       padded_((fields + kWhole - 1) / kWhole * kWhole),
       lane_bytes_(padded_ * lanes * bytes),

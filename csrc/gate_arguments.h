@@ -37,7 +37,7 @@ struct GateArguments {
 struct MomentArguments {
   const Tensor& moments;
   const std::optional<Shape>& gate_of_field;
-  const MaybeTensor& dead_rows;
+  const MaybeTensor &dead_rows, &row_scale;
 };
 
 // Whose row products are taken, from which rows, and where they go.
@@ -49,6 +49,10 @@ class MomentPlan {
 
   // The rows from which row products of what is dead are taken: the first ones.
   int64_t dead_rows() const { return dead_rows_; }
+  // What the squares of each row count, one after the other, of the type that is computed in; null
+  // where each counts once.
+  const void* row_scale() const { return row_scale_ ? row_scale_->aligned : nullptr; }
+  double row_scale(int64_t row) const;
   int64_t rows_of(int64_t field) const { return rows_[field]; }
   int64_t gate_of(int64_t field) const { return gate_of_[field]; }
   int64_t gates() const { return gates_; }
@@ -72,6 +76,7 @@ class MomentPlan {
  private:
   int64_t batch_, gates_, dead_rows_;
   ScalarType type_;
+  std::optional<Scratch> row_scale_;
   std::vector<int64_t> gate_of_, rows_;
 };
 
@@ -92,8 +97,9 @@ class MomentBlock {
   template <class Fold>
   void take(int64_t row, const Fold& fold, const std::vector<int64_t>& parts, char* shared,
             int64_t batch) {
-    char* const own = row < dead_rows_ ? sampled_.aligned : others_.aligned;
-    fold(lanes_.aligned, padded_, products_.aligned, own, own + padded_ * bytes_);
+    char* const own = row < plan_.dead_rows() ? sampled_.aligned : others_.aligned;
+    fold(lanes_.aligned, padded_, plan_.row_scale(row), products_.aligned, own,
+         own + padded_ * bytes_);
     std::memset(lanes_.aligned, 0, lane_bytes_);
     for (size_t i = 0; i < parts.size(); ++i) {
       if (parts[i] < 0) continue;
@@ -107,7 +113,8 @@ class MomentBlock {
  private:
   double at(const Scratch& scratch, int64_t i) const;
 
-  const int64_t dead_rows_, bytes_, padded_, lane_bytes_;
+  const MomentPlan& plan_;
+  const int64_t bytes_, padded_, lane_bytes_;
   Scratch lanes_, products_, sampled_, others_;
 };
 

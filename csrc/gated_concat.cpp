@@ -21,6 +21,9 @@ namespace {
 constexpr int64_t kForwardGroupBytes = 1 << 14, kListGroupBytes = 1 << 12, kForwardAhead = 16;
 constexpr int64_t kBackwardGroupBytes = kSourceBytes, kTileBytes = 1 << 16;
 constexpr int64_t kBufferBytes = std::max(kForwardGroupBytes, kTileBytes);
+// Row products are folded a vector at a time: of as many rows, or of half or a quarter as many.
+constexpr int64_t kWholeRows = 16;
+static_assert(kTileBytes / kBackwardGroupBytes >= kWholeRows);
 // For streaming: `rows` of one field after the other, `ahead` rows below them fetched meanwhile. A list
 // is read one field at a time; forward writes so little of it that the lines of a row come close one
 // after the other, backward takes two fields along so that it reads lines of the gradient in pairs.
@@ -280,6 +283,27 @@ void add_sums(const Layout& layout, const Group& group, const char* columns, dou
   }
 }
 
+// What the sources of a group bring in rows that are watched, of the type that is computed in. Whole
+// vectors are read and written from any of them on.
+struct Watched {
+  static constexpr int64_t kSources = 2 * kWide.group_bytes / kLineBytes, kRoom = kSources + 16;
+  alignas(64) double sums[kRoom], squares[kRoom];
+
+  void clear(int64_t count) {
+    std::memset(sums, 0, (count + 16) * sizeof(double));
+    std::memset(squares, 0, (count + 16) * sizeof(double));
+  }
+
+  template <class T>
+  void add_to(int64_t count, double* totals, Moments* moments) const {
+    const T *sum = reinterpret_cast<const T*>(sums), *square = reinterpret_cast<const T*>(squares);
+    for (int64_t i = 0; i < count; ++i) {
+      totals[i] += sum[i];
+      moments[i] += {double(sum[i]), double(square[i])};
+    }
+  }
+};
+
 // Which sources, pieces of fields, leave their row products for later, because there is more than one
 // behind their gate: the number of each among those, or −1.
 std::vector<int64_t> parts_of(const Layout& layout, const MomentPlan& plan) {
@@ -348,23 +372,30 @@ Tensors backward(const Checks& checks, const Tensor& grad, const Tensors& embedd
   if (streamed) {
     const bool doubles = call.dtype == Dtype::float64;
     const auto add = doubles ? add_sums<double> : add_sums<float>;
+    const auto add_watched = doubles ? &Watched::add_to<double> : &Watched::add_to<float>;
     for_each_block(call, layout, [&](int64_t block, int64_t first, int64_t end, const Group& group,
                                      char* sums) {
       std::memset(sums, 0, group.width * (doubles ? sizeof(double) : sizeof(float)));
+      const int64_t size = group.end - group.first, own = block * count + group.first;
+      Watched watched;
+      if (plan) watched.clear(size);
       for (int64_t row = first; row < end; row += tile.rows) {
-        const int64_t rows = std::min(tile.rows, end - row), size = group.end - group.first;
+        const int64_t rows = std::min(tile.rows, end - row);
         if (plan) {
-          const Watch watch{&partial_moments[block * count + group.first], plan->dead_rows()};
+          const Watch watch{plan->dead_rows(), plan->row_scale(), !field_of_part.empty(),
+                            watched.sums, watched.squares};
           loops.stream_and_watch(&flows[group.first], size, row, rows, tile.ahead, sums, watch);
         } else {
           loops.stream_backward(&flows[group.first], size, row, rows, tile.ahead, sums);
         }
       }
       add(layout, group, sums, &partial[block * count]);
+      if (plan) (watched.*add_watched)(size, &partial[own], &partial_moments[own]);
     });
   } else {
     const int64_t row_bytes = std::clamp<int64_t>(call.columns * item, 1, kBackwardGroupBytes);
-    const int64_t tile_rows = std::min(kTileBytes / row_bytes, block_rows(call));
+    const int64_t whole_rows = kTileBytes / row_bytes / kWholeRows * kWholeRows;
+    const int64_t tile_rows = std::min(whole_rows, block_rows(call));
     for_each_block(call, layout, [&](int64_t block, int64_t first, int64_t end, const Group& group,
                                      char* buffer) {
       for (int64_t row = first; row < end; row += tile_rows) {
@@ -390,8 +421,10 @@ Tensors backward(const Checks& checks, const Tensor& grad, const Tensors& embedd
             const int64_t all = source.dead && !flow.learns ? watched : rows;
             void* const own = flow.products ? static_cast<char*>(flow.products) + row * compute_bytes
                                             : nullptr;
+            const auto* scale = static_cast<const char*>(plan->row_scale());
+            if (scale) scale += row * compute_bytes;
             sum += loops.watch_and_dot(upstream, values, source.factor, all, source.width,
-                                       tile_rows, to, written.stride / item, watched, own,
+                                       tile_rows, to, written.stride / item, watched, scale, own,
                                        &partial_moments[block * count + i]);
           } else if (flow.learns || !source.dead) {
             sum += loops.scale_and_dot(upstream, flow.learns ? values : Rows{}, source.factor, rows,
@@ -440,9 +473,9 @@ Tensors gated_concat_backward_moments(const Tensor& grad, const Tensors& embeddi
                                       const MaybeShape& widths, const MaybeTensor& scale,
                                       const MaybeTensor& ungated, const Tensor& moments,
                                       const MaybeShape& gate_of_field,
-                                      const MaybeTensor& dead_rows, int64_t kind, double alpha,
-                                      double tau) {
-  const MomentArguments moment_arguments{moments, gate_of_field, dead_rows};
+                                      const MaybeTensor& dead_rows, const MaybeTensor& row_scale,
+                                      int64_t kind, double alpha, double tau) {
+  const MomentArguments moment_arguments{moments, gate_of_field, dead_rows, row_scale};
   return backward({"gated_concat_backward"}, grad, embeddings, widths,
                   {x, epsilon, scale, ungated, kind, alpha, tau}, &moment_arguments);
 }

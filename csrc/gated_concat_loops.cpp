@@ -53,14 +53,12 @@ LPFS_INLINE void concat_row(const Source* sources, int64_t count, int64_t row, i
   }
 }
 
-// With kLanes, also the row's products, as N sums; what a narrower vector takes is added to the first
-// of them.
-template <class T, int N, bool kScale, bool kDot, bool kLanes, bool kAdds = false>
+// Products grad ⊙ source are added to `sums`, or, with kApart, to `products`: what a narrower vector
+// takes to the first of them.
+template <class T, int N, bool kScale, bool kDot, bool kApart>
 LPFS_INLINE void backward_row(const T* grad, const T* source, Compute<T> factor, int64_t width,
                               int64_t grad_ahead, int64_t source_ahead, T* target,
-                              Sums<Compute<T>, N>& sums, Compute<T>* lanes) {
-  Vector<Compute<T>, N> products{};
-  if constexpr (kAdds) load<N>(lanes, products);
+                              Sums<Compute<T>, N>& sums, Vector<Compute<T>, N>& products) {
   int64_t j = 0;
   for (; j + N <= width; j += N) {
     Vector<Compute<T>, N> upstream, value;
@@ -69,17 +67,21 @@ LPFS_INLINE void backward_row(const T* grad, const T* source, Compute<T> factor,
     if constexpr (kDot) {
       fetch(source + j, source_ahead);
       load<N>(source + j, value);
-      sums.lanes += upstream * value;
-      if constexpr (kLanes) products += upstream * value;
+      (kApart ? products : sums.lanes) += upstream * value;
     }
     if constexpr (kScale) store<N>(target + j, upstream * factor);
   }
-  if constexpr (kLanes) store<N>(lanes, products);
   if constexpr (N > 1) {
     if (j < width) {
-      backward_row<T, N / 2, kScale, kDot, kLanes, kLanes>(grad + j, source + j, factor, width - j,
-                                                           grad_ahead, source_ahead, target + j,
-                                                           sums.rest, lanes);
+      Vector<Compute<T>, N / 2> rest{};
+      backward_row<T, N / 2, kScale, kDot, kApart>(grad + j, source + j, factor, width - j,
+                                                   grad_ahead, source_ahead, target + j, sums.rest,
+                                                   rest);
+      if constexpr (kApart) {
+        Vector<Compute<T>, N> wide{};
+        std::memcpy(&wide, &rest, sizeof rest);
+        products += wide;
+      }
     }
   }
 }
@@ -87,19 +89,20 @@ LPFS_INLINE void backward_row(const T* grad, const T* source, Compute<T> factor,
 template <class T, int N, bool kScale, bool kDot, bool kWatch>
 LPFS_INLINE double backward_rows(const Rows& grad, const Rows& source, Compute<T> factor,
                                  int64_t rows, int64_t width, int64_t ahead, T* target,
-                                 int64_t target_stride, int64_t watched, Compute<T>* products,
-                                 Moments* moments) {
+                                 int64_t target_stride, int64_t watched, const Compute<T>* row_scale,
+                                 Compute<T>* products, Moments* moments) {
   using C = Compute<T>;
   T grad_buffer[kSourceBytes / sizeof(T)], source_buffer[kSourceBytes / sizeof(T)];
   const int64_t ahead_bytes = ahead * sizeof(T);
   Sums<C, N> sums;
-  const auto pass = [&](int64_t r, C* lanes, auto with_lanes) LPFS_INLINE_LAMBDA {
-    backward_row<T, N, kScale, kDot, decltype(with_lanes)::value>(
+  const auto pass = [&](int64_t r, Vector<C, N>& own, auto apart) LPFS_INLINE_LAMBDA {
+    backward_row<T, N, kScale, kDot, decltype(apart)::value>(
         row_of(grad, r, width, grad_buffer),
         kDot ? row_of(source, r, width, source_buffer) : nullptr, factor, width,
         ahead_bytes * grad.row_stride, ahead_bytes * source.row_stride,
-        kScale ? target + r * target_stride : nullptr, sums, lanes);
+        kScale ? target + r * target_stride : nullptr, sums, own);
   };
+  double watched_sum = 0;
   int64_t r = 0;
   if constexpr (kWatch) {
     alignas(64) C lanes[N * N];
@@ -107,32 +110,141 @@ LPFS_INLINE double backward_rows(const Rows& grad, const Rows& source, Compute<T
     while (r < watched) {
       const int64_t count = std::min<int64_t>(N, watched - r);
       if (count < N) std::fill_n(lanes + count * N, (N - count) * N, C(0));
-      for (int64_t k = 0; k < count; ++k) pass(r + k, lanes + k * N, std::true_type{});
-      row_products.add(lanes, count, products ? products + r : nullptr);
+      for (int64_t k = 0; k < count; ++k) {
+        Vector<C, N> own{};
+        pass(r + k, own, std::true_type{});
+        store<N>(lanes + k * N, own);
+      }
+      Vector<C, N> folded;
+      fold<C, N>(lanes, folded);
+      row_products.add(folded, count, row_scale ? row_scale + r : nullptr,
+                       products ? products + r : nullptr);
       r += count;
     }
-    row_products.add_to(*moments);
+    const Moments own = row_products.moments();
+    *moments += own;
+    watched_sum = own.sum;
   }
-  for (; r < rows; ++r) pass(r, nullptr, std::false_type{});
-  return sums.total();
+  Vector<C, N> none;
+  for (; r < rows; ++r) pass(r, none, std::false_type{});
+  return watched_sum + sums.total();
+}
+
+template <class T>
+LPFS_INLINE const T* at(const Rows& rows, int64_t row) {
+  return static_cast<const T*>(rows.data) + row * rows.row_stride;
+}
+
+
+// One vector of columns, or several side by side, at some row.
+template <class T>
+struct Column {
+  const T *grad, *source;
+  T* target;
+  int64_t grad_stride, source_stride, target_stride;
+  Compute<T> factor;
+
+  LPFS_INLINE void step() {
+    grad += grad_stride, source += source_stride, target += target_stride;
+  }
+};
+
+template <class T>
+LPFS_INLINE Column<T> column_of(const Flow& flow, int64_t row, int64_t j) {
+  return {at<T>(flow.grad, row) + j,
+          at<T>(flow.source.rows, row) + j,
+          static_cast<T*>(flow.target) + row * flow.target_stride + j,
+          flow.grad.row_stride,
+          flow.source.rows.row_stride,
+          flow.target_stride,
+          static_cast<Compute<T>>(flow.source.factor)};
+}
+
+// The row at which a column is, from its j-th element on; kPast the cache.
+template <class T, int N, bool kScale, bool kDot, bool kPast = true>
+LPFS_INLINE void column_row(const Column<T>& column, int64_t j, int64_t ahead,
+                            Vector<Compute<T>, N>& sum) {
+  Vector<Compute<T>, N> upstream, value;
+  fetch(column.grad + j, ahead * column.grad_stride * sizeof(T));
+  load<N>(column.grad + j, upstream);
+  if constexpr (kDot) {
+    fetch(column.source + j, ahead * column.source_stride * sizeof(T));
+    load<N>(column.source + j, value);
+    sum += upstream * value;
+  }
+  if constexpr (kScale && kPast) {
+    put_row<T, N>(column.target + j, upstream * column.factor);
+  } else if constexpr (kScale) {
+    store<N>(column.target + j, upstream * column.factor);
+  }
+}
+
+// Down the rows of K flows, of `width` columns each; N rows are folded as they come. `first` is the
+// row at which they are.
+template <class T, int N, bool kScale, bool kPast, int K>
+LPFS_INLINE void watch_rows(Column<T>* columns, int64_t width, int64_t rows, int64_t ahead,
+                            const Compute<T>* row_scale, Compute<T>* const* products,
+                            RowProducts<Compute<T>, N>* row_products) {
+  using C = Compute<T>;
+  const auto pass = [&](int64_t, Vector<C, N>* own) LPFS_INLINE_LAMBDA {
+    for (int k = 0; k < K; ++k) {
+      own[k] = Vector<C, N>{};
+      for (int64_t j = 0; j < width; j += N) {
+        column_row<T, N, kScale, true, kPast>(columns[k], j, ahead, own[k]);
+      }
+      columns[k].step();
+    }
+  };
+  const auto add = [&](int64_t r, int64_t count, const Vector<C, N>* folded) LPFS_INLINE_LAMBDA {
+    for (int k = 0; k < K; ++k) {
+      row_products[k].add(folded[k], count, row_scale ? row_scale + r : nullptr,
+                          products[k] ? products[k] + r : nullptr);
+    }
+  };
+  int64_t r = 0;
+  Vector<C, N> folded[K];
+  for (; r + N <= rows; r += N) {
+    fold<C, N, K>(pass, r, folded);
+    add(r, N, folded);
+  }
+  if (r < rows) {
+    const auto pass_rest = [&](int64_t at, Vector<C, N>* own) LPFS_INLINE_LAMBDA {
+      if (at < rows) return pass(at, own);
+      for (int k = 0; k < K; ++k) own[k] = Vector<C, N>{};
+    };
+    fold<C, N, K>(pass_rest, r, folded);
+    add(r, rows - r, folded);
+  }
 }
 
 template <class T, int N, bool kWatch>
 LPFS_INLINE double scale_and_dot(const Rows& grad, const Rows& source, Compute<T> factor,
                                  int64_t rows, int64_t width, int64_t ahead, T* target,
                                  int64_t target_stride, int64_t watched = 0,
+                                 const Compute<T>* row_scale = nullptr,
                                  Compute<T>* products = nullptr, Moments* moments = nullptr) {
   if (!target) {
     return backward_rows<T, N, false, true, kWatch>(grad, source, factor, rows, width, ahead,
-                                                    target, target_stride, watched, products,
-                                                    moments);
+                                                    target, target_stride, watched, row_scale,
+                                                    products, moments);
   }
   if (!source.data) {
-    return backward_rows<T, N, true, false, false>(grad, source, factor, rows, width, ahead,
-                                                   target, target_stride, 0, nullptr, nullptr);
+    return backward_rows<T, N, true, false, false>(grad, source, factor, rows, width, ahead, target,
+                                                   target_stride, 0, nullptr, nullptr, nullptr);
+  }
+  if constexpr (kWatch) {
+    if (width % N == 0 && watched == rows && grad.column_stride == 1 && source.column_stride == 1) {
+      Column<T> column{at<T>(grad, 0), at<T>(source, 0), target, grad.row_stride, source.row_stride,
+                       target_stride,  static_cast<Compute<T>>(factor)};
+      RowProducts<Compute<T>, N> own;
+      watch_rows<T, N, true, false, 1>(&column, width, rows, ahead, row_scale, &products, &own);
+      *moments += own.moments();
+      return own.moments().sum;
+    }
   }
   return backward_rows<T, N, true, true, kWatch>(grad, source, factor, rows, width, ahead, target,
-                                                 target_stride, watched, products, moments);
+                                                 target_stride, watched, row_scale, products,
+                                                 moments);
 }
 
 template <class T, int N>
@@ -141,11 +253,6 @@ LPFS_INLINE void put_zeros(T* target, int64_t rows, int64_t stride, int64_t widt
   for (int64_t r = 0; r < rows; ++r) {
     for (int64_t j = 0; j < width; j += N) put_row<T, N>(target + r * stride + j, zero);
   }
-}
-
-template <class T>
-LPFS_INLINE const T* at(const Rows& rows, int64_t row) {
-  return static_cast<const T*>(rows.data) + row * rows.row_stride;
 }
 
 template <class T, int N>
@@ -171,135 +278,137 @@ LPFS_INLINE void stream_concat(const Source* sources, int64_t count, int64_t row
   }
 }
 
-// One vector of columns of a flow, from some row on. What `adds` to the lanes of its flow is not the
-// first to write them.
-template <class T>
-struct Column {
-  const T *grad, *source;
-  T* target;
-  int64_t grad_stride, source_stride, target_stride;
-  Compute<T> factor, *sums, *lanes;
-  bool adds;
-};
+// As many as are gone through together: lines that lie side by side are read together.
+constexpr int kTogether = 2;
 
-// Down the rows of C neighbours at a time: lines that lie side by side are read together.
-template <class T, int N, bool kScale, bool kDot, bool kLanes, int C>
-LPFS_INLINE void stream_columns(const Column<T>* columns, int64_t rows, int64_t ahead) {
-  Vector<Compute<T>, N> sums[C];
-  for (int c = 0; c < C; ++c) load<N>(columns[c].sums, sums[c]);
+// Down the rows of K neighbours at a time.
+template <class T, int N, bool kScale, bool kDot, int K>
+LPFS_INLINE void stream_columns(Column<T>* columns, int64_t rows, int64_t ahead,
+                                Compute<T>* sums) {
+  Vector<Compute<T>, N> sum[K];
+  for (int k = 0; k < K; ++k) load<N>(sums + k * N, sum[k]);
   for (int64_t r = 0; r < rows; ++r) {
-    for (int c = 0; c < C; ++c) {
-      const Column<T>& column = columns[c];
-      Vector<Compute<T>, N> upstream, value;
-      const T* grad = column.grad + r * column.grad_stride;
-      fetch(grad, ahead * column.grad_stride * sizeof(T));
-      load<N>(grad, upstream);
-      if constexpr (kDot) {
-        const T* source = column.source + r * column.source_stride;
-        fetch(source, ahead * column.source_stride * sizeof(T));
-        load<N>(source, value);
-        sums[c] += upstream * value;
-        if constexpr (kLanes) {
-          Vector<Compute<T>, N> products{};
-          if (column.adds) load<N>(column.lanes + r * N, products);
-          store<N>(column.lanes + r * N, products + upstream * value);
-        }
-      }
-      if constexpr (kScale) {
-        put_row<T, N>(column.target + r * column.target_stride, upstream * column.factor);
-      }
+    for (int k = 0; k < K; ++k) {
+      column_row<T, N, kScale, kDot>(columns[k], 0, ahead, sum[k]);
+      columns[k].step();
     }
   }
-  for (int c = 0; c < C; ++c) store<N>(columns[c].sums, sums[c]);
+  for (int k = 0; k < K; ++k) store<N>(sums + k * N, sum[k]);
 }
 
-// With kLanes, `rows` vectors of lanes for each flow.
-template <class T, int N, bool kScale, bool kDot, bool kLanes>
+template <class T, int N, bool kScale, bool kDot>
 LPFS_INLINE void stream_flows(const Flow* flows, const Flow* end, int64_t row, int64_t rows,
-                              int64_t ahead, Compute<T>* sums, Compute<T>* lanes) {
-  constexpr int kTogether = 2;
+                              int64_t ahead, Compute<T>* sums) {
   Column<T> columns[kTogether];
   int count = 0;
   for (const Flow* flow = flows; flow != end; ++flow) {
-    const Rows &grad = flow->grad, &source = flow->source.rows;
-    T* const target = static_cast<T*>(flow->target) + row * flow->target_stride;
-    for (int64_t j = 0; j < flow->source.width; j += N, sums += N) {
-      columns[count++] = {at<T>(grad, row) + j,
-                          at<T>(source, row) + j,
-                          target + j,
-                          grad.row_stride,
-                          source.row_stride,
-                          flow->target_stride,
-                          static_cast<Compute<T>>(flow->source.factor),
-                          sums,
-                          lanes,
-                          j > 0};
+    for (int64_t j = 0; j < flow->source.width; j += N) {
+      columns[count++] = column_of<T>(*flow, row, j);
       if (count < kTogether) continue;
-      stream_columns<T, N, kScale, kDot, kLanes, kTogether>(columns, rows, ahead);
+      stream_columns<T, N, kScale, kDot, kTogether>(columns, rows, ahead, sums);
+      sums += count * N;
       count = 0;
     }
-    if constexpr (kLanes) lanes += rows * N;
   }
-  for (int c = 0; c < count; ++c) {
-    stream_columns<T, N, kScale, kDot, kLanes, 1>(columns + c, rows, ahead);
+  for (int c = 0; c < count; ++c, sums += N) {
+    stream_columns<T, N, kScale, kDot, 1>(columns + c, rows, ahead, sums);
   }
 }
 
-// Vectors of lanes that wait in the nearest cache to be folded.
-constexpr int64_t kWaiting = kRowsWatched;
-
-// Row products of `count` flows from `rows` vectors of lanes for each; up to kWaiting in all.
-template <class T, int N>
-LPFS_INLINE void fold_flows(const Flow* flows, int64_t count, int64_t row, int64_t rows,
-                            Compute<T>* lanes, Moments* moments) {
+// Across the flows of one row, N of which are folded as they come.
+template <class T, int N, bool kScale>
+LPFS_INLINE void watch_row(const Flow* flows, int64_t count, int64_t row, int64_t ahead,
+                           bool shared, Compute<T> scale, Compute<T>* sums, Compute<T>* squares) {
   using C = Compute<T>;
-  if (rows >= N) {
-    for (int64_t i = 0; i < count; ++i, lanes += rows * N) {
-      C* const products = static_cast<C*>(flows[i].products);
-      RowProducts<C, N> row_products;
-      int64_t r = 0;
-      for (; r + N <= rows; r += N) {
-        row_products.add(lanes + r * N, N, products ? products + row + r : nullptr);
-      }
-      if (r < rows) {
-        C rest[N * N]{};
-        std::memcpy(rest, lanes + r * N, (rows - r) * N * sizeof(C));
-        row_products.add(rest, rows - r, products ? products + row + r : nullptr);
-      }
-      row_products.add_to(moments[i]);
+  const auto pass = [&](int64_t i, Vector<C, N>* products) LPFS_INLINE_LAMBDA {
+    *products = Vector<C, N>{};
+    const Column<T> column = column_of<T>(flows[i], row, 0);
+    for (int64_t j = 0; j < flows[i].source.width; j += N) {
+      column_row<T, N, kScale, true>(column, j, ahead, *products);
+    }
+  };
+  const auto add = [&](int64_t first, int64_t size, const Vector<C, N>& folded) LPFS_INLINE_LAMBDA {
+    Vector<C, N> sum, square;
+    load<N>(sums + first, sum);
+    load<N>(squares + first, square);
+    store<N>(sums + first, sum + folded);
+    store<N>(squares + first, square + folded * folded * scale);
+    if (!shared) return;
+    C products[N];
+    store<N>(products, folded);
+    for (int64_t i = 0; i < size; ++i) {
+      C* const own = static_cast<C*>(flows[first + i].products);
+      if (own) own[row] = products[i];
+    }
+  };
+  int64_t i = 0;
+  Vector<C, N> folded;
+  for (; i + N <= count; i += N) {
+    fold<C, N, 1>(pass, i, &folded);
+    add(i, N, folded);
+  }
+  if (i < count) {
+    const auto pass_rest = [&](int64_t at, Vector<C, N>* products) LPFS_INLINE_LAMBDA {
+      if (at < count) return pass(at, products);
+      *products = Vector<C, N>{};
+    };
+    fold<C, N, 1>(pass_rest, i, &folded);
+    add(i, count - i, folded);
+  }
+}
+
+template <class T, int N, bool kScale>
+LPFS_INLINE void watch_flows(const Flow* flows, const Flow* end, int64_t row, int64_t rows,
+                             int64_t ahead, const Watch& watch, Compute<T>* sums,
+                             Compute<T>* squares) {
+  using C = Compute<T>;
+  const auto* const row_scale = static_cast<const C*>(watch.row_scale);
+  if (rows < N) {
+    for (int64_t r = row; r < row + rows; ++r) {
+      watch_row<T, N, kScale>(flows, end - flows, r, ahead, watch.shared,
+                              row_scale ? row_scale[r] : C(1), sums, squares);
     }
     return;
   }
-  C folded[kWaiting];
-  const int64_t vectors = count * rows, whole = (vectors + N - 1) / N * N;
-  std::fill_n(lanes + vectors * N, (whole - vectors) * N, C(0));
-  for (int64_t k = 0; k < vectors; k += N) {
-    Vector<C, N> sums;
-    fold<C, N>(lanes + k * N, sums);
-    store<N>(folded + k, sums);
-  }
-  const C* next = folded;
-  for (int64_t i = 0; i < count; ++i, next += rows) {
-    for (int64_t r = 0; r < rows; ++r) {
-      const double product = next[r];
-      moments[i].sum += product, moments[i].square += product * product;
+  const auto down = [&](auto together) LPFS_INLINE_LAMBDA {
+    constexpr int K = decltype(together)::value;
+    Column<T> columns[K];
+    C* products[K];
+    RowProducts<C, N> row_products[K];
+    for (int k = 0; k < K; ++k) {
+      columns[k] = column_of<T>(flows[k], row, 0);
+      C* const own = static_cast<C*>(flows[k].products);
+      products[k] = own ? own + row : nullptr;
     }
-    if (flows[i].products) {
-      std::memcpy(static_cast<C*>(flows[i].products) + row, next, rows * sizeof(C));
+    // A constant where there are several.
+    const int64_t width = K == 1 ? flows->source.width : N;
+    watch_rows<T, N, kScale, true, K>(columns, width, rows, ahead,
+                                      row_scale ? row_scale + row : nullptr, products,
+                                      row_products);
+    for (int k = 0; k < K; ++k) {
+      *sums++ += total<C, N>(row_products[k].sums);
+      *squares++ += total<C, N>(row_products[k].squares);
+    }
+    flows += K;
+  };
+  const auto narrow = [](const Flow& flow) { return flow.source.width == N; };
+  while (flows != end) {
+    if (end - flows >= kTogether && std::all_of(flows, flows + kTogether, narrow)) {
+      down(std::integral_constant<int, kTogether>{});
+    } else {
+      down(std::integral_constant<int, 1>{});
     }
   }
 }
 
 template <class T, int N, bool kWatch>
 LPFS_INLINE void stream_backward(const Flow* flows, int64_t count, int64_t row, int64_t rows,
-                                 int64_t ahead, Compute<T>* sums, Watch watch = {}) {
+                                 int64_t ahead, Compute<T>* sums, const Watch& watch = {}) {
   using C = Compute<T>;
-  alignas(64) C lanes[kWatch ? kWaiting * N : 1];
-  const int64_t at_once = kWatch ? std::max<int64_t>(1, kWaiting / rows) : count;
   for (const Flow *flow = flows, *next; flow != flows + count; flow = next) {
     int64_t width = 0;
     for (next = flow; next != flows + count && next->source.dead == flow->source.dead &&
-                      next->learns == flow->learns && next - flow < at_once;
+                      next->learns == flow->learns;
          ++next) {
       width += next->source.width;
       if (!next->source.dead) continue;
@@ -310,24 +419,21 @@ LPFS_INLINE void stream_backward(const Flow* flows, int64_t count, int64_t row, 
     int64_t watched = 0;
     if constexpr (kWatch) {
       watched = dead ? std::clamp<int64_t>(watch.dead_rows - row, 0, rows) : rows;
+      C* const own_sums = static_cast<C*>(watch.sums) + (flow - flows);
+      C* const own_squares = static_cast<C*>(watch.squares) + (flow - flows);
       if (watched && dead) {
-        stream_flows<T, N, false, true, true>(flow, next, row, watched, ahead, sums, lanes);
+        watch_flows<T, N, false>(flow, next, row, watched, ahead, watch, own_sums, own_squares);
       } else if (watched) {
-        stream_flows<T, N, true, true, true>(flow, next, row, watched, ahead, sums, lanes);
-      }
-      if (watched) {
-        fold_flows<T, N>(flow, next - flow, row, watched, lanes, watch.moments + (flow - flows));
+        watch_flows<T, N, true>(flow, next, row, watched, ahead, watch, own_sums, own_squares);
       }
     }
     const int64_t first = row + watched, left = rows - watched;
     if (left && dead) {
-      if (flow->learns) {
-        stream_flows<T, N, false, true, false>(flow, next, first, left, ahead, sums, lanes);
-      }
+      if (flow->learns) stream_flows<T, N, false, true>(flow, next, first, left, ahead, sums);
     } else if (left && flow->learns) {
-      stream_flows<T, N, true, true, false>(flow, next, first, left, ahead, sums, lanes);
+      stream_flows<T, N, true, true>(flow, next, first, left, ahead, sums);
     } else if (left) {
-      stream_flows<T, N, true, false, false>(flow, next, first, left, ahead, sums, lanes);
+      stream_flows<T, N, true, false>(flow, next, first, left, ahead, sums);
     }
     sums += width;
   }
@@ -350,9 +456,11 @@ LPFS_INLINE void stream_backward(const Flow* flows, int64_t count, int64_t row, 
     ATTRIBUTES static double watch_and_dot(Rows grad, Rows source, double factor, int64_t rows,   \
                                            int64_t width, int64_t ahead, void* target,            \
                                            int64_t target_stride, int64_t watched,                \
-                                           void* products, Moments* moments) {                    \
+                                           const void* row_scale, void* products,                 \
+                                           Moments* moments) {                                    \
       return lpfs::scale_and_dot<T, N, true>(grad, source, factor, rows, width, ahead,            \
                                              static_cast<T*>(target), target_stride, watched,     \
+                                             static_cast<const Compute<T>*>(row_scale),           \
                                              static_cast<Compute<T>*>(products), moments);        \
     }                                                                                             \
     ATTRIBUTES static void stream_concat(const Source* sources, int64_t count, int64_t row,       \

@@ -35,15 +35,18 @@ struct Flow {
   void* products = nullptr;
 };
 
-// Where the moments of each flow go, of all rows of what lives and of the first ones of what is dead.
+// Row products of each flow, of all rows of what lives and of the first ones of what is dead: `sums`
+// and, times `row_scale` of their row, if any, `squares`, of the type that is computed in, as many as
+// whole lines take and a line more. Some go into `products` too, if they are `shared`.
 struct Watch {
-  Moments* moments;
   int64_t dead_rows;
+  const void* row_scale;
+  bool shared;
+  void *sums, *squares;
 };
 
 // No source is wider than this, so that lane sums stay short and buffers small.
 constexpr int64_t kSourceBytes = 2048;
-constexpr int64_t kRowsWatched = 128;
 
 // `ahead` is how many rows further down to fetch into the cache: a processor follows a few streams
 // by itself, a list has one per field.
@@ -58,7 +61,7 @@ struct Loops {
   // The same; and of the first rows, as many as are `watched`, the moments and products.
   double (*watch_and_dot)(Rows grad, Rows source, double factor, int64_t rows, int64_t width,
                           int64_t ahead, void* target, int64_t target_stride, int64_t watched,
-                          void* products, Moments* moments);
+                          const void* row_scale, void* products, Moments* moments);
   // The same past the cache, some rows of a source or two before the next, where columns lie side by
   // side and targets are whole cache lines. Backward adds grad ⊙ source to `sums`, which has an
   // element of the type that is computed in for each column.
@@ -66,7 +69,8 @@ struct Loops {
                         int64_t ahead, void* target, int64_t target_stride);
   void (*stream_backward)(const Flow* flows, int64_t count, int64_t row, int64_t rows,
                           int64_t ahead, void* sums);
-  // The same, with the moments of each flow; no more than kRowsWatched rows.
+  // The same of the rows that are not watched; of the others, row products are added to those of each
+  // flow.
   void (*stream_and_watch)(const Flow* flows, int64_t count, int64_t row, int64_t rows,
                            int64_t ahead, void* sums, Watch watch);
 };

@@ -323,8 +323,8 @@ std::tuple<Tensor, Tensor, Tensor> gated_cross_concat_backward_moments(
     const Tensor& grad, const Tensor& embeddings, const Tensor& pairs, const Tensor& x,
     const Tensor& epsilon, const MaybeTensor& scale, const MaybeTensor& ungated, bool before,
     const Tensor& moments, const std::optional<Shape>& gate_of_field, const MaybeTensor& dead_rows,
-    int64_t kind, double alpha, double tau) {
-  const MomentArguments moment_arguments{moments, gate_of_field, dead_rows};
+    const MaybeTensor& row_scale, int64_t kind, double alpha, double tau) {
+  const MomentArguments moment_arguments{moments, gate_of_field, dead_rows, row_scale};
   const Gradients gradients =
       backward({"gated_cross_concat_backward"}, grad, embeddings, pairs, before,
                {x, epsilon, scale, ungated, kind, alpha, tau}, &moment_arguments);

@@ -218,10 +218,11 @@ LPFS_INLINE double total(const C* sums) {
     static double total(const void* sums) {                                                       \
       return lpfs::total<C, N>(static_cast<const C*>(sums));                                      \
     }                                                                                             \
-    ATTRIBUTES static void fold(const void* sums, int64_t count, void* products, void* totals,    \
-                                void* squares) {                                                  \
-      fold_row<C, N>(static_cast<const C*>(sums), count, static_cast<C*>(products),               \
-                     static_cast<C*>(totals), static_cast<C*>(squares));                          \
+    ATTRIBUTES static void fold(const void* sums, int64_t count, double scale, void* products,    \
+                                void* totals, void* squares) {                                    \
+      fold_row<C, N>(static_cast<const C*>(sums), count, static_cast<C>(scale),                   \
+                     static_cast<C*>(products), static_cast<C*>(totals),                          \
+                     static_cast<C*>(squares));                                                   \
     }                                                                                             \
     static constexpr CrossLoops kLoops{N, gather, forward, backward, finish, total, fold};        \
   };

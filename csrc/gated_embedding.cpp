@@ -665,12 +665,12 @@ Gradients dense_backward(const Checks& checks, const Call& call, const Rows& gra
         char *const products = folded.aligned, *const sums = products + kWatchedAdditions * bytes;
         char* const squares = sums + kWatchedAdditions * bytes;
         std::memset(sums, 0, 2 * kWatchedAdditions * bytes);
-        loops.fold(lanes.aligned, kWatchedAdditions, products, sums, squares);
+        loops.fold(lanes.aligned, kWatchedAdditions, 1, products, sums, squares);
         for (int64_t e = 0; e < size; ++e) {
           const double product = bytes == 8 ? reinterpret_cast<const double*>(products)[e]
                                             : reinterpret_cast<const float*>(products)[e];
           partial[p] += product;
-          partial_moments[p] += {product, product * product};
+          partial_moments[p] += {product, product * product * watched->plan.row_scale(flushed[e])};
         }
         if (call.bags() || slot >= 0) {
           char* const own_shared = shared.aligned + (call.bags() ? 0 : slot * call.batch * bytes);
@@ -754,10 +754,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gated_embedding_concat_backward_momen
     const Tensor& grad, const Tensor& weight, const Tensor& codes, const Shape& offsets,
     const MaybeTensor& bags, const Tensor& x, const Tensor& epsilon, const MaybeTensor& scale,
     const MaybeTensor& ungated, bool mean, bool sparse, bool look, const Tensor& moments,
-    const std::optional<Shape>& gate_of_field, const MaybeTensor& dead_rows, int64_t kind,
-    double alpha, double tau) {
+    const std::optional<Shape>& gate_of_field, const MaybeTensor& dead_rows,
+    const MaybeTensor& row_scale, int64_t kind, double alpha, double tau) {
   const GateArguments gates{x, epsilon, scale, ungated, kind, alpha, tau};
-  const MomentArguments moment_arguments{moments, gate_of_field, dead_rows};
+  const MomentArguments moment_arguments{moments, gate_of_field, dead_rows, row_scale};
   const Gradients gradients =
       backward(grad, weight, codes, offsets, bags, mean, sparse, look, gates, &moment_arguments);
   return {gradients.rows, gradients.values, gradients.grad_x, *gradients.moments};

@@ -64,8 +64,9 @@ struct EmbeddingLoops {
   // The sum of a gate's partial sums.
   double (*total)(const void* sums);
   // Of `count` gates or additions, in whole vectors: the sums of their partial sums, `products`,
-  // which it adds to `totals` and squared to `squares`.
-  void (*fold)(const void* sums, int64_t count, void* products, void* totals, void* squares);
+  // which it adds to `totals` and squared, times `scale`, to `squares`.
+  void (*fold)(const void* sums, int64_t count, double scale, void* products, void* totals,
+               void* squares);
 };
 
 const EmbeddingLoops& embedding_loops_for(Dtype dtype);

@@ -11,12 +11,12 @@ STABLE_TORCH_LIBRARY_FRAGMENT(lpfs, library) {
       "-> Tensor[]");
   library.def(
       "gated_concat.moments(Tensor[] embeddings, Tensor x, Tensor epsilon, int[]? widths, "
-      "Tensor? scale, Tensor? ungated, Tensor moments, int[]? gate_of_field, Tensor? dead_rows, "
+      "Tensor? scale, Tensor? ungated, Tensor moments, int[]? gate_of_field, Tensor? dead_rows, Tensor? row_scale, "
       "int kind, float alpha, float tau) -> Tensor");
   library.def(
       "gated_concat_backward.moments(Tensor grad, Tensor[] embeddings, Tensor x, Tensor epsilon, "
       "int[]? widths, Tensor? scale, Tensor? ungated, Tensor moments, int[]? gate_of_field, "
-      "Tensor? dead_rows, int kind, float alpha, float tau) -> Tensor[]");
+      "Tensor? dead_rows, Tensor? row_scale, int kind, float alpha, float tau) -> Tensor[]");
   library.def(
       "gated_cross_concat(Tensor embeddings, Tensor pairs, Tensor x, Tensor epsilon, "
       "Tensor? scale, Tensor? ungated, bool before, int kind, float alpha, float tau) -> Tensor");
@@ -27,11 +27,11 @@ STABLE_TORCH_LIBRARY_FRAGMENT(lpfs, library) {
   library.def(
       "gated_cross_concat.moments(Tensor embeddings, Tensor pairs, Tensor x, Tensor epsilon, "
       "Tensor? scale, Tensor? ungated, bool before, Tensor moments, int[]? gate_of_field, "
-      "Tensor? dead_rows, int kind, float alpha, float tau) -> Tensor");
+      "Tensor? dead_rows, Tensor? row_scale, int kind, float alpha, float tau) -> Tensor");
   library.def(
       "gated_cross_concat_backward.moments(Tensor grad, Tensor embeddings, Tensor pairs, Tensor x, "
       "Tensor epsilon, Tensor? scale, Tensor? ungated, bool before, Tensor moments, "
-      "int[]? gate_of_field, Tensor? dead_rows, int kind, float alpha, float tau) "
+      "int[]? gate_of_field, Tensor? dead_rows, Tensor? row_scale, int kind, float alpha, float tau) "
       "-> (Tensor grad_embeddings, Tensor grad_x, Tensor moments)");
   library.def(
       "gated_embedding_concat(Tensor weight, Tensor codes, int[] offsets, Tensor? bags, Tensor x, "
@@ -45,12 +45,12 @@ STABLE_TORCH_LIBRARY_FRAGMENT(lpfs, library) {
   library.def(
       "gated_embedding_concat.moments(Tensor weight, Tensor codes, int[] offsets, Tensor? bags, "
       "Tensor x, Tensor epsilon, Tensor? scale, Tensor? ungated, bool mean, bool sparse, bool check, "
-      "Tensor moments, int[]? gate_of_field, Tensor? dead_rows, int kind, float alpha, float tau) "
+      "Tensor moments, int[]? gate_of_field, Tensor? dead_rows, Tensor? row_scale, int kind, float alpha, float tau) "
       "-> Tensor");
   library.def(
       "gated_embedding_concat_backward.moments(Tensor grad, Tensor weight, Tensor codes, "
       "int[] offsets, Tensor? bags, Tensor x, Tensor epsilon, Tensor? scale, Tensor? ungated, "
-      "bool mean, bool sparse, bool check, Tensor moments, int[]? gate_of_field, Tensor? dead_rows, "
+      "bool mean, bool sparse, bool check, Tensor moments, int[]? gate_of_field, Tensor? dead_rows, Tensor? row_scale, "
       "int kind, float alpha, float tau) "
       "-> (Tensor rows, Tensor values, Tensor grad_x, Tensor moments)");
   library.def(

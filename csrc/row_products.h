@@ -33,55 +33,77 @@ LPFS_INLINE void take(const Vector<C, N>& a, const Vector<C, N>& b, Vector<C, N>
 #endif
 }
 
-template <class C, int N, int kLeft>
-LPFS_INLINE void fold_level(Vector<C, N>* vectors) {
-  if constexpr (kLeft > 1) {
-    constexpr int kPiece = 16 / sizeof(C);
-    constexpr bool kApart = kLeft <= N / kPiece;
-    constexpr int kNext = kApart ? kPiece : 1;
-    for (int i = 0; i < kLeft / 2; ++i) {
-      Vector<C, N> even, odd;
-      const std::make_integer_sequence<int, N> places;
-      take<C, N, kApart, 0>(vectors[2 * i], vectors[2 * i + 1], even, places);
-      take<C, N, kApart, kNext>(vectors[2 * i], vectors[2 * i + 1], odd, places);
-      vectors[i] = even + odd;
-    }
-    fold_level<C, N, kLeft / 2>(vectors);
+// Of 2N / kLevel vectors, half of them folded to `a` and half to `b`.
+template <class C, int N, int kLevel>
+LPFS_INLINE void join(Vector<C, N>& a, const Vector<C, N>& b) {
+  constexpr int kPiece = 16 / sizeof(C);
+  constexpr bool kApart = kLevel <= N / kPiece;
+  Vector<C, N> even, odd;
+  const std::make_integer_sequence<int, N> places;
+  take<C, N, kApart, 0>(a, b, even, places);
+  take<C, N, kApart, kApart ? kPiece : 1>(a, b, odd, places);
+  a = even + odd;
+}
+
+// The sums of kCount = N vectors, as one vector: of those that `next(i, vectors)` gives, K at a time,
+// which it is asked for in order, so that few of them wait in registers.
+template <class C, int N, int K, int kCount = N, class Next>
+LPFS_INLINE void fold(const Next& next, int64_t first, Vector<C, N>* folded) {
+  if constexpr (kCount == 1) {
+    next(first, folded);
+  } else {
+    Vector<C, N> other[K];
+    fold<C, N, K, kCount / 2>(next, first, folded);
+    fold<C, N, K, kCount / 2>(next, first + kCount / 2, other);
+    for (int k = 0; k < K; ++k) join<C, N, 2 * N / kCount>(folded[k], other[k]);
   }
 }
 
-// The sums of N vectors that lie one after the other, as one vector.
+// The same of N vectors that lie one after the other.
 template <class C, int N>
-LPFS_INLINE void fold(const C* lanes, Vector<C, N>& sums) {
-  Vector<C, N> vectors[N];
-  for (int i = 0; i < N; ++i) load<N>(lanes + i * N, vectors[i]);
-  fold_level<C, N, N>(vectors);
-  sums = vectors[0];
+LPFS_INLINE void fold(const C* lanes, Vector<C, N>& folded) {
+  const auto next = [lanes](int64_t i, Vector<C, N>* vector)
+                        LPFS_INLINE_LAMBDA { load<N>(lanes + i * N, *vector); };
+  fold<C, N, 1>(next, 0, &folded);
 }
 
-// Row products of one source, a vector of them at a time.
+template <class C, int N>
+LPFS_INLINE C total(const Vector<C, N>& vector) {
+  if constexpr (N == 1) {
+    return vector[0];
+  } else {
+    Vector<C, N / 2> halves[2];
+    reinterpret(vector, halves);
+    return total<C, N / 2>(halves[0] + halves[1]);
+  }
+}
+
+// Row products of one source, a vector of them at a time. Squares count `scales` times, if there are
+// any.
 template <class C, int N>
 struct RowProducts {
   Vector<C, N> sums{}, squares{};
 
-  // `count` of them, up to N, from lanes of which the others are zero; also into `products`, if any.
-  LPFS_INLINE void add(const C* lanes, int64_t count, C* products) {
-    Vector<C, N> folded;
-    fold<C, N>(lanes, folded);
+  // `count` of them, up to N, of which the others are zero; also into `products`, if any.
+  LPFS_INLINE void add(const Vector<C, N>& folded, int64_t count, const C* scales, C* products) {
     if (products) std::memcpy(products, &folded, count * sizeof(C));
     sums += folded;
-    squares += folded * folded;
+    Vector<C, N> scaled = folded;
+    if (scales) {
+      Vector<C, N> scale{};
+      std::memcpy(&scale, scales, count * sizeof(C));
+      scaled *= scale;
+    }
+    squares += folded * scaled;
   }
 
-  LPFS_INLINE void add_to(Moments& moments) const {
-    for (int i = 0; i < N; ++i) moments.sum += sums[i], moments.square += squares[i];
-  }
+  LPFS_INLINE Moments moments() const { return {total<C, N>(sums), total<C, N>(squares)}; }
 };
 
 // Row products of many sources in one row, from lanes that lie side by side; added to `sums`, and
-// squared to `squares`. All of them have as many elements as whole vectors take.
+// squared, times `scale`, to `squares`. All of them have as many elements as whole vectors take.
 template <class C, int N>
-LPFS_INLINE void fold_row(const C* lanes, int64_t count, C* products, C* sums, C* squares) {
+LPFS_INLINE void fold_row(const C* lanes, int64_t count, C scale, C* products, C* sums, C* squares) {
   for (int64_t k = 0; k < count; k += N) {
     Vector<C, N> folded, sum, square;
     fold<C, N>(lanes + k * N, folded);
@@ -89,7 +111,7 @@ LPFS_INLINE void fold_row(const C* lanes, int64_t count, C* products, C* sums, C
     load<N>(squares + k, square);
     store<N>(products + k, folded);
     store<N>(sums + k, sum + folded);
-    store<N>(squares + k, square + folded * folded);
+    store<N>(squares + k, square + folded * folded * scale);
   }
 }
 

@@ -21,10 +21,11 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .gates import gate, gate_derivative, member_of, rows_of_dead, total_of
+from .gates import gate, gate_derivative, member_of, rows_of_dead, squares_of, total_of
 from .launch import (
     ASKED,
     REGISTERS,
+    Asked,
     asked_of,
     check_device,
     check_dtype,
@@ -38,7 +39,7 @@ from .launch import (
     jit,
     jit_for_any,
     on_stream,
-    refuse_dead_rows,
+    refuse_asked_values,
     refuse_gate_values,
     table_of_members,
     tl,
@@ -90,8 +91,7 @@ def _check(
 def _check_with_moments(grad: Tensor | None, *call: Any) -> None:
     _check(grad, *without_moments(call))
     operator = "gated_concat" if grad is None else "gated_concat_backward"
-    moments, gate_of_field, dead_rows = asked_of(call)
-    check_moments(operator, moments, gate_of_field, dead_rows, call[1], "field")
+    check_moments(operator, asked_of(call), call[1], call[0][0].shape[0], "field")
 
 
 @jit
@@ -407,6 +407,7 @@ def _moments_kernel(
     scale,
     ungated,
     dead_rows,
+    row_scale,
     partials,
     counters,
     alpha: tl.float64,
@@ -491,7 +492,7 @@ def _moments_kernel(
 
     mine = partials + (N + 2 * slot.to(tl.int64)) * blocks
     tl.store(mine + block, tl.sum(row_products, 0))
-    tl.store(mine + blocks + block, tl.sum(row_products * row_products, 0))
+    tl.store(mine + blocks + block, tl.sum(squares_of(row_products, row_scale, row, rows), 0))
     # As in the kernel without moments.
     arrived = tl.atomic_add(counters + slot, 1, sem="acq_rel", scope="gpu")
     if arrived == blocks - 1:
@@ -644,11 +645,11 @@ def launch_backward(
     kind: int,
     alpha: float,
     tau: float,
-    asked: tuple[Tensor, Sequence[int] | None, Tensor | None] | None = None,
+    asked: Asked | None = None,
 ) -> list[Tensor]:
     """One launch of a backward kernel; CPU tensors are taken under Triton's interpreter.
 
-    With what is `asked`, moments, gates of the fields and rows of dead ones, the moments come last.
+    With what is `asked`, the moments come last.
     """
     _check(grad, embeddings, x, epsilon, widths, scale, ungated, kind, alpha, tau)
     if values_are_checked(x.device):
@@ -694,10 +695,10 @@ def launch_backward(
             )
         return [*grad_embeddings, grad_x]
 
-    wanted, gate_of_field, dead_rows = asked
-    check_moments("gated_concat_backward", wanted, gate_of_field, dead_rows, x, "field")
+    wanted, gate_of_field, dead_rows, row_scale = asked
+    check_moments("gated_concat_backward", asked, x, plan.rows, "field")
     if values_are_checked(x.device):
-        refuse_dead_rows("gated_concat_backward", dead_rows)
+        refuse_asked_values("gated_concat_backward", asked)
     blocks = max(blocks // plan.constants["CHUNKS"], 1)
     members, slots = table_of_members(gate_of_field, fields, x.device)
     columns = wanted.shape[1]
@@ -715,6 +716,7 @@ def launch_backward(
             members,
             *gates,
             dead_rows,
+            None if row_scale is None else row_scale.contiguous(),
             partials,
             counters,
             *sizes,
@@ -761,11 +763,12 @@ def _forward_with_moments(*call: Any) -> Tensor:
 
 def _reference_backward_with_moments(grad: Tensor, *call: Any) -> list[Tensor]:
     _check_with_moments(grad, *call)
-    embeddings, x, _, widths, _, ungated, moments, gate_of_field, dead_rows, *_ = call
-    refuse_dead_rows("gated_concat_backward", dead_rows)
+    embeddings, x, _, widths, _, ungated, *_ = call
+    moments, gate_of_field, dead_rows, row_scale = asked = asked_of(call)
+    refuse_asked_values("gated_concat_backward", asked)
     results = _reference_backward(grad, *without_moments(call))
-    gates = moments.shape[1], gate_of_field, dead_rows
     data = grad, embeddings, x, widths or (), ungated
+    gates = moments.shape[1], gate_of_field, dead_rows, row_scale
     return [*results, reference.gated_concat_moments(*data, *gates)]
 
 
@@ -870,23 +873,25 @@ class _GatedConcatMoments(torch.autograd.Function):
 
     @staticmethod
     def forward(*args: Any) -> Tensor:
-        return _GatedConcat.forward(*args[3:])
+        return _GatedConcat.forward(*args[4:])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        moments, ctx.gate_of_field, dead_rows, x, epsilon, widths, *rest = inputs
+        moments, ctx.gate_of_field, dead_rows, row_scale, x, epsilon, widths, *rest = inputs
         scale, ungated, kind, alpha, tau, *embeddings = rest
-        ctx.save_for_backward(moments, dead_rows, x, epsilon, scale, ungated, *embeddings)
+        asked = moments, dead_rows, row_scale
+        ctx.save_for_backward(*asked, x, epsilon, scale, ungated, *embeddings)
         ctx.rest = widths, kind, alpha, tau
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        moments, dead_rows, x, epsilon, scale, ungated, *embeddings = ctx.saved_tensors
+        moments, *rows, x, epsilon, scale, ungated = ctx.saved_tensors[:7]
+        embeddings = ctx.saved_tensors[7:]
         widths, *gate = ctx.rest
-        asked = (moments, ctx.gate_of_field, dead_rows) if ctx.needs_input_grad[0] else None
+        asked = (moments, ctx.gate_of_field, *rows) if ctx.needs_input_grad[0] else None
         gates = x, epsilon, scale, ungated
         grad_fields, grad_x, *own = _backward_of(grad, embeddings, widths, *gates, asked, *gate)
-        return own[0] if own else None, None, None, grad_x, *[None] * 7, *grad_fields
+        return own[0] if own else None, *[None] * 3, grad_x, *[None] * 7, *grad_fields
 
 
 def _backward_of(
@@ -920,9 +925,8 @@ def _autograd_forward(
 
 
 def _autograd_forward_with_moments(embeddings: list[Tensor], *call: Any) -> Tensor:
-    moments, gate_of_field, dead_rows = asked = asked_of(call)
-    check_moments("gated_concat", moments, gate_of_field, dead_rows, call[0], "field")
-    rest = without_moments(call)
+    asked, rest = asked_of(call), without_moments(call)
+    check_moments("gated_concat", asked, call[0], embeddings[0].shape[0], "field")
     return cast(Tensor, apply(_GatedConcatMoments, *asked, *rest, *embeddings))
 
 
@@ -988,6 +992,7 @@ def gated_concat(
     moments: Tensor | None = None,
     gate_of_field: Sequence[int] | None = None,
     dead_rows: Tensor | None = None,
+    row_scale: Tensor | None = None,
     kind: str = "lpfs++",
     alpha: float = 10.0,
     tau: float = 2.0,
@@ -1016,6 +1021,9 @@ def gated_concat(
         dead_rows: int64 without dimensions: from how many rows, the first ones, the moments of dead
             fields are taken; of the others nothing is read. Default: all. A schedule may change it
             in place.
+        row_scale: `[B]`, of x's dtype, at least 0: how many times p² of each row counts; default:
+            once. Where the loss is Σ wᵣ·ℓᵣ / Σ w, 1/wᵣ makes Σ wᵣ·sᵣ² of the squares, up to (Σ w)²
+            (s: what a row's own loss ℓᵣ would give).
         kind: one of `KINDS`.
         alpha: α ≥ 0 of `lpfs++`: how strongly a dead field can come back.
         tau: τ > 0 of `lpfs++`.
@@ -1055,7 +1063,7 @@ def gated_concat(
     operator = torch.ops.lpfs.gated_concat.default
     if moments is not None:
         operator = torch.ops.lpfs.gated_concat.moments
-        call = *call, moments, gate_of_field, dead_rows
+        call = *call, moments, gate_of_field, dead_rows, row_scale
     try:
         y = operator(*call, *gate)
     except (RuntimeError, ValueError, TypeError) as error:

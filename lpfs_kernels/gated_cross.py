@@ -28,10 +28,11 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .gates import gate, gate_derivative, rows_of_dead
+from .gates import gate, gate_derivative, rows_of_dead, squares_of
 from .launch import (
     ASKED,
     REGISTERS,
+    Asked,
     asked_of,
     check_device,
     check_dtype,
@@ -43,7 +44,7 @@ from .launch import (
     jit,
     jit_for_any,
     on_stream,
-    refuse_dead_rows,
+    refuse_asked_values,
     refuse_gate_values,
     table_of_members,
     tl,
@@ -114,9 +115,8 @@ def _check(
 def _check_with_moments(grad: Tensor | None, *call: Any) -> None:
     _check(grad, *without_moments(call))
     operator = "gated_cross_concat" if grad is None else "gated_cross_concat_backward"
-    moments, gate_of_field, dead_rows = asked_of(call)
     each = "field" if call[6] else "pair"
-    check_moments(operator, moments, gate_of_field, dead_rows, call[2], each)
+    check_moments(operator, asked_of(call), call[2], call[0].shape[0], each)
 
 
 def check_pairs(operator: str, pairs: Sequence[Sequence[int]], fields: int) -> None:
@@ -259,6 +259,7 @@ def _leave(
     gates,
     again,
     more,
+    row_scale,
     SHARED: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
 ):
@@ -273,7 +274,8 @@ def _leave(
         before = tl.load(sums + element, mask=exists & again, other=0.0)
         tl.store(sums + element, before + tl.sum(own, 1), mask=exists)
         before = tl.load(sums + gates + element, mask=exists & again, other=0.0)
-        tl.store(sums + gates + element, before + tl.sum(own * own, 1), mask=exists)
+        squares = squares_of(own, row_scale, row, rows)
+        tl.store(sums + gates + element, before + tl.sum(squares, 1), mask=exists)
 
 
 @jit
@@ -303,6 +305,9 @@ def _square_of_groups(
     gates,
     groups,
     again,
+    row,
+    rows,
+    row_scale,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_GATES: tl.constexpr,
 ):
@@ -320,7 +325,8 @@ def _square_of_groups(
         before = tl.load(sums + at, mask=exists & again, other=0.0)
         tl.store(sums + at, before + tl.sum(own, 1), mask=exists)
         before = tl.load(sums + groups + at, mask=exists & again, other=0.0)
-        tl.store(sums + groups + at, before + tl.sum(own * own, 1), mask=exists)
+        squares = squares_of(own, row_scale, row, rows)
+        tl.store(sums + groups + at, before + tl.sum(squares, 1), mask=exists)
 
 
 @jit
@@ -354,6 +360,7 @@ def _backward_kernel(
     scale,
     ungated,
     dead_rows,
+    row_scale,
     factors,
     products,
     partials,
@@ -395,9 +402,9 @@ def _backward_kernel(
     the other is crossed with all of them: each pair's gradient is read once.
 
     With `moments`, columns are not split among programs: one walks all chunks of its rows, so that
-    it has whole row products before it squares them. Where elements share a gate, or there are
-    several chunks, the parts of row products wait in memory of the program's own (`SHARED`). Groups
-    are gates with elements, `wanted` the columns of moments.
+    it has whole row products before it squares them. Where elements share a gate, there are
+    several chunks, or squares are scaled, the parts of row products wait in memory of the program's
+    own (`SHARED`). Groups are gates with elements, `wanted` the columns of moments.
     """
     index: tl.constexpr = tl.int64 if WIDE else tl.int32
     if VECTOR > 0:
@@ -501,6 +508,7 @@ def _backward_kernel(
                     groups,
                     again,
                     more_of_row,
+                    row_scale,
                     SHARED,
                     BLOCK_ROWS,
                 )
@@ -560,6 +568,7 @@ def _backward_kernel(
                         groups,
                         again,
                         more_of_row,
+                        row_scale,
                         SHARED,
                         BLOCK_ROWS,
                     )
@@ -593,6 +602,7 @@ def _backward_kernel(
                             groups,
                             again,
                             more_of_row,
+                            row_scale,
                             SHARED,
                             BLOCK_ROWS,
                         )
@@ -624,6 +634,7 @@ def _backward_kernel(
                             groups,
                             again,
                             more_of_row,
+                            row_scale,
                             SHARED,
                             BLOCK_ROWS,
                         )
@@ -649,6 +660,7 @@ def _backward_kernel(
                     groups,
                     again,
                     more_of_row,
+                    row_scale,
                     SHARED,
                     BLOCK_ROWS,
                 )
@@ -663,7 +675,17 @@ def _backward_kernel(
             tl.debug_barrier()
             if turn % WALKED == WALKED - 1:
                 _square_of_groups(
-                    members, products, sums, gates, groups, step > 0, BLOCK_ROWS, BLOCK_GATES
+                    members,
+                    products,
+                    sums,
+                    gates,
+                    groups,
+                    step > 0,
+                    of_tile,
+                    rows,
+                    row_scale,
+                    BLOCK_ROWS,
+                    BLOCK_GATES,
                 )
 
     # Release: this block's partial sums come before its arrival. Acquire: the last to arrive sees
@@ -910,12 +932,11 @@ def launch_backward(
     kind: int,
     alpha: float,
     tau: float,
-    asked: tuple[Tensor, Sequence[int] | None, Tensor | None] | None = None,
+    asked: Asked | None = None,
 ) -> tuple[Tensor, ...]:
     """One launch of the backward kernel; CPU tensors are taken under Triton's interpreter.
 
-    With what is `asked`, moments, gates of the elements of x and rows of what is dead, the moments
-    come last.
+    With what is `asked`, the moments come last.
     """
     _check(grad, embeddings, pairs, x, epsilon, scale, ungated, before, kind, alpha, tau)
     if values_are_checked(x.device):
@@ -923,28 +944,31 @@ def launch_backward(
     rows, fields, width = embeddings.shape
     tables = _tables("gated_cross_concat_backward", pairs, fields, before)
     if asked is not None:
-        request, gate_of_field, dead_rows = asked
+        request, gate_of_field, *_ = asked
         each = "field" if before else "pair"
-        check_moments("gated_cross_concat_backward", request, gate_of_field, dead_rows, x, each)
+        check_moments("gated_cross_concat_backward", asked, x, rows, each)
         if values_are_checked(x.device):
-            refuse_dead_rows("gated_cross_concat_backward", dead_rows)
+            refuse_asked_values("gated_cross_concat_backward", asked)
     if grad.numel() == 0:
         nothing = embeddings.new_zeros(embeddings.shape), x.new_zeros(x.shape)
         if asked is None:
             return nothing
         none_of_rows = x.new_zeros(rows, len(x)), x, ungated
-        own = reference.moments(*none_of_rows, request.shape[1], gate_of_field, dead_rows)
+        own = reference.moments(*none_of_rows, request.shape[1], *asked[1:])
         return *nothing, own
     grad_embeddings = embeddings.new_empty(embeddings.shape)
     grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
     plan = _arrange(embeddings, len(pairs), len(tables.slots), grad)
     blocks, chunks, groups, columns, shared = plan.blocks, plan.constants["CHUNKS"], 0, 0, False
     moments = members = products = None
-    sampled = None if asked is None else asked[2]
+    sampled = row_scale = None
     if asked is not None:
         members, groups = table_of_members(gate_of_field, len(x), x.device)
         columns, blocks = request.shape[1], blocks // chunks
-        shared = members is not None or chunks > 1
+        sampled, row_scale = asked.dead_rows, asked.row_scale
+        row_scale = None if row_scale is None else row_scale.contiguous()
+        # To scale every square on the spot spills registers.
+        shared = members is not None or chunks > 1 or row_scale is not None
         # A gate of nothing has no program.
         moments = x.new_empty(3, columns) if groups == columns else x.new_zeros(3, columns)
         if shared:
@@ -969,6 +993,7 @@ def launch_backward(
             None if scale is None else scale.contiguous(),
             None if ungated is None else ungated.contiguous(),
             sampled,
+            row_scale,
             factors,
             products,
             partials,
@@ -1036,14 +1061,14 @@ def _forward_with_moments(*call: Any) -> Tensor:
 
 def _reference_backward_with_moments(grad: Tensor, *call: Any) -> tuple[Tensor, Tensor, Tensor]:
     _check_with_moments(grad, *call)
-    moments, gate_of_field, dead_rows = asked_of(call)
-    refuse_dead_rows("gated_cross_concat_backward", dead_rows)
+    moments, gate_of_field, dead_rows, row_scale = asked = asked_of(call)
+    refuse_asked_values("gated_cross_concat_backward", asked)
     plain = without_moments(call)
     *tensors, before, kind, alpha, tau = plain
     options = {"before": before, "kind": reference.KINDS[kind], "alpha": alpha, "tau": tau}
     embeddings, pairs, x, epsilon, scale, ungated = tensors
     data = grad, embeddings, pairs, x, epsilon, scale, ungated
-    gates = moments.shape[1], gate_of_field, dead_rows
+    gates = moments.shape[1], gate_of_field, dead_rows, row_scale
     own = reference.gated_cross_concat_moments(*data, *gates, **options)
     return *_reference_backward(grad, *plain), own
 
@@ -1116,22 +1141,22 @@ class _GatedCrossConcatMoments(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        moments, ctx.gate_of_field, dead_rows = asked_of(inputs)
-        ctx.save_for_backward(moments, dead_rows, *inputs[:6])
+        moments, ctx.gate_of_field, *rows = asked_of(inputs)
+        ctx.save_for_backward(moments, *rows, *inputs[:6])
         ctx.before, ctx.gate = inputs[6], inputs[-3:]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        moments, dead_rows, *tensors = ctx.saved_tensors
+        moments, dead_rows, row_scale, *tensors = ctx.saved_tensors
         overloads, own = torch.ops.lpfs.gated_cross_concat_backward, None
         call = grad, *tensors, ctx.before
-        if ctx.needs_input_grad[-6]:
-            asked = moments, ctx.gate_of_field, dead_rows
+        if ctx.needs_input_grad[-7]:
+            asked = moments, ctx.gate_of_field, dead_rows, row_scale
             results = _backward_of(overloads.moments, *call, *asked, *ctx.gate)
             grad_embeddings, grad_x, own = results
         else:
             grad_embeddings, grad_x = _backward_of(overloads.default, *call, *ctx.gate)
-        return grad_embeddings, None, grad_x, *[None] * 4, own, *[None] * 5
+        return grad_embeddings, None, grad_x, *[None] * 4, own, *[None] * 6
 
 
 def _backward_of(operator: Any, *args: Any) -> Any:
@@ -1158,9 +1183,8 @@ def _autograd_forward(*call: Any) -> Tensor:
 
 
 def _autograd_forward_with_moments(*call: Any) -> Tensor:
-    moments, gate_of_field, dead_rows = asked_of(call)
     each = "field" if call[6] else "pair"
-    check_moments("gated_cross_concat", moments, gate_of_field, dead_rows, call[2], each)
+    check_moments("gated_cross_concat", asked_of(call), call[2], call[0].shape[0], each)
     return cast(Tensor, apply(_GatedCrossConcatMoments, *call))
 
 
@@ -1192,6 +1216,7 @@ def gated_cross_concat(
     moments: Tensor | None = None,
     gate_of_field: Sequence[int] | None = None,
     dead_rows: Tensor | None = None,
+    row_scale: Tensor | None = None,
     kind: str = "lpfs++",
     alpha: float = 10.0,
     tau: float = 2.0,
@@ -1217,6 +1242,7 @@ def gated_cross_concat(
             `before`, that of a field's embedding and its gradient, of all its pairs together.
         gate_of_field: for each element of x its column of moments, as in `gated_concat`.
         dead_rows: from how many rows moments of what is dead are taken, as in `gated_concat`.
+        row_scale: how many times the square of each row counts, as in `gated_concat`.
         kind: one of `KINDS`.
         alpha: α ≥ 0 of `lpfs++`: how strongly what is dead can come back.
         tau: τ > 0 of `lpfs++`.
@@ -1250,7 +1276,7 @@ def gated_cross_concat(
         if moments is None:
             y = torch.ops.lpfs.gated_cross_concat.default(*call, *gate)
         else:
-            asked = moments, gate_of_field, dead_rows
+            asked = moments, gate_of_field, dead_rows, row_scale
             y = torch.ops.lpfs.gated_cross_concat.moments(*call, *asked, *gate)
     except (RuntimeError, ValueError, TypeError) as error:
         if "gated_cross_concat: " not in str(error):

@@ -25,6 +25,7 @@ from torch import Tensor
 from . import reference
 from .gated_cross import check_pairs, identity
 from .launch import (
+    Asked,
     check_dtype,
     check_embeddings,
     check_gates,
@@ -194,6 +195,7 @@ class _Watched(torch.autograd.Function):
         moments: Tensor,
         gate_of_field: Tensor | None,
         dead_rows: Tensor | None,
+        row_scale: Tensor | None,
         rows: int | None,
         embeddings: Tensor,
         pairs: Tensor,
@@ -207,14 +209,14 @@ class _Watched(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         _, *tensors = inputs
-        ctx.rows = tensors.pop(3)
+        ctx.rows = tensors.pop(4)
         ctx.save_for_backward(*tensors)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        moments, gate_of_field, dead_rows, embeddings, pairs, x, *more = ctx.saved_tensors
-        ungated, weight, living = more
+        moments, gate_of_field, dead_rows, row_scale, embeddings, *more = ctx.saved_tensors
+        pairs, x, ungated, weight, living = more
         count, width = len(pairs), embeddings.shape[2]
         rows = len(grad) // SHARE if ctx.rows is None else ctx.rows
         upstream, some = grad[:rows].to(weight.dtype), embeddings[:rows]
@@ -225,9 +227,10 @@ class _Watched(torch.autograd.Function):
             own = upstream @ by_pair[:, block.columns].flatten(1)
             own = (own.to(x.dtype) * crosses.to(x.dtype)).unflatten(1, (-1, width)).sum(2)
             products[:, block.columns] = own
-        gates = x, ungated, moments.shape[1], gate_of_field, dead_rows
+        scales = None if row_scale is None else row_scale[:rows]
+        gates = x, ungated, moments.shape[1], gate_of_field, dead_rows, scales
         result = reference.moments(products, *gates, computed=living)
-        return grad, result, *[None] * 9
+        return grad, result, *[None] * 10
 
 
 def _parts(weight: Tensor, pairs: int, width: int) -> tuple[Tensor, Tensor]:
@@ -251,6 +254,7 @@ def gated_cross_linear(
     moments: Tensor | None = None,
     gate_of_field: Sequence[int] | None = None,
     dead_rows: Tensor | None = None,
+    row_scale: Tensor | None = None,
     moment_rows: int | None = None,
     kind: str = "lpfs++",
     alpha: float = 10.0,
@@ -281,6 +285,7 @@ def gated_cross_linear(
             not in `living` there are none.
         gate_of_field: the column of moments of each pair, as in `gated_concat`.
         dead_rows: from how many of these rows moments of dead pairs are taken; default: all.
+        row_scale: `[B]`: how many times the square of each row counts, as in `gated_concat`.
         moment_rows: how many rows they are. Default: a sixteenth of the batch.
         kind: one of `KINDS`.
         alpha: α ≥ 0 of `lpfs++`.
@@ -320,7 +325,8 @@ def gated_cross_linear(
     if weight.dim() != 2 or weight.shape[1] != columns:
         fault(operator, "weight", f"have shape [H, {columns}]", list(weight.shape))
     if moments is not None:
-        check_moments(operator, moments, gate_of_field, dead_rows, x, "pair")
+        asked = Asked(moments, gate_of_field, dead_rows, row_scale)
+        check_moments(operator, asked, x, len(embeddings), "pair")
         if moment_rows is not None and moment_rows < 0:
             fault(operator, "moment_rows", "be at least 0", moment_rows)
     looks = x.device.type == "cpu" or values_are_checked(x.device)
@@ -336,6 +342,18 @@ def gated_cross_linear(
     if moments is None or not moments.requires_grad:
         return y
     columns_of = None if gate_of_field is None else constant(gate_of_field, x.device)
-    asked = moments, columns_of, dead_rows, moment_rows
-    call = y, *asked, embeddings, pairs, x, ungated, weight, living
+    call = (
+        y,
+        moments,
+        columns_of,
+        dead_rows,
+        row_scale,
+        moment_rows,
+        embeddings,
+        pairs,
+        x,
+        ungated,
+        weight,
+        living,
+    )
     return cast(Tensor, _Watched.apply(*call))  # type: ignore[no-untyped-call]

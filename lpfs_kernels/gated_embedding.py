@@ -22,10 +22,11 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .gates import gate, gate_derivative, member_of, rows_of_dead, total_of
+from .gates import gate, gate_derivative, member_of, rows_of_dead, squares_of, total_of
 from .launch import (
     ASKED,
     REGISTERS,
+    Asked,
     asked_of,
     check_device,
     check_dtype,
@@ -40,7 +41,7 @@ from .launch import (
     jit,
     jit_for_any,
     on_stream,
-    refuse_dead_rows,
+    refuse_asked_values,
     refuse_earlier,
     refuse_gate_values,
     table_of_members,
@@ -133,8 +134,7 @@ def _check(
 def _check_with_moments(grad: Tensor | None, *call: Any) -> None:
     _check(grad, *without_moments(call))
     operator = "gated_embedding_concat" if grad is None else "gated_embedding_concat_backward"
-    moments, gate_of_field, dead_rows = asked_of(call)
-    check_moments(operator, moments, gate_of_field, dead_rows, call[4], "field")
+    check_moments(operator, asked_of(call), call[4], call[1].shape[0], "field")
 
 
 def _check_codes(
@@ -653,6 +653,7 @@ def _sparse_moments_kernel(
     scale,
     ungated,
     dead_rows,
+    row_scale,
     partials,
     counters,
     complaints,
@@ -751,7 +752,7 @@ def _sparse_moments_kernel(
 
     mine = partials + (N + 2 * slot.to(tl.int64)) * blocks
     tl.store(mine + block, tl.sum(row_products, 0))
-    tl.store(mine + blocks + block, tl.sum(row_products * row_products, 0))
+    tl.store(mine + blocks + block, tl.sum(squares_of(row_products, row_scale, sample, rows), 0))
     # As in `_finish`.
     arrived = tl.atomic_add(counters + slot, 1, sem="acq_rel", scope="gpu")
     if arrived == blocks - 1:
@@ -989,6 +990,7 @@ def _dense_moments_kernel(
     scale,
     ungated,
     dead_rows,
+    row_scale,
     products,
     partials,
     counters,
@@ -1128,7 +1130,7 @@ def _dense_moments_kernel(
                             place, mask=counted, other=0.0, cache_modifier=".cg"
                         )
             sums += row_products
-            squares += row_products * row_products
+            squares += squares_of(row_products, row_scale, sample, rows)
         tl.store(moments + own_gate, tl.sum(sums, 0))
         tl.store(moments + gates + own_gate, tl.sum(squares, 0))
         tl.store(moments + 2 * gates + own_gate, taken.to(DTYPE))
@@ -1287,7 +1289,7 @@ def launch_backward(
     kind: int,
     alpha: float,
     tau: float,
-    asked: tuple[Tensor, Sequence[int] | None, Tensor | None] | None = None,
+    asked: Asked | None = None,
 ) -> tuple[Tensor, ...]:
     """One launch of a backward kernel, after what sorts the codes if the gradient is dense; CPU
     tensors are taken under Triton's interpreter."""
@@ -1314,11 +1316,12 @@ def launch_backward(
     }
     fields, width, constants = len(offsets), weight.shape[1], plan.constants
     if asked is not None:
-        wanted, gate_of_field, dead_rows = asked
+        wanted, gate_of_field, dead_rows, row_scale = asked
+        row_scale = None if row_scale is None else row_scale.contiguous()
         operator = "gated_embedding_concat_backward"
-        check_moments(operator, wanted, gate_of_field, dead_rows, x, "field")
+        check_moments(operator, asked, x, plan.batch, "field")
         if values_are_checked(x.device):
-            refuse_dead_rows(operator, dead_rows)
+            refuse_asked_values(operator, asked)
         members, slots = table_of_members(gate_of_field, fields, x.device)
         # A gate without fields, or whose fields have no rows, has no program.
         moments = x.new_zeros(wanted.shape)
@@ -1348,6 +1351,7 @@ def launch_backward(
                     members,
                     *gates,
                     dead_rows,
+                    row_scale,
                     partials,
                     counters,
                     complaint(x.device),
@@ -1396,7 +1400,11 @@ def launch_backward(
     rows = codes.new_empty(0, dtype=torch.int64)
     values = weight.new_empty(weight.shape)
     if values.numel() == 0:
-        return (rows, values, grad_x) if asked is None else (rows, values, grad_x, moments)
+        if asked is None:
+            return rows, values, grad_x
+        nothing = x.new_zeros(plan.batch, fields), x, ungated
+        own = reference.moments(*nothing, wanted.shape[1], *asked[1:])
+        return rows, values, grad_x, own
     looked_at = _looked_at(x, ungated, kind, alpha)
     if asked is not None:
         numbers = torch.arange(plan.batch, device=x.device)[:, None]
@@ -1428,6 +1436,7 @@ def launch_backward(
                 slot_of,
                 *gates,
                 dead_rows,
+                row_scale,
                 products,
                 x.new_empty(programs),
                 counters,
@@ -1555,12 +1564,12 @@ def _forward_with_moments(*call: Any) -> Tensor:
 
 def _reference_backward_with_moments(grad: Tensor, *call: Any) -> tuple[Tensor, ...]:
     _check_with_moments(grad, *call)
-    moments, gate_of_field, dead_rows = asked_of(call)
-    refuse_dead_rows("gated_embedding_concat_backward", dead_rows)
+    moments, *asked = asked_of(call)
+    refuse_asked_values("gated_embedding_concat_backward", asked_of(call))
     plain = without_moments(call)
     args, options = _as_reference(*plain)
     weight, codes, offsets, x, _, _, ungated = args
-    data = weight, codes, offsets, x, ungated, moments.shape[1], gate_of_field, dead_rows
+    data = weight, codes, offsets, x, ungated, moments.shape[1], *asked
     lookup = {name: options[name] for name in ("bags", "mode")}
     own = reference.gated_embedding_concat_moments(grad, *data, **lookup)
     return *_reference_backward(grad, *plain), own
@@ -1647,20 +1656,21 @@ class _GatedEmbeddingConcatMoments(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        moments, ctx.gate_of_field, dead_rows = asked_of(inputs)
+        moments, ctx.gate_of_field, *rows_asked = asked_of(inputs)
         weight, codes, offsets, bags, x, epsilon, scale, ungated, *rest = without_moments(inputs)
         tensors = weight, codes, bags, x, epsilon, scale, ungated
-        ctx.save_for_backward(moments, dead_rows, *tensors)
+        ctx.save_for_backward(moments, *rows_asked, *tensors)
         ctx.offsets, ctx.rest = offsets, rest
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        moments, dead_rows, *tensors = ctx.saved_tensors
-        asked = (moments, ctx.gate_of_field, dead_rows) if ctx.needs_input_grad[-6] else None
+        moments, dead_rows, row_scale, *tensors = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[-7]
+        asked = (moments, ctx.gate_of_field, dead_rows, row_scale) if wanted else None
         results = _backward_of(grad, ctx.offsets, tensors, ctx.rest, asked)
         grad_weight, grad_x, *more = results
         own = more[0] if more else None
-        return grad_weight, None, None, None, grad_x, *[None] * 6, own, *[None] * 5
+        return grad_weight, None, None, None, grad_x, *[None] * 6, own, *[None] * 6
 
 
 def _backward_of(
@@ -1705,8 +1715,7 @@ def _autograd_forward(*call: Any) -> Tensor:
 
 
 def _autograd_forward_with_moments(*call: Any) -> Tensor:
-    moments, gate_of_field, dead_rows = asked_of(call)
-    check_moments("gated_embedding_concat", moments, gate_of_field, dead_rows, call[4], "field")
+    check_moments("gated_embedding_concat", asked_of(call), call[4], call[1].shape[0], "field")
     return cast(Tensor, apply(_GatedEmbeddingConcatMoments, *call))
 
 
@@ -1742,6 +1751,7 @@ def gated_embedding_concat(
     moments: Tensor | None = None,
     gate_of_field: Sequence[int] | None = None,
     dead_rows: Tensor | None = None,
+    row_scale: Tensor | None = None,
     kind: str = "lpfs++",
     alpha: float = 10.0,
     tau: float = 2.0,
@@ -1777,6 +1787,7 @@ def gated_embedding_concat(
         gate_of_field: the column of moments of each field, as in `gated_concat`.
         dead_rows: from how many samples moments of dead fields are taken, as in `gated_concat`;
             codes of the others are not looked at.
+        row_scale: how many times the square of each sample counts, as in `gated_concat`.
         kind: one of `KINDS`.
         alpha: α ≥ 0 of `lpfs++`: how strongly a dead field can come back.
         tau: τ > 0 of `lpfs++`.
@@ -1815,7 +1826,7 @@ def gated_embedding_concat(
             y = torch.ops.lpfs.gated_embedding_concat.default(*call, *options)
         else:
             more, gate = options[:3], options[3:]
-            asked = moments, gate_of_field, dead_rows
+            asked = moments, gate_of_field, dead_rows, row_scale
             y = torch.ops.lpfs.gated_embedding_concat.moments(*call, *more, *asked, *gate)
     except (RuntimeError, ValueError, TypeError) as error:
         if f"{operator}: " not in str(error):

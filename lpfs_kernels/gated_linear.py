@@ -26,6 +26,7 @@ from torch.nn import functional as F
 
 from . import reference
 from .launch import (
+    Asked,
     check_device,
     check_dtype,
     check_fields,
@@ -153,19 +154,6 @@ class _Revival(torch.autograd.Function):
         return grad, None, None, None, grad_x, *[None] * 6
 
 
-class _Asked(NamedTuple):
-    """What asks for moments, and how many rows they are taken from."""
-
-    moments: Tensor
-    gate_of_field: Sequence[int] | None
-    dead_rows: Tensor | None
-    rows: int | None
-
-    def of(self, chosen: Sequence[bool]) -> _Asked:
-        every = range(len(chosen)) if self.gate_of_field is None else self.gate_of_field
-        return self._replace(gate_of_field=_of(list(every), chosen))
-
-
 class _Watched(torch.autograd.Function):
     """y as it is; backward, moments from the first rows: their gradient is multiplied by the
     columns without gates, as if `gated_concat` had come before the layer."""
@@ -176,6 +164,7 @@ class _Watched(torch.autograd.Function):
         moments: Tensor,
         gate_of_field: Sequence[int] | None,
         dead_rows: Tensor | None,
+        row_scale: Tensor | None,
         rows: int | None,
         weight: Tensor,
         widths: Sequence[int] | None,
@@ -185,22 +174,24 @@ class _Watched(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, moments, ctx.gate_of_field, dead_rows, ctx.rows, weight, ctx.widths, *rest = inputs
-        x, epsilon, scale, ungated, *ctx.gate = rest[:7]
-        ctx.save_for_backward(moments, dead_rows, weight, x, epsilon, scale, ungated, *rest[7:])
+        _, moments, ctx.gate_of_field, *rows, ctx.rows, weight, ctx.widths = inputs[:8]
+        x, epsilon, scale, ungated, *ctx.gate = inputs[8:15]
+        ctx.save_for_backward(moments, *rows, weight, x, epsilon, scale, ungated, *inputs[15:])
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        moments, dead_rows, weight, x, epsilon, scale, ungated, *fields = ctx.saved_tensors
+        moments, dead_rows, row_scale, weight, *gates = ctx.saved_tensors[:8]
+        fields, (x, epsilon, scale, ungated) = ctx.saved_tensors[8:], gates
         rows = len(grad) // SHARE if ctx.rows is None else ctx.rows
         some = [field[:rows] for field in fields]
         dtype = reduce(torch.promote_types, (field.dtype for field in some))
         upstream = (grad[:rows].to(weight.dtype) @ weight).to(dtype)
-        asked = moments, ctx.gate_of_field, dead_rows
+        scales = None if row_scale is None else row_scale[:rows]
+        asked = moments, ctx.gate_of_field, dead_rows, scales
         call = upstream, [field.to(dtype) for field in some], x, epsilon, ctx.widths, scale, ungated
         *_, own = torch.ops.lpfs.gated_concat_backward.moments(*call, *asked, *ctx.gate)
-        return grad, own, *[None] * (12 + len(fields))
+        return grad, own, *[None] * (13 + len(fields))
 
 
 class _Selected(torch.autograd.Function):
@@ -272,6 +263,7 @@ def gated_linear(
     moments: Tensor | None = None,
     gate_of_field: Sequence[int] | None = None,
     dead_rows: Tensor | None = None,
+    row_scale: Tensor | None = None,
     moment_rows: int | None = None,
     kind: str = "lpfs++",
     alpha: float = 10.0,
@@ -304,6 +296,7 @@ def gated_linear(
             nor given, there are none.
         gate_of_field: the column of moments of each field, as in `gated_concat`.
         dead_rows: from how many of these rows moments of dead fields are taken; default: all.
+        row_scale: `[B]`: how many times the square of each row counts, as in `gated_concat`.
         moment_rows: how many rows they are. Default: a sixteenth of the batch.
         kind: one of `KINDS`.
         alpha: α ≥ 0 of `lpfs++`.
@@ -324,8 +317,11 @@ def gated_linear(
     if kind not in reference.KINDS:
         fault(OPERATOR, "kind", f"be one of {reference.KINDS}", repr(kind))
     gates = _Gates(x, epsilon, scale, ungated, reference.KINDS.index(kind), alpha, tau)
+    asked = None
     if moments is not None:
-        check_moments(OPERATOR, moments, gate_of_field, dead_rows, x, "field")
+        asked = Asked(moments, gate_of_field, dead_rows, row_scale)
+        rows = embeddings[0].shape[0] if embeddings else 0
+        check_moments(OPERATOR, asked, x, rows, "field")
         if moment_rows is not None and moment_rows < 0:
             fault(OPERATOR, "moment_rows", "be at least 0", moment_rows)
     try:
@@ -333,10 +329,9 @@ def gated_linear(
             y = F.linear(gates.concat(embeddings, widths), weight, bias)
         else:
             y = _linear(embeddings, weight, bias, widths, gates, living, revive)
-        if moments is None or not moments.requires_grad:
+        if asked is None or not asked.moments.requires_grad:
             return y
-        asked = _Asked(moments, gate_of_field, dead_rows, moment_rows)
-        return _watch(y, embeddings, weight, list(widths), gates, living, asked)
+        return _watch(y, embeddings, weight, list(widths), gates, living, asked, moment_rows)
     except (RuntimeError, ValueError, TypeError):
         # What it is made of finds faults too, and calls them by other names.
         _check(embeddings, weight, bias, widths, gates, living)
@@ -395,7 +390,8 @@ def _watch(
     widths: list[int],
     gates: _Gates,
     living: Sequence[int] | None,
-    asked: _Asked,
+    asked: Asked,
+    rows: int | None,
 ) -> Tensor:
     """y, with moments of the fields whose embeddings are there."""
     if living is not None and len(living) < len(gates.x):
@@ -410,10 +406,12 @@ def _watch(
                 elif held:
                     embeddings = [_select(embeddings[0], own, alive)]
             widths = _of(widths, alive) if widths else []
-            gates, asked = gates.of(alive), asked.of(alive)
+            columns = range(len(alive)) if asked.gate_of_field is None else asked.gate_of_field
+            asked = asked._replace(gate_of_field=_of(list(columns), alive))
+            gates = gates.of(alive)
             if not any(alive):
                 return y
-    call = y, *asked, weight, widths or None, *gates
+    call = y, *asked, rows, weight, widths or None, *gates
     return cast(Tensor, _Watched.apply(*call, *embeddings))  # type: ignore[no-untyped-call]
 
 

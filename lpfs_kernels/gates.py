@@ -151,6 +151,16 @@ def rows_of_dead(dead_rows, rows):
 
 
 @jit
+def squares_of(products, row_scale, row, rows):
+    """Row products squared, each as many times as its row counts."""
+    squares = products * products
+    if row_scale is None:
+        return squares
+    else:
+        return squares * tl.load(row_scale + row, mask=row < rows, other=0.0)
+
+
+@jit
 def total_of(partials, blocks, BLOCK_PARTIALS: tl.constexpr):
     """The sum of what all blocks have left, in a fixed order."""
     total = tl.zeros([BLOCK_PARTIALS], partials.dtype.element_ty)

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from itertools import accumulate
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -156,30 +156,34 @@ def check_gates(
         check_shape(operator, "ungated", ungated, [count], " like x")
 
 
-ASKED = "Tensor moments, int[]? gate_of_field, Tensor? dead_rows, "
+ASKED = "Tensor moments, int[]? gate_of_field, Tensor? dead_rows, Tensor? row_scale, "
 """What an operator's overload `moments` takes before kind, α and τ."""
 
 
-def asked_of(call: Sequence[Any]) -> tuple[Any, Any, Any]:
+class Asked(NamedTuple):
+    """The same, as one."""
+
+    moments: Tensor
+    gate_of_field: Sequence[int] | None
+    dead_rows: Tensor | None
+    row_scale: Tensor | None
+
+
+def asked_of(call: Sequence[Any]) -> Asked:
     """What asks for moments among the arguments of such an overload."""
-    moments, gate_of_field, dead_rows = call[-6:-3]
-    return moments, gate_of_field, dead_rows
+    return Asked(*call[-7:-3])
 
 
 def without_moments(call: Sequence[Any]) -> tuple[Any, ...]:
     """The arguments of the operator that is not asked for them."""
-    return *call[:-6], *call[-3:]
+    return *call[:-7], *call[-3:]
 
 
 def check_moments(
-    operator: str,
-    moments: Tensor,
-    gate_of_field: Sequence[int] | None,
-    dead_rows: Tensor | None,
-    x: Tensor,
-    each: str,
+    operator: str, asked: Asked, x: Tensor, rows: int | torch.SymInt, each: str
 ) -> None:
-    """What asks a gated operator for moments; `each` is what has a gate."""
+    """What asks a gated operator for moments, of so many rows; `each` is what has a gate."""
+    moments, gate_of_field, dead_rows, row_scale = asked
     check_device(operator, "moments", moments, "x", x.device)
     check_dtype(operator, "moments", moments, x.dtype, "like x")
     count = x.shape[0]
@@ -200,6 +204,10 @@ def check_moments(
         check_device(operator, "dead_rows", dead_rows, "x", x.device)
         check_dtype(operator, "dead_rows", dead_rows, torch.int64, "")
         check_shape(operator, "dead_rows", dead_rows, [], "")
+    if row_scale is not None:
+        check_device(operator, "row_scale", row_scale, "x", x.device)
+        check_dtype(operator, "row_scale", row_scale, x.dtype, "like x")
+        check_shape(operator, "row_scale", row_scale, [rows], ", one element per row")
 
 
 _checking = os.environ.get("LPFS_CHECK_VALUES", "") not in ("", "0")
@@ -238,10 +246,15 @@ def refuse_gate_values(operator: str, x: Tensor, epsilon: Tensor) -> None:
     refuse_values(operator, "x", x, "not be NaN", x.isnan(), where=True)
 
 
-def refuse_dead_rows(operator: str, dead_rows: Tensor | None) -> None:
-    """Fault a negative number of rows; waits for the device."""
+def refuse_asked_values(operator: str, asked: Asked) -> None:
+    """Fault a number of rows below 0, or a row that cannot count so; waits for the device."""
+    dead_rows, row_scale = asked.dead_rows, asked.row_scale
     if dead_rows is not None:
         refuse_values(operator, "dead_rows", dead_rows, "be at least 0", dead_rows < 0)
+    if row_scale is not None:
+        wrong = ~((row_scale >= 0) & row_scale.isfinite())
+        expected = "be finite and at least 0"
+        refuse_values(operator, "row_scale", row_scale, expected, wrong, where=True)
 
 
 def complaint(device: torch.device) -> Tensor:

@@ -158,6 +158,7 @@ def gated_concat_moments(
     gates: int | None = None,
     gate_of_field: Sequence[int] | None = None,
     dead_rows: Tensor | None = None,
+    row_scale: Tensor | None = None,
 ) -> Tensor:
     """What removal costs are made of, `[3, G]`: see `moments`."""
     fields = split_fields(embeddings, widths)
@@ -166,7 +167,7 @@ def gated_concat_moments(
         (upstream * field.to(x.dtype)).sum(1)
         for upstream, field in zip(upstreams, fields, strict=True)
     ]
-    return moments(torch.stack(products, 1), x, ungated, gates, gate_of_field, dead_rows)
+    return moments(torch.stack(products, 1), x, ungated, gates, gate_of_field, dead_rows, row_scale)
 
 
 def moments(
@@ -176,6 +177,7 @@ def moments(
     gates: int | None = None,
     gate_of_field: Sequence[int] | Tensor | None = None,
     dead_rows: Tensor | None = None,
+    row_scale: Tensor | None = None,
     computed: Tensor | None = None,
 ) -> Tensor:
     """Σ p, Σ p² and the number of rows they were taken from, `[3, G]`, of row products `[B, N]`.
@@ -184,7 +186,8 @@ def moments(
     of row r gains if the factor of field i grows. Products of all fields of a gate are added before
     they are squared: that of field i is number `gate_of_field[i]` of `gates`, or i of N. Of dead
     fields only the first `dead_rows` rows count, or all; the others are not looked at, nor are the
-    fields that are not among the `computed`, if these are named.
+    fields that are not among the `computed`, if these are named. The square of row r counts
+    `row_scale[r]` times, `[B]`, or once.
 
     >>> products = torch.tensor([[1.0, 2.0], [3.0, float("nan")]])
     >>> x, first = torch.tensor([1.0, 0.0]), torch.tensor(1)
@@ -211,7 +214,10 @@ def moments(
     nothing = products.new_zeros(rows, gates)
     of_gates = nothing.index_add(1, gate, torch.where(taken, products, 0.0))
     counted = nothing.index_add(1, gate, taken.to(products.dtype)).count_nonzero(0)
-    return torch.stack([of_gates.sum(0), of_gates.square().sum(0), counted.to(products.dtype)])
+    squares = of_gates.square()
+    if row_scale is not None:
+        squares = squares * row_scale[:, None]
+    return torch.stack([of_gates.sum(0), squares.sum(0), counted.to(products.dtype)])
 
 
 def gated_cross_concat(
@@ -323,6 +329,7 @@ def gated_cross_concat_moments(
     gates: int | None = None,
     gate_of_field: Sequence[int] | None = None,
     dead_rows: Tensor | None = None,
+    row_scale: Tensor | None = None,
     *,
     before: bool = False,
     kind: str = "lpfs++",
@@ -349,7 +356,7 @@ def gated_cross_concat_moments(
                     crossed = plain[own] * plain[other] * factors[other]
                     products[own] = products[own] + (upstream * crossed).sum(1)
     stacked = torch.stack(products, 1) if products else x.new_zeros(len(grad), 0)
-    return moments(stacked, x, ungated, gates, gate_of_field, dead_rows)
+    return moments(stacked, x, ungated, gates, gate_of_field, dead_rows, row_scale)
 
 
 def gated_embedding_concat(
@@ -450,6 +457,7 @@ def gated_embedding_concat_moments(
     gates: int | None = None,
     gate_of_field: Sequence[int] | None = None,
     dead_rows: Tensor | None = None,
+    row_scale: Tensor | None = None,
     *,
     bags: Tensor | None = None,
     mode: str = "sum",
@@ -469,7 +477,7 @@ def gated_embedding_concat_moments(
             some, ends = codes[int(ends[0]) : int(ends[-1])], ends - ends[0]
         fields = _pooled(weight, some, offsets, unread, x, ends, mode)
         products[rows] = (own * torch.stack(fields, 1)).sum(2).where(~torch.tensor(unread), 0.0)
-    return moments(products, x, ungated, gates, gate_of_field, dead_rows)
+    return moments(products, x, ungated, gates, gate_of_field, dead_rows, row_scale)
 
 
 def _flat(codes: Tensor, bags: Tensor | None, fields: int) -> tuple[Tensor, Tensor]:

@@ -257,7 +257,7 @@ def cross_products(grad: Tensor, call: CrossCall) -> list[Tensor]:
 def check_cross_moments(
     got: Tensor, grad: Tensor, call: CrossCall, roundings: int, *asked: Any
 ) -> None:
-    """Hold moments to the reference. `asked` are gates, the gate of each element, and dead rows."""
+    """Hold moments to the reference. `asked` is as in `check_moments`."""
     products = cross_products(grad, call)
     check_moments(got, products, call.x, call.ungated, *asked, roundings=roundings + 2)
 

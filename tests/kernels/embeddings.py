@@ -294,6 +294,7 @@ def check_embedding_moments(
     gates: int | None = None,
     gate_of_field: list[int] | None = None,
     dead_rows: Tensor | None = None,
+    row_scale: Tensor | None = None,
 ) -> None:
     """Hold moments to the reference. A row product is the sum of products of a bag's rows, each of
     which may have been divided by their number."""
@@ -302,7 +303,7 @@ def check_embedding_moments(
     products = list((upstream * pooled_of(call.double(), dead_rows)).unbind(1))
     own = list((upstream.abs() * pooled_of(call.magnitudes(), dead_rows)).unbind(1))
     more = largest_bag(call) * (width + 1) + 2
-    options = call.x, call.ungated, gates, gate_of_field, dead_rows
+    options = call.x, call.ungated, gates, gate_of_field, dead_rows, row_scale
     check_moments(got, products, *options, magnitudes=own, roundings=more)
 
 

@@ -138,16 +138,26 @@ def row_products(grad: Tensor, call: Call) -> list[Tensor]:
     return [a * b for a, b in zip(grad.double().split(widths, 1), double.fields, strict=True)]
 
 
+def row_scales(rows: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
+    """How many times the squares of rows count, side by side or not; some not at all."""
+    scales = torch.rand(rows, 2, generator=torch.Generator().manual_seed(seed), dtype=dtype) * 3
+    return (scales - 0.5).clamp(min=0)[:, 1] if seed % 2 else (scales[:, 0] - 0.5).clamp(min=0)
+
+
 @st.composite
-def requests(draw: st.DrawFn, fields: int) -> tuple[Any, ...]:
-    """Gates, the gate of each field, and rows of dead fields; all of them may be left out."""
-    rows = draw(st.none() | st.sampled_from([0, 1, 16, 100, 1000]))
-    dead_rows = None if rows is None else torch.tensor(rows)
+def requests(draw: st.DrawFn, x: Tensor, rows: int) -> tuple[Any, ...]:
+    """Gates, the gate of each field, rows of dead fields, and how many times the square of each
+    counts; all of them may be left out."""
+    sampled = draw(st.none() | st.sampled_from([0, 1, 16, 100, 1000]))
+    seed = draw(st.none() | st.integers(0, 99))
+    scales = None if seed is None else row_scales(rows, x.dtype, seed)
+    more = None if sampled is None else torch.tensor(sampled), scales
     if draw(st.booleans()):
-        return None, None, dead_rows
+        return None, None, *more
+    fields = len(x)
     gates = draw(st.integers(1, fields + 1))
     numbers = st.integers(0, gates - 1)
-    return gates, draw(st.lists(numbers, min_size=fields, max_size=fields)), dead_rows
+    return gates, draw(st.lists(numbers, min_size=fields, max_size=fields)), *more
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ import pytest
 import torch
 
 from lpfs_kernels import reference
+from lpfs_kernels.launch import Asked
 
 triton = pytest.importorskip("triton", reason="there is no Triton here")
 from triton.backends.compiler import GPUTarget  # noqa: E402
@@ -459,7 +460,8 @@ def test_moments_of_crosses(before: bool, tmp_path: Path) -> None:
     elements = len(call[2])
     for gates in (elements, 9):
         shared = None if gates == elements else [i % gates for i in range(elements)]
-        asked = torch.empty(3, gates), shared, torch.empty((), dtype=torch.int64)
+        rows = torch.empty((), dtype=torch.int64), torch.empty(len(grad))
+        asked = Asked(torch.empty(3, gates), shared, *rows)
         launch = partial(gated_cross.launch_backward, grad, *call, asked=asked)
         asm = compiled(gated_cross, "_backward_kernel", launch, NVIDIA[1])
         assert_no_spills(asm, NVIDIA[1], tmp_path)
@@ -470,7 +472,8 @@ def test_moments_of_crosses(before: bool, tmp_path: Path) -> None:
 def test_moments_of_lookups(which: int, tmp_path: Path) -> None:
     grad, call = embedding_arguments(*LOOKUPS["small"][:3], torch.float32, False, "lpfs++")
     name, launch = embedding_kernels(grad, call)[which]
-    asked = torch.empty(3, 27), None, torch.empty((), dtype=torch.int64)
+    rows = torch.empty((), dtype=torch.int64), torch.empty(len(grad))
+    asked = Asked(torch.empty(3, 27), None, *rows)
     name = name.replace("_kernel", "_moments_kernel")
     asm = compiled(gated_embedding, name, partial(launch, asked=asked), NVIDIA[1])
     assert_no_spills(asm, NVIDIA[1], tmp_path)

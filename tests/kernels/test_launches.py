@@ -24,6 +24,7 @@ from lpfs_kernels import (
     gated_linear,
     proximal_sgd_,
 )
+from lpfs_kernels.launch import Asked
 
 triton = pytest.importorskip("triton", reason="there is no Triton here")
 from triton.backends.compiler import GPUTarget  # noqa: E402
@@ -88,12 +89,14 @@ def gates(count: int, skip: int, optional: str, kind: int) -> tuple[Any, ...]:
     return x, epsilon, *there, kind, 10.0, 2.0
 
 
-def request(fields: int, skip: int, optional: str) -> tuple[Tensor, list[int] | None, Any]:
+def request(rows: int, fields: int, skip: int, optional: str) -> Asked:
     """What asks for moments, of a gate for all fields if something is to be skipped."""
-    dead_rows = None if optional == "absent" else placed(dtype=torch.int64, skip=skip)
+    more: tuple[Any, Any] = None, None
+    if optional != "absent":
+        more = placed(dtype=torch.int64, skip=skip), placed(rows, skip=skip)
     if skip:
-        return placed(3, 1), [0] * fields, dead_rows
-    return placed(3, fields), None, dead_rows
+        return Asked(placed(3, 1), [0] * fields, *more)
+    return Asked(placed(3, fields), None, *more)
 
 
 def concat(
@@ -115,7 +118,7 @@ def concat(
     grad = laid_out(rows, sum(widths), upstream, skip)
     module.launch_forward(*call)
     module.launch_backward(grad, *call)
-    module.launch_backward(grad, *call, asked=request(len(widths), skip, optional))
+    module.launch_backward(grad, *call, asked=request(rows, len(widths), skip, optional))
 
 
 def cross(
@@ -141,7 +144,7 @@ def cross(
     grad = laid_out(rows, len(pairs) * width, upstream, skip)
     module.launch_forward(*call)
     module.launch_backward(grad, *call)
-    module.launch_backward(grad, *call, asked=request(len(x), skip, optional))
+    module.launch_backward(grad, *call, asked=request(rows, len(x), skip, optional))
 
 
 def lookup(
@@ -173,7 +176,7 @@ def lookup(
         if sparse:
             module.launch_forward(*call)
         module.launch_backward(grad, *call)
-        module.launch_backward(grad, *call, asked=request(fields, skip, optional))
+        module.launch_backward(grad, *call, asked=request(rows, fields, skip, optional))
 
 
 def step(
@@ -256,7 +259,7 @@ GROUPS = [
     (MADE, "pairs firsts slots table idle starts order ends layout"),
     (GIVEN, "fields embeddings weight codes grad x epsilon lr lam"),
     (GIVEN, "parameters grads momentum_buffers"),
-    ({"None", *GIVEN}, "scale ungated bags budget dead_rows"),
+    ({"None", *GIVEN}, "scale ungated bags budget dead_rows row_scale"),
     ({"None", *MADE}, "bag_of members gate_of"),
     (NUMBER, "columns total"),
     (STRIDE, "row_stride field_stride column_stride grad_row_stride grad_column_stride"),
@@ -379,8 +382,8 @@ def of_moments(rows: int, gates: int, packed: bool) -> Tensor:
     """Fields of one gate lie apart; however many rows are sampled of dead ones."""
     shared = None if gates == FIELDS else [i % gates for i in range(FIELDS)]
     dead_rows = torch.tensor(rows // 3)
-    moments = learned(3, gates)
-    return of_concat(rows, packed, moments=moments, gate_of_field=shared, dead_rows=dead_rows)
+    asked = {"moments": learned(3, gates), "gate_of_field": shared, "dead_rows": dead_rows}
+    return of_concat(rows, packed, **asked, row_scale=torch.ones(rows))
 
 
 PAIRS = every_pair(FIELDS)

@@ -43,6 +43,7 @@ from .strategies import (
     matrix,
     requests,
     row_products,
+    row_scales,
 )
 from .tolerances import assert_plus_zero, check_backward, check_moments
 
@@ -69,8 +70,10 @@ def request_of(
     gates: int | None = None,
     gate_of_field: Sequence[int] | None = None,
     dead_rows: Tensor | None = None,
+    row_scale: Tensor | None = None,
 ) -> tuple[Any, ...]:
-    return x.new_zeros(3, len(x) if gates is None else gates), gate_of_field, dead_rows
+    moments = x.new_zeros(3, len(x) if gates is None else gates)
+    return moments, gate_of_field, dead_rows, row_scale
 
 
 def backward(grad: Tensor, call: Call, *asked: Any) -> list[Tensor]:
@@ -92,7 +95,7 @@ def test_moments(call: Call, layout: str, seed: int, data: st.DataObject) -> Non
     generator = torch.Generator().manual_seed(seed)
     shape = (call.embeddings[0].shape[0], sum(field.shape[1] for field in call.fields))
     grad = matrix(*shape, call.embeddings[0].dtype, layout, generator)
-    check(grad, call, *data.draw(requests(len(call.x))))
+    check(grad, call, *data.draw(requests(call.x, len(grad))))
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -114,8 +117,10 @@ def test_sizes(rows: int, widths: list[int], dtype: torch.dtype, packed: bool) -
     check(grad, call)
     last = len(widths) - 1
     shared = [min(i, last - i) for i in range(len(widths))]
+    scales = row_scales(rows, call.x.dtype)
+    check(grad, call, None, None, torch.tensor(67), scales)
     for dead_rows in (None, torch.tensor(67)):
-        check(grad, call, last // 2 + 1, shared, dead_rows)
+        check(grad, call, last // 2 + 1, shared, dead_rows, scales)
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -127,11 +132,12 @@ def test_any_number_of_threads_gives_the_same_bits(
 ) -> None:
     call = a_call(rows, widths, packed=packed)
     grad, shared = a_gradient(call), [i % 9 for i in range(len(widths))]
+    scales = row_scales(rows, call.x.dtype)
     threads, results = torch.get_num_threads(), []
     try:
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            results.append([*backward(grad, call), *backward(grad, call, 9, shared)])
+            results.append([*backward(grad, call), *backward(grad, call, 9, shared, None, scales)])
     finally:
         torch.set_num_threads(threads)
     for other in results[1:]:
@@ -175,12 +181,12 @@ def check_cross(grad: Tensor, call: CrossCall, *asked: Any) -> None:
 @PROPERTY
 @given(cross_calls(ROWS, st.sampled_from([0, 1, 3, 4, 16, 17])), st.data())
 def test_crosses(call: CrossCall, data: st.DataObject) -> None:
-    grad, fields = a_cross_gradient(call), len(call.x)
-    if fields == 0:
+    grad = a_cross_gradient(call)
+    if len(call.x) == 0:
         *_, moments = cross_backward(grad, call)
         assert moments.shape == (3, 0)
         return
-    check_cross(grad, call, *data.draw(requests(fields)))
+    check_cross(grad, call, *data.draw(requests(call.x, len(grad))))
 
 
 @pytest.mark.parametrize("before", [False, True])
@@ -221,10 +227,10 @@ def check_embedding(grad: Tensor, call: EmbeddingCall, *asked: Any) -> None:
 @PROPERTY
 @given(embedding_calls(ROWS, st.sampled_from([0, 1, 3, 4, 16, 17])), st.data())
 def test_lookups(call: EmbeddingCall, data: st.DataObject) -> None:
-    gates, gate_of_field, dead_rows = data.draw(requests(len(call.x)))
+    gates, gate_of_field, dead_rows, scales = data.draw(requests(call.x, call.batch))
     if not call.looked_at.all():
         dead_rows = torch.tensor(0)  # codes of theirs are wrong
-    check_embedding(an_embedding_gradient(call), call, gates, gate_of_field, dead_rows)
+    check_embedding(an_embedding_gradient(call), call, gates, gate_of_field, dead_rows, scales)
 
 
 @pytest.mark.parametrize("kind", ["lpfs", "lpfs++"])
@@ -255,7 +261,8 @@ def test_lookups_past_the_cache(sparse: bool) -> None:
     for bags in (False, True):
         call = an_embedding_call(20_000, [70_000, 9, 60], 16, bags=bags, sparse=sparse)
         grad = an_embedding_gradient(call)
-        for asked in ((), (2, [1, 0, 1], torch.tensor(700))):
+        scales = row_scales(call.batch, call.x.dtype)
+        for asked in ((), (2, [1, 0, 1], torch.tensor(700), scales)):
             check_embedding(grad, call, *asked)
 
 
@@ -323,12 +330,13 @@ def test_opcheck(dtype: torch.dtype, packed: bool) -> None:
     for field in call.embeddings:
         field.requires_grad_()
     moments = call.x.new_zeros(3, 2).requires_grad_()
-    asked = moments, [1, 0, 1], torch.tensor(2)
+    scales = call.x.new_ones(4)
+    asked = moments, [1, 0, 1], torch.tensor(2), scales
     torch.library.opcheck(OPERATORS.gated_concat.moments, (*data, *asked, kind, alpha, tau))
 
     call = a_call(4, [3, 1, 2], dtype, packed)
     *data, kind, alpha, tau = call.args
-    asked = call.x.new_zeros(3, 3), None, None
+    asked = call.x.new_zeros(3, 3), None, None, None
     args = a_gradient(call), *data, *asked, kind, alpha, tau
     torch.library.opcheck(OPERATORS.gated_concat_backward.moments, args)
 
@@ -414,6 +422,22 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     ),
     ({"dead_rows": torch.tensor(1.0)}, "dead_rows must be int64, got float32"),
     ({"dead_rows": torch.ones(1).long()}, "dead_rows must have shape [], got [1]"),
+    ({"row_scale": torch.ones(4).double()}, "row_scale must be float32 like x, got float64"),
+    (
+        {"row_scale": torch.ones(3)},
+        "row_scale must have shape [4], one element per row, got [3]",
+    ),
+]
+LATE_FAULTS: list[tuple[dict[str, Any], str]] = [
+    ({"dead_rows": torch.tensor(-1)}, "be at least 0, got -1"),
+    (
+        {"row_scale": torch.tensor([1.0, 0.0, -2.0, 1.0])},
+        "row_scale must be finite and at least 0, got -2 at position 2",
+    ),
+    (
+        {"row_scale": torch.tensor([1.0, 0.0, 2.0, float("inf")])},
+        "row_scale must be finite and at least 0, got inf at position 3",
+    ),
 ]
 
 
@@ -427,14 +451,13 @@ def test_faults(wrong: dict[str, Any], message: str) -> None:
 
 
 @pytest.mark.skipif(not COMPILED, reason="the C++ library was not built")
-@pytest.mark.parametrize(
-    ("wrong", "message"), [*FAULTS, ({"dead_rows": torch.tensor(-1)}, "be at least 0, got -1")]
-)
+@pytest.mark.parametrize(("wrong", "message"), [*FAULTS, *LATE_FAULTS])
 def test_faults_of_backward(wrong: dict[str, Any], message: str) -> None:
     """What is found late, C++ says in the same words."""
     call = a_call(4, [2, 1])
     *data, kind, alpha, tau = call.args
-    asked = {"moments": torch.zeros(3, 2), "gate_of_field": None, "dead_rows": None, **wrong}
+    nothing = {"gate_of_field": None, "dead_rows": None, "row_scale": None}
+    asked = {"moments": torch.zeros(3, 2), **nothing, **wrong}
     args = a_gradient(call), *data, *asked.values(), kind, alpha, tau
     for run in (
         OPERATORS.gated_concat_backward.moments,
@@ -461,7 +484,8 @@ def test_linear(
     x = torch.tensor([0.7, 0.0, -0.3, 1.0], dtype=torch.float64)
     weight = torch.randn(5, 10, dtype=torch.float64)
     c = torch.randn(80, 5, dtype=torch.float64)
-    asked: dict[str, Any] = {"dead_rows": dead_rows}
+    scales = row_scales(80, torch.float64) if shared else None
+    asked: dict[str, Any] = {"dead_rows": dead_rows, "row_scale": scales}
     asked["gate_of_field"] = (1, 0, 1, 2) if shared else None
     columns = 3 if shared else 4
     data = call.embeddings, x, call.epsilon
@@ -476,7 +500,8 @@ def test_linear(
         y.backward(c)
         taken = 80 // 16 if rows is None else rows
         some = [field[:taken] for field in call.embeddings]
-        options = call.widths, None, columns, asked["gate_of_field"], dead_rows
+        own = None if scales is None else scales[:taken]
+        options = call.widths, None, columns, asked["gate_of_field"], dead_rows, own
         want = reference.gated_concat_moments(c[:taken] @ weight, some, x, *options)
         torch.testing.assert_close(moments.grad, want)
 
@@ -494,7 +519,9 @@ def test_cross_linear(dead_rows: Tensor | None, shared: bool, living: Tensor | N
     gates = 3 if shared else 6
     moments = torch.zeros(3, gates, dtype=torch.float64, requires_grad=True)
     data = call.embeddings, call.pairs, x, call.epsilon
+    scales = row_scales(80, torch.float64)
     asked: dict[str, Any] = {"gate_of_field": gate_of_field, "dead_rows": dead_rows}
+    asked["row_scale"] = scales if shared else None
     y = lpfs_kernels.gated_cross_linear(
         *data, weight, living=living, moments=moments, moment_rows=7, kind="lpfs", **asked
     )
@@ -513,5 +540,7 @@ def test_cross_linear(dead_rows: Tensor | None, shared: bool, living: Tensor | N
     of_gates = torch.zeros(7, gates, dtype=torch.float64)
     of_gates.index_add_(1, owner, products * taken)
     counts = torch.zeros(7, gates).index_add(1, owner, taken.float()).count_nonzero(0)
-    want = torch.stack([of_gates.sum(0), of_gates.square().sum(0), counts.double()])
+    times = scales[:7, None] if shared else torch.ones(7, 1)
+    squares = (of_gates.square() * times).sum(0)
+    want = torch.stack([of_gates.sum(0), squares, counts.double()])
     torch.testing.assert_close(moments.grad, want)

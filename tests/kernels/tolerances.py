@@ -118,6 +118,7 @@ def check_moments(
     gates: int | None = None,
     gate_of_field: Sequence[int] | None = None,
     dead_rows: Tensor | None = None,
+    row_scale: Tensor | None = None,
     *,
     magnitudes: Sequence[Tensor] | None = None,
     roundings: int = 0,
@@ -128,11 +129,13 @@ def check_moments(
     A row product of n elements passes at most n + 1 roundings and those that its elements have
     seen, r, so that it is off by at most δ = (n + 1 + r)·eps·Σ|a·b|. At most 256 of them, or of
     their squares, are added up before they reach a double, and the result is rounded once more:
-    |error of Σ p| ≤ Σ δ + 257·eps·Σ|p| and |error of Σ p²| ≤ Σ (2|p| + δ)·δ + 258·eps·Σ p².
+    |error of Σ p| ≤ Σ δ + 257·eps·Σ|p| and |error of Σ p²| ≤ Σ (2|p| + δ)·δ + 259·eps·Σ p², of
+    which one eps is for what squares are multiplied by.
     In fp64 the reference may be off by as much.
     """
     eps = torch.finfo(x.dtype).eps * (2 if x.dtype == torch.float64 else 1)
-    options = x, ungated, gates, gate_of_field, dead_rows
+    scales = None if row_scale is None else row_scale.double()
+    options = x, ungated, gates, gate_of_field, dead_rows, scales
 
     def added(of_field: list[Tensor]) -> Tensor:
         """Σ over fields and rows of the gates, in the rows that are looked at."""
@@ -150,7 +153,7 @@ def check_moments(
     sizes = added([size.abs().sum(1) for size in magnitudes or products])
     relative = (elements + 1) * eps
     sums = (relative + 257 * eps) * sizes[0]
-    squares = ((2 + relative) * relative + 258 * eps) * sizes[1]
+    squares = ((2 + relative) * relative + 259 * eps) * sizes[1]
     tolerance = torch.stack([sums, squares, torch.zeros_like(sums)])
     off = (got.double() - want).abs()
     tolerance = tolerance + torch.finfo(x.dtype).tiny

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lpfs_kernels import reference
+from lpfs_kernels.launch import Asked
 
 from ..crosses import a_cross_call, a_cross_gradient, check_cross_backward, check_cross_moments
 from ..embeddings import (
@@ -17,7 +18,7 @@ from ..embeddings import (
     check_embedding_backward,
     check_embedding_moments,
 )
-from ..strategies import Call, a_call, a_gradient, row_products
+from ..strategies import Call, a_call, a_gradient, row_products, row_scales
 from ..tolerances import check_backward, check_moments
 from .conftest import WITHOUT
 
@@ -54,11 +55,12 @@ def test_moments(
     """In one launch, with the same bits in every order of the blocks."""
     call, dead_rows = watched(rows, widths, dtype, packed), torch.tensor(4)
     grad, gates = a_gradient(call), 3 if gate_of_field is None else 2
-    asked = call.x.new_full((3, gates), float("nan")), gate_of_field, dead_rows
+    scales = row_scales(len(grad), call.x.dtype)
+    asked = Asked(call.x.new_full((3, gates), float("nan")), gate_of_field, dead_rows, scales)
     results = []
     for order in ptx.ORDERS:
         with ptx.emulated(order) as emulation:
-            emulation.protect(grad, *call.embeddings, asked[0], dead_rows)
+            emulation.protect(grad, *call.embeddings, asked.moments, dead_rows, scales)
             emulation.forbid(call.fields[1][4:])
             results.append(operator.launch_backward(grad, *call.args, asked=asked))
             assert len(emulation.launches) == 1
@@ -68,7 +70,7 @@ def test_moments(
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
     *grads, grad_x, moments = results[0]
     check_backward(grads, grad_x, grad, call, ROUNDINGS)
-    options = call.x, call.ungated, gates, gate_of_field, dead_rows
+    options = call.x, call.ungated, gates, *asked[1:]
     check_moments(moments, row_products(grad, call), *options)
 
 
@@ -76,7 +78,7 @@ def test_nothing_is_read_once_more() -> None:
     """As many sectors of embeddings and upstream gradient as without moments."""
     call = watched(150, [16] * 3, torch.float32, True)
     grad, sectors = a_gradient(call), []
-    for asked in (None, (torch.zeros(3, 3), None, torch.tensor(0))):
+    for asked in (None, Asked(torch.zeros(3, 3), None, torch.tensor(0), None)):
         with ptx.emulated() as emulation:
             operator.launch_backward(grad, *call.args, asked=asked)
         (launch,) = emulation.launches
@@ -99,11 +101,12 @@ def test_lookups(gate_of_field: list[int] | None, width: int, bags: bool, sparse
     call = replace(call, kind=reference.KINDS.index("lpfs"))
     grad, gates = an_embedding_gradient(call), 3 if gate_of_field is None else 2
     dead_rows = torch.tensor(4)
-    asked = call.x.new_full((3, gates), float("nan")), gate_of_field, dead_rows
+    scales = row_scales(len(grad), call.x.dtype)
+    asked = Asked(call.x.new_full((3, gates), float("nan")), gate_of_field, dead_rows, scales)
     results = []
     for order in ptx.ORDERS:
         with ptx.emulated(order) as emulation:
-            emulation.protect(grad, call.weight, call.codes, asked[0], dead_rows)
+            emulation.protect(grad, call.weight, call.codes, asked.moments, dead_rows, scales)
             emulation.forbid(grad[4:, width : 2 * width])
             results.append(gated_embedding.launch_backward(grad, *call.args, asked=asked))
             assert len(emulation.launches) == 1
@@ -113,7 +116,7 @@ def test_lookups(gate_of_field: list[int] | None, width: int, bags: bool, sparse
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
     *gradients, moments = results[0]
     check_embedding_backward(tuple(gradients), grad, call, ROUNDINGS)
-    check_embedding_moments(moments, grad, call, gates, gate_of_field, dead_rows)
+    check_embedding_moments(moments, grad, call, gates, *asked[1:])
 
 
 PAIRS = torch.tensor([[0, -1], [0, 1], [2, 3], [3, 1], [4, 2], [1, -1]])
@@ -136,13 +139,14 @@ def test_crosses(grouped: bool, rows: int, width: int, before: bool) -> None:
     grad, dead_rows, elements = a_cross_gradient(call), torch.tensor(4), len(call.x)
     gate_of_field = [i % 2 for i in range(elements)] if grouped else None
     gates = 2 if grouped else elements
-    asked = call.x.new_full((3, gates), float("nan")), gate_of_field, dead_rows
+    scales = row_scales(len(grad), call.x.dtype)
+    asked = Asked(call.x.new_full((3, gates), float("nan")), gate_of_field, dead_rows, scales)
     results = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gated_cross, "ENOUGH", 2)  # several tiles in a program
         for order in ptx.ORDERS:
             with ptx.emulated(order) as emulation:
-                emulation.protect(grad, call.embeddings, asked[0], dead_rows)
+                emulation.protect(grad, call.embeddings, asked.moments, dead_rows, scales)
                 for pair in call.dead_pairs.nonzero().flatten().tolist():
                     emulation.forbid(grad[4:, pair * width : (pair + 1) * width])
                 results.append(gated_cross.launch_backward(grad, *call.args, asked=asked))
@@ -153,7 +157,7 @@ def test_crosses(grouped: bool, rows: int, width: int, before: bool) -> None:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
     *gradients, moments = results[0]
     check_cross_backward(*gradients, grad, call, ROUNDINGS)
-    check_cross_moments(moments, grad, call, ROUNDINGS, gates, gate_of_field, dead_rows)
+    check_cross_moments(moments, grad, call, ROUNDINGS, gates, *asked[1:])
 
 
 @pytest.mark.parametrize("before", [False, True])
@@ -161,7 +165,7 @@ def test_crosses_read_nothing_once_more(before: bool) -> None:
     call = a_cross_call(70, 5, 16, before=before, pairs=PAIRS)
     call = replace(call, kind=reference.KINDS.index("lpfs"))
     grad, sectors = a_cross_gradient(call), []
-    for asked in (None, (torch.zeros(3, len(call.x)), None, torch.tensor(0))):
+    for asked in (None, Asked(torch.zeros(3, len(call.x)), None, torch.tensor(0), None)):
         with ptx.emulated() as emulation:
             gated_cross.launch_backward(grad, *call.args, asked=asked)
         (launch,) = emulation.launches

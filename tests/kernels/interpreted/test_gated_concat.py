@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lpfs_kernels import launch, reference
+from lpfs_kernels.launch import Asked
 
 from ..strategies import (
     DTYPES,
@@ -93,14 +94,12 @@ def test_moments(call: Call, table: bool, layout: str, seed: int, data: st.DataO
     generator = torch.Generator().manual_seed(seed)
     shape = (call.embeddings[0].shape[0], sum(field.shape[1] for field in call.fields))
     grad = matrix(*shape, call.embeddings[0].dtype, layout, generator)
-    gates, gate_of_field, dead_rows = data.draw(requests(len(call.x)))
-    columns = len(call.x) if gates is None else gates
-    asked = call.x.new_zeros(3, columns), gate_of_field, dead_rows
+    gates, *rest = data.draw(requests(call.x, len(grad)))
+    asked = Asked(call.x.new_zeros(3, len(call.x) if gates is None else gates), *rest)
     with small(table=table), program_order(seed):
         *grads, grad_x, moments = operator.launch_backward(grad, *call.args, asked=asked)
     check_backward(grads, grad_x, grad, call, ROUNDINGS, truncates=True)
-    options = call.x, call.ungated, gates, gate_of_field, dead_rows
-    check_moments(moments, row_products(grad, call), *options)
+    check_moments(moments, row_products(grad, call), call.x, call.ungated, gates, *rest)
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -112,7 +111,7 @@ def test_moments_read_every_byte_once(
     call = replace(a_call(9, widths, packed=packed), kind=0)
     grad = a_gradient(call)
     monkeypatch.setattr(operator, "TILE", {"small": (64, 1)})
-    asked = torch.zeros(3, 2), [0, 1, 0], torch.tensor(4)
+    asked = Asked(torch.zeros(3, 2), [0, 1, 0], torch.tensor(4), None)
     *grads, _, _ = operator.launch_backward(grad, *call.args, asked=asked)
     assert traffic.launches == 1
     for field in grads:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lpfs_kernels import launch
+from lpfs_kernels.launch import Asked
 
 from .. import faults
 from ..crosses import (
@@ -80,10 +81,10 @@ def test_both_ways(call: CrossCall, layout: str, seed: int) -> None:
 @given(cross_calls(ROWS, WIDTHS), st.integers(0, 2**32), st.data())
 def test_moments(call: CrossCall, seed: int, data: st.DataObject) -> None:
     """Tiles of 32 elements: with 5 or 8 slots, some of 8 columns are walked in two chunks."""
-    elements = len(call.x)
-    asked = data.draw(requests(elements)) if elements else (None, None, None)
+    elements, grad = len(call.x), a_cross_gradient(call)
+    asked = data.draw(requests(call.x, len(grad))) if elements else (None, None, None, None)
     columns = elements if asked[0] is None else asked[0]
-    grad, request = a_cross_gradient(call), (call.x.new_zeros(3, columns), *asked[1:])
+    request = Asked(call.x.new_zeros(3, columns), *asked[1:])
     with small(), program_order(seed):
         *gradients, moments = operator.launch_backward(grad, *call.args, asked=request)
     check_cross_backward(*gradients, grad, call, ROUNDINGS, truncates=True)

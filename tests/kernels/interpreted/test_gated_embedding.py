@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lpfs_kernels import launch
+from lpfs_kernels.launch import Asked
 
 from .. import faults
 from ..embeddings import (
@@ -66,16 +67,15 @@ def assert_backward(grad: Tensor, call: EmbeddingCall) -> tuple[Tensor, Tensor, 
 @settings(PROPERTY, max_examples=30)
 @given(embedding_calls(ROWS, WIDTHS, 3), st.integers(0, 2**32), st.data())
 def test_moments(call: EmbeddingCall, seed: int, data: st.DataObject) -> None:
-    gates, gate_of_field, dead_rows = data.draw(requests(len(call.x)))
+    gates, *rest = data.draw(requests(call.x, call.batch))
     if not call.looked_at.all():
-        dead_rows = torch.tensor(0)  # codes of theirs are wrong
+        rest[1] = torch.tensor(0)  # codes of theirs are wrong
     grad = an_embedding_gradient(call)
-    columns = len(call.x) if gates is None else gates
-    asked = call.x.new_zeros(3, columns), gate_of_field, dead_rows
+    asked = Asked(call.x.new_zeros(3, len(call.x) if gates is None else gates), *rest)
     with small(), program_order(seed):
         *gradients, moments = operator.launch_backward(grad, *call.args, asked=asked)
     check_embedding_backward(tuple(gradients), grad, call, ROUNDINGS, truncates=True)
-    check_embedding_moments(moments, grad, call, gates, gate_of_field, dead_rows)
+    check_embedding_moments(moments, grad, call, gates, *rest)
 
 
 @PROPERTY
