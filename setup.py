@@ -47,6 +47,8 @@ extension = CppExtension(
         "csrc/gated_embedding.cpp",
         "csrc/gated_embedding_loops.cpp",
         "csrc/proximal_sgd.cpp",
+        "csrc/row_steps.cpp",
+        "csrc/row_steps_loops.cpp",
     ],
     depends=glob("csrc/*.h"),
     extra_compile_args=[
@@ -55,6 +57,8 @@ extension = CppExtension(
         "-fvisibility=hidden",
         # Comparisons in loops become vectors; nobody asks for floating-point exceptions.
         "-fno-trapping-math",
+        # A root of a negative number is NaN, and no error number tells of it.
+        "-fno-math-errno",
         # LibTorch's stable ABI of 2.10: one binary for every later torch. It uses no Python at all.
         "-DTORCH_TARGET_VERSION=0x020a000000000000",
         "-DTORCH_STABLE_ONLY",

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "row_access.h"
 #include "row_products.h"
 #include "vectors.h"
 
@@ -26,24 +27,6 @@ LPFS_INLINE bool resolve(const Code* codes, int64_t stride, const int64_t* first
     }
   }
   return !wrong;
-}
-
-template <class T>
-LPFS_INLINE const T* row_at(const Rows& rows, int64_t row, int64_t column) {
-  return static_cast<const T*>(rows.data) + row * rows.row_stride + column * rows.column_stride;
-}
-
-template <class T, int N>
-LPFS_INLINE void load_from(const Rows& rows, int64_t row, int64_t column,
-                           Vector<Compute<T>, N>& value) {
-  const T* source = row_at<T>(rows, row, column);
-  if (rows.column_stride == 1) {
-    load<N>(source, value);
-  } else {
-    T items[N];
-    for (int k = 0; k < N; ++k) items[k] = source[k * rows.column_stride];
-    load<N>(items, value);
-  }
 }
 
 // The sum of a bag in columns j to j + N; what comes later is fetched meanwhile.

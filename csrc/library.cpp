@@ -57,4 +57,15 @@ STABLE_TORCH_LIBRARY_FRAGMENT(lpfs, library) {
       "proximal_sgd_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momentum_buffers, "
       "Tensor lr, Tensor lam, Tensor? budget, float momentum, float dampening, bool nesterov, "
       "bool maximize, bool nonnegative=False) -> (Tensor live, Tensor lam)");
+  library.def(
+      "rows_adagrad_(Tensor(a!)[] weights, Tensor(b!)[] sums, Tensor(c!)[] steps, Tensor[] rows, "
+      "Tensor[] grads, Tensor lr, float lr_decay, float eps, float weight_decay, bool maximize) -> ()");
+  library.def(
+      "rows_adam_(Tensor(a!)[] weights, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, "
+      "Tensor(d!)[] steps, Tensor[] rows, Tensor[] grads, Tensor lr, float beta1, float beta2, "
+      "float eps, float weight_decay, bool maximize) -> ()");
+  library.def(
+      "rows_sgd_(Tensor(a!)[] weights, Tensor(b!)[] momentum_buffers, Tensor[] rows, Tensor[] grads, "
+      "Tensor lr, float momentum, float dampening, float weight_decay, bool nesterov, bool maximize) "
+      "-> ()");
 }

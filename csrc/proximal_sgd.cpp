@@ -1,60 +1,21 @@
 // lpfs::proximal_sgd_ on the CPU; lpfs_kernels/reference.py is its definition.
 #include <cmath>
-#include <functional>
 #include <memory>
 #include <optional>
 #include <tuple>
 #include <type_traits>
 
-#include "launch.h"
+#include "step_targets.h"
 
 namespace lpfs {
 namespace {
 
-using Tensors = std::vector<Tensor>;
-
 constexpr Checks kChecks{"proximal_sgd_"};
-
-struct Span {
-  const char *begin, *end;
-  Name name;
-};
-
-void check_targets(const Tensors& params, const Tensors& momentum_buffers) {
-  std::vector<Span> spans;
-  const auto add = [&spans](const char* list_name, const Tensors& tensors) {
-    for (size_t i = 0; i < tensors.size(); ++i) {
-      const Name name{list_name, static_cast<int64_t>(i)};
-      if (!tensors[i].is_contiguous()) {
-        kChecks.fault(name, "be contiguous", "strides " + list(tensors[i].strides()));
-      }
-      const auto* begin = static_cast<const char*>(tensors[i].const_data_ptr());
-      const int64_t bytes = tensors[i].numel() * tensors[i].element_size();
-      if (bytes) spans.push_back({begin, begin + bytes, name});
-    }
-  };
-  add("params", params);
-  add("momentum_buffers", momentum_buffers);
-  std::sort(spans.begin(), spans.end(),
-            [](const Span& a, const Span& b) { return std::less<>()(a.begin, b.begin); });
-  for (size_t i = 1; i < spans.size(); ++i) {
-    if (std::less<>()(spans[i].begin, spans[i - 1].end)) {
-      throw std::runtime_error(text("proximal_sgd_: ", spans[i - 1].name, " and ", spans[i].name,
-                                    " must not overlap in memory"));
-    }
-  }
-}
 
 void check(const Tensors& params, const Tensors& grads, const Tensors& momentum_buffers,
            const Tensor& lr, const Tensor& lam, const std::optional<Tensor>& budget) {
-  if (params.empty()) kChecks.fault({"params"}, "hold at least one tensor", "none");
-  for (const auto& [argument, tensors] :
-       {std::make_pair("grads", &grads), std::make_pair("momentum_buffers", &momentum_buffers)}) {
-    if (tensors->size() != params.size()) {
-      kChecks.fault({argument}, text("hold ", params.size(), " tensors like params"),
-                    tensors->size());
-    }
-  }
+  check_lengths(kChecks, "params", params,
+                {{"grads", &grads}, {"momentum_buffers", &momentum_buffers}});
   const ScalarType dtype = params[0].scalar_type();
   if (dtype != ScalarType::Double && dtype != ScalarType::Float) {
     kChecks.fault({"params", 0}, "be float32 or float64", name_of(dtype));
@@ -68,7 +29,7 @@ void check(const Tensors& params, const Tensors& grads, const Tensors& momentum_
       kChecks.shape({argument, i}, (*tensors)[i], params[i].sizes(), " like ", param);
     }
   }
-  check_targets(params, momentum_buffers);
+  check_targets(kChecks, {{"params", &params}, {"momentum_buffers", &momentum_buffers}});
   kChecks.dtype({"lr"}, lr, dtype, " like params[0]");
   kChecks.shape({"lr"}, lr, Shape{});
   kChecks.dtype({"lam"}, lam, dtype, " like params[0]");

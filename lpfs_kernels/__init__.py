@@ -8,6 +8,7 @@ from .gated_linear import gated_linear
 from .launch import check_values
 from .proximal_sgd import proximal_sgd_
 from .reference import KINDS
+from .row_steps import rows_adagrad_, rows_adam_, rows_sgd_
 
 __all__ = [
     "KINDS",
@@ -19,4 +20,7 @@ __all__ = [
     "gated_embedding_concat",
     "gated_linear",
     "proximal_sgd_",
+    "rows_adagrad_",
+    "rows_adam_",
+    "rows_sgd_",
 ]

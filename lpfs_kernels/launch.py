@@ -7,7 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple, NoReturn
 
 import torch
@@ -73,6 +73,35 @@ def check_shape(
     ):
         expected = f"have shape {list(shape)}{like}"
         fault(operator, name, expected, list(tensor.shape))
+
+
+def check_lengths(
+    operator: str, name: str, tensors: Sequence[Tensor], **others: Sequence[Tensor]
+) -> None:
+    """A list of tensors, and others that are as long."""
+    if not tensors:
+        fault(operator, name, "hold at least one tensor", "none")
+    for other, some in others.items():
+        if len(some) != len(tensors):
+            fault(operator, other, f"hold {len(tensors)} tensors like {name}", len(some))
+
+
+def check_contiguous(operator: str, name: str, tensor: Tensor) -> None:
+    if not tensor.is_contiguous():
+        fault(operator, name, "be contiguous", f"strides {list(tensor.stride())}")
+
+
+def refuse_overlap(operator: str, **lists: Sequence[Tensor]) -> None:
+    """Fault tensors that share memory, of those that an operator changes."""
+    spans = sorted(
+        (tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes, f"{name}[{i}]")
+        for name, tensors in lists.items()
+        for i, tensor in enumerate(tensors)
+        if tensor.numel()
+    )
+    for (_, end, name), (start, _, other) in pairwise(spans):
+        if start < end:
+            raise ValueError(f"{operator}: {name} and {other} must not overlap in memory")
 
 
 def check_embeddings(operator: str, name: str, embeddings: Tensor, dimensions: int) -> None:

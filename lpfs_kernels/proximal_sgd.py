@@ -11,7 +11,6 @@ is smaller and a budget of L elements is given, and
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -21,14 +20,17 @@ from torch.autograd.graph import increment_version
 from . import reference
 from .gates import divide
 from .launch import (
+    check_contiguous,
     check_device,
     check_dtype,
+    check_lengths,
     check_shape,
     device_table,
     dtype_name,
     fault,
     jit,
     on_stream,
+    refuse_overlap,
     refuse_values,
     tl,
     triton,
@@ -52,11 +54,8 @@ def _check(
     budget: Tensor | None,
 ) -> None:
     operator = "proximal_sgd_"
-    if not params:
-        fault(operator, "params", "hold at least one tensor", "none")
-    for name, tensors in (("grads", grads), ("momentum_buffers", momentum_buffers)):
-        if len(tensors) != len(params):
-            fault(operator, name, f"hold {len(params)} tensors like params", len(tensors))
+    lists = {"grads": grads, "momentum_buffers": momentum_buffers}
+    check_lengths(operator, "params", params, **lists)
 
     first = params[0]
     if first.dtype not in (torch.float64, torch.float32):
@@ -65,14 +64,14 @@ def _check(
     for i, param in enumerate(params):
         check_device(operator, f"params[{i}]", param, "params[0]", first.device)
         check_dtype(operator, f"params[{i}]", param, first.dtype, "like params[0]")
-        _check_contiguous(operator, f"params[{i}]", param)
-    for name, tensors in (("grads", grads), ("momentum_buffers", momentum_buffers)):
+        check_contiguous(operator, f"params[{i}]", param)
+    for name, tensors in lists.items():
         for i, (param, tensor) in enumerate(zip(params, tensors, strict=True)):
             check_device(operator, f"{name}[{i}]", tensor, f"params[{i}]", first.device)
             check_dtype(operator, f"{name}[{i}]", tensor, first.dtype, f"like params[{i}]")
             check_shape(operator, f"{name}[{i}]", tensor, param.shape, f" like params[{i}]")
             if name == "momentum_buffers":
-                _check_contiguous(operator, f"{name}[{i}]", tensor)
+                check_contiguous(operator, f"{name}[{i}]", tensor)
 
     for name, scalar in (("lr", lr), ("lam", lam)):
         check_device(operator, name, scalar, "params[0]", first.device)
@@ -82,23 +81,6 @@ def _check(
         check_device(operator, "budget", budget, "params[0]", first.device)
         check_dtype(operator, "budget", budget, torch.int64, "")
         check_shape(operator, "budget", budget, [], "")
-
-
-def _check_contiguous(operator: str, name: str, tensor: Tensor) -> None:
-    if not tensor.is_contiguous():
-        fault(operator, name, "be contiguous", f"strides {list(tensor.stride())}")
-
-
-def _check_overlap(params: Sequence[Tensor], momentum_buffers: Sequence[Tensor]) -> None:
-    spans = sorted(
-        (tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes, f"{name}[{i}]")
-        for name, tensors in (("params", params), ("momentum_buffers", momentum_buffers))
-        for i, tensor in enumerate(tensors)
-        if tensor.numel()
-    )
-    for (_, end, name), (start, _, other) in pairwise(spans):
-        if start < end:
-            raise ValueError(f"proximal_sgd_: {name} and {other} must not overlap in memory")
 
 
 def _check_values(lr: Tensor, lam: Tensor, budget: Tensor | None) -> None:
@@ -355,7 +337,7 @@ def launch(
 ) -> tuple[Tensor, Tensor]:
     """One launch for all parameters; CPU tensors are taken under Triton's interpreter."""
     _check(params, grads, momentum_buffers, lr, lam, budget)
-    _check_overlap(params, momentum_buffers)
+    refuse_overlap("proximal_sgd_", params=params, momentum_buffers=momentum_buffers)
     if values_are_checked(lr.device):
         _check_values(lr, lam, budget)
     device, count = lr.device, len(params)
@@ -405,7 +387,7 @@ def _reference(*call: Any) -> tuple[Tensor, Tensor]:
     tensors, (momentum, dampening, nesterov, maximize, *rest) = call[:6], call[6:]
     params, _, momentum_buffers, lr, lam, budget = tensors
     _check(*tensors)
-    _check_overlap(params, momentum_buffers)
+    refuse_overlap("proximal_sgd_", params=params, momentum_buffers=momentum_buffers)
     _check_values(lr, lam, budget)
     return reference.proximal_sgd_(
         *tensors,
@@ -523,7 +505,7 @@ def proximal_sgd_(
             raise
         # The C++ library finds faults too, but cannot raise another type.
         _check(params, grads, momentum_buffers, lr, lam, budget)
-        _check_overlap(params, momentum_buffers)
+        refuse_overlap("proximal_sgd_", params=params, momentum_buffers=momentum_buffers)
         if lr.device.type == "cpu":
             _check_values(lr, lam, budget)
         raise

@@ -7,6 +7,7 @@ file is fast; everything in it is meant to be read beside the paper.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -596,3 +597,122 @@ def proximal_sgd_(
         param.copy_(soft_threshold(v, threshold))
         live += param.count_nonzero()
     return live, torch.where(lr == 0, lr, threshold / (2 * lr))
+
+
+def rows_adagrad_(
+    weights: Sequence[Tensor],
+    sums: Sequence[Tensor],
+    steps: Sequence[Tensor],
+    rows: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    lr: Tensor,
+    *,
+    lr_decay: float = 0.0,
+    eps: float = 1e-10,
+    weight_decay: float = 0.0,
+    maximize: bool = False,
+) -> None:
+    """One step of Adagrad in place, as `torch.optim.Adagrad` takes it.
+
+    The first weights, as many as there are `rows`, have sparse gradients: `grads[i]` holds a row
+    for each of `rows[i]`, those of equal rows are added up, and only rows that occur move. The
+    others' gradients are dense. A `sum` of one number for each row of its weight gets the mean of
+    squares of the row's gradient. Every step counts itself.
+
+    >>> weight, total, step = torch.zeros(3, 1), torch.zeros(3, 1), torch.tensor(0.0)
+    >>> rows, grad = torch.tensor([2, 0, 2]), torch.tensor([[1.0], [1.0], [2.0]])
+    >>> rows_adagrad_([weight], [total], [step], [rows], [grad], torch.tensor(0.5), eps=0.0)
+    >>> weight.flatten(), total.flatten(), step
+    (tensor([-0.5000,  0.0000, -0.5000]), tensor([1., 0., 9.]), tensor(1.))
+    """
+    for i, (weight, total, step) in enumerate(zip(weights, sums, steps, strict=True)):
+        step += 1
+        touched, grad = _row_gradient(weight, rows, grads, i, weight_decay, maximize)
+        own, square = total[touched], grad.square()
+        if total.shape != weight.shape:
+            # Of a row without columns, too.
+            square = square.flatten(1).sum(1).view(-1, *total.shape[1:]) / max(
+                weight[:1].numel(), 1
+            )
+        total[touched] = own + square
+        rate = lr / (1 + (step.to(lr.dtype) - 1) * lr_decay)
+        moved = weight[touched].to(grad.dtype) - rate * (grad / (total[touched].sqrt() + eps))
+        weight[touched] = moved.to(weight.dtype)
+
+
+def rows_adam_(
+    weights: Sequence[Tensor],
+    exp_avgs: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
+    steps: Sequence[Tensor],
+    rows: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    lr: Tensor,
+    *,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    maximize: bool = False,
+) -> None:
+    """One step of Adam in place: of `torch.optim.SparseAdam` for the first weights, which have
+    `rows` as in `rows_adagrad_`, of `torch.optim.Adam` for the others.
+
+    The two differ in ε, which is added to the root of the mean square before its bias is corrected
+    or after.
+    """
+    for i, (weight, mean, square, step) in enumerate(
+        zip(weights, exp_avgs, exp_avg_sqs, steps, strict=True)
+    ):
+        step += 1
+        touched, grad = _row_gradient(weight, rows, grads, i, weight_decay, maximize)
+        mean[touched] = mean[touched] + (grad - mean[touched]) * (1 - beta1)
+        square[touched] = square[touched] + (grad.square() - square[touched]) * (1 - beta2)
+        whole = (1 - beta2 ** float(step)) ** 0.5
+        rate = lr * (whole / (1 - beta1 ** float(step)))
+        root = square[touched].sqrt() + (eps if i < len(rows) else eps * whole)
+        moved = weight[touched].to(grad.dtype) - rate * (mean[touched] / root)
+        weight[touched] = moved.to(weight.dtype)
+
+
+def rows_sgd_(
+    weights: Sequence[Tensor],
+    momentum_buffers: Sequence[Tensor],
+    rows: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    lr: Tensor,
+    *,
+    momentum: float = 0.0,
+    dampening: float = 0.0,
+    weight_decay: float = 0.0,
+    nesterov: bool = False,
+    maximize: bool = False,
+) -> None:
+    """One step of `torch.optim.SGD` in place, on existing buffers, or none without momentum; the
+    first weights have `rows` as in `rows_adagrad_`."""
+    for i, weight in enumerate(weights):
+        touched, grad = _row_gradient(weight, rows, grads, i, weight_decay, maximize)
+        if momentum:
+            buffer = momentum_buffers[i]
+            buffer.mul_(momentum).add_(grad, alpha=1 - dampening)
+            grad = grad + momentum * buffer if nesterov else buffer
+        weight[touched] = (weight[touched].to(grad.dtype) - lr * grad).to(weight.dtype)
+
+
+def _row_gradient(
+    weight: Tensor,
+    rows: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    i: int,
+    weight_decay: float,
+    maximize: bool,
+) -> tuple[Any, Tensor]:
+    """Which rows of a weight move, and the gradient of each, in the type that is computed in."""
+    grad = grads[i].to(torch.float64 if weight.dtype == torch.float64 else torch.float32)
+    touched: Any = ...
+    if i < len(rows):
+        touched, group = rows[i].long().unique(return_inverse=True)
+        grad = grad.new_zeros(len(touched), weight.shape[1]).index_add(0, group, grad)
+    if maximize:
+        grad = -grad
+    return touched, grad + weight_decay * weight.to(grad.dtype) if weight_decay else grad

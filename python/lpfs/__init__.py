@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from lpfs.method.gate import FeatureGate
     from lpfs.method.gated_embedding import GatedEmbedding
     from lpfs.method.gated_linear import GatedLinear
-    from lpfs.method.optim import ProximalSGD
     from lpfs.method.penalty import Penalty
     from lpfs.method.pruning import Place, Prunable, prune
     from lpfs.method.removed import Removed
     from lpfs.method.trajectory import Death, Trajectory
+    from lpfs.optim import ProximalSGD
     from lpfs.unfinished import StoppedError
 
 __all__ = [
@@ -62,17 +62,19 @@ _HOMES = {
     "method.gate": ("FeatureGate",),
     "method.gated_embedding": ("GatedEmbedding",),
     "method.gated_linear": ("GatedLinear",),
-    "method.optim": ("ProximalSGD",),
     "method.budget": ("Budget",),
     "method.penalty": ("Penalty",),
     "method.pruning": ("Place", "Prunable", "prune"),
     "method.removed": ("Removed",),
     "method.trajectory": ("Death", "Trajectory"),
+    "optim": ("ProximalSGD",),
     "unfinished": ("StoppedError",),
 }
 
 
 def __getattr__(name: str) -> object:
+    if name == "optim":
+        return importlib.import_module("lpfs.optim")
     home = next((home for home, names in _HOMES.items() if name in names), None)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

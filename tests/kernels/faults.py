@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
+
+from .row_steps import RowStep
 
 WIDE = torch.ones(8, 2)
 GATED_CONCAT: list[tuple[dict[str, Any], str]] = [
@@ -209,6 +212,107 @@ PROXIMAL_SGD: list[tuple[dict[str, Any], str]] = [
     ({"lam": torch.tensor(float("nan"))}, "lam must be at least 0, got nan"),
     ({"budget": torch.tensor(-1)}, "budget must be at least 0, got -1"),
 ]
+
+
+TABLE, FLAT = torch.ones(3, 2), torch.zeros(4)
+ROW_STEPS: list[tuple[dict[str, Any], str]] = [
+    ({"weights": []}, "weights must hold at least one tensor, got none"),
+    ({"grads": [TABLE]}, "grads must hold 2 tensors like weights, got 1"),
+    (
+        {"weights": [TABLE.int(), FLAT]},
+        "weights[0] must be float64, float32, float16 or bfloat16, got int32",
+    ),
+    (
+        {"weights": [TABLE, FLAT.half()]},
+        "weights[1] must be float32 like weights[0], got float16",
+    ),
+    ({"grads": [TABLE.half(), FLAT]}, "grads[0] must be float32 like weights[0], got float16"),
+    (
+        {"rows": [torch.tensor([0])] * 3},
+        "rows must hold at most 2 tensors like weights, got 3",
+    ),
+    (
+        {"rows": [torch.tensor([0, 1])]},
+        "grads[0] must have shape [2, 2], a row for each of rows[0], got [3, 2]",
+    ),
+    ({"rows": [torch.ones(3)]}, "rows[0] must be int64 or int32, got float32"),
+    ({"rows": [torch.zeros(3, 1).long()]}, "rows[0] must have 1 dimension, got shape [3, 1]"),
+    (
+        {"rows": [torch.tensor([0, 1, 2]), torch.tensor([0])]},
+        "weights[1] must have 2 dimensions beside rows, got shape [4]",
+    ),
+    (
+        {"grads": [TABLE, torch.zeros(5)]},
+        "grads[1] must have shape [4] like weights[1], got [5]",
+    ),
+    ({"grads": [TABLE, torch.zeros(8)[::2]]}, "grads[1] must be contiguous, got strides [2]"),
+    (
+        {"weights": [torch.ones(2, 3).t(), FLAT]},
+        "weights[0] must be contiguous, got strides [1, 3]",
+    ),
+    ({"weight_decay": 0.5}, "weight_decay must be 0 beside rows, got 0.5"),
+    ({"lr": torch.tensor(0.5).double()}, "lr must be float32 for float32 weights, got float64"),
+    ({"lr": torch.ones(1)}, "lr must have shape [], got [1]"),
+    ({"lr": torch.tensor(-0.5)}, "lr must be at least 0 and finite, got -0.5"),
+    ({"lr": torch.tensor(float("nan"))}, "lr must be at least 0 and finite, got nan"),
+]
+ROW_STATES: list[tuple[str, dict[str, Any], str]] = [
+    ("rows_adagrad_", {"sums": [TABLE]}, "sums must hold 2 tensors like weights, got 1"),
+    (
+        "rows_adagrad_",
+        {"sums": [TABLE.double(), FLAT]},
+        "sums[0] must be float32 for float32 weights, got float64",
+    ),
+    (
+        "rows_adagrad_",
+        {"sums": [torch.ones(3, 3), FLAT]},
+        "sums[0] must have shape [3, 2] like weights[0], got [3, 3]",
+    ),
+    (
+        "rows_adagrad_",
+        {"sums": [torch.ones(6, 2)[::2], torch.ones(4)]},
+        "sums[0] must be contiguous, got strides [4, 1]",
+    ),
+    (
+        "rows_adagrad_",
+        {"steps": [torch.tensor(1), torch.tensor(1.0)]},
+        "steps[0] must be float32 or float64, got int64",
+    ),
+    (
+        "rows_adagrad_",
+        {"steps": [torch.ones(1), torch.tensor(1.0)]},
+        "steps[0] must have shape [], got [1]",
+    ),
+    ("rows_adam_", {"exp_avgs": []}, "exp_avgs must hold 2 tensors like weights, got 0"),
+    (
+        "rows_adam_",
+        {"exp_avg_sqs": [torch.ones(3, 1), FLAT]},
+        "exp_avg_sqs[0] must have shape [3, 2] like weights[0], got [3, 1]",
+    ),
+    (
+        "rows_sgd_",
+        {"momentum_buffers": [TABLE, FLAT]},
+        "momentum_buffers must hold none without momentum, got 2",
+    ),
+    (
+        "rows_sgd_",
+        {"momentum": 0.5, "momentum_buffers": [TABLE.clone(), FLAT.clone()]},
+        "momentum must be 0 beside rows, got 0.5",
+    ),
+    (
+        "rows_sgd_",
+        {"momentum": 0.5},
+        "momentum_buffers must hold 2 tensors like weights, got 0",
+    ),
+]
+
+
+def wrong_row_step(step: RowStep, wrong: dict[str, Any]) -> RowStep:
+    """A step with some of its arguments replaced, what changes by copies."""
+    lists = {name: value for name, value in wrong.items() if name in step.lists}
+    options = {name: value for name, value in wrong.items() if name in step.options}
+    changed = replace(step.with_lists(**lists), options={**step.options, **options})
+    return replace(changed, lr=wrong.get("lr", step.lr))
 
 
 def type_of(message: str) -> type[Exception]:

@@ -23,6 +23,9 @@ from lpfs_kernels import (
     gated_embedding_concat,
     gated_linear,
     proximal_sgd_,
+    rows_adagrad_,
+    rows_adam_,
+    rows_sgd_,
 )
 from lpfs_kernels.launch import Asked
 
@@ -528,6 +531,37 @@ def test_launches_and_recompilations_of_a_step(sizes: list[int], driver: Recordi
         assert len(driver.compilations) == 1
         for hyper_parameter in (lr, lam, budget):
             hyper_parameter.sub_(hyper_parameter // 2)
+
+
+ROW_STEPS: dict[str, Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]] = {
+    "adagrad": lambda w, rows, grad: rows_adagrad_(
+        [w], [torch.ones_like(w)], [torch.ones(())], [rows], [grad], torch.tensor(0.1)
+    ),
+    "adagrad, one state for a row": lambda w, rows, grad: rows_adagrad_(
+        [w], [torch.ones(len(w), 1)], [torch.ones(())], [rows], [grad], torch.tensor(0.1)
+    ),
+    "adam": lambda w, rows, grad: rows_adam_(
+        [w],
+        [torch.ones_like(w)],
+        [torch.ones_like(w)],
+        [torch.ones(())],
+        [rows],
+        [grad],
+        torch.tensor(0.1),
+    ),
+    "sgd": lambda w, rows, grad: rows_sgd_([w], [], [rows], [grad], torch.tensor(0.1)),
+}
+
+
+@pytest.mark.parametrize("rule", ROW_STEPS)
+def test_launches_and_recompilations_of_row_steps(rule: str, driver: RecordingDriver) -> None:
+    """One launch for a weight, and one compilation whatever a batch has looked up."""
+    weight = torch.ones(100, WIDTH)
+    for entries in (1, 16, 37, 512):
+        driver.launches.clear()
+        ROW_STEPS[rule](weight, torch.zeros(entries).long(), torch.ones(entries, WIDTH))
+        assert [launch.name for launch in driver.launches] == ["row_steps._kernel"]
+        assert len(driver.compilations) == 1, entries
 
 
 def test_recompilations_for_very_large_batches(driver: RecordingDriver) -> None:

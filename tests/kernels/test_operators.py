@@ -18,14 +18,17 @@ import lpfs_kernels
 from lpfs_kernels import reference
 
 from . import faults
+from .row_steps import RowStep, a_row_step
 from .strategies import DTYPES, Step, a_call, a_gradient
 
 # Inductor's own imports warn, whatever is compiled.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated")
 
 OPERATORS = torch.ops.lpfs
+ROW_STEPS = "rows_adagrad_", "rows_adam_", "rows_sgd_"
 gated_concat = import_module("lpfs_kernels.gated_concat")
 proximal_sgd = import_module("lpfs_kernels.proximal_sgd")
+row_steps = import_module("lpfs_kernels.row_steps")
 
 
 def a_step(**changes: Any) -> Step:
@@ -65,6 +68,12 @@ def test_opcheck(dtype: torch.dtype, packed: bool) -> None:
 def test_opcheck_of_the_proximal_step(budget: int | None) -> None:
     step = a_step(budget=None if budget is None else torch.tensor(budget))
     torch.library.opcheck(OPERATORS.proximal_sgd_.default, tuple(vars(step).values()))
+
+
+@pytest.mark.parametrize("operator", ROW_STEPS)
+def test_opcheck_of_row_steps(operator: str) -> None:
+    step = a_row_step(operator)
+    torch.library.opcheck(getattr(OPERATORS, operator).default, step.args)
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -192,6 +201,83 @@ def test_inference_mode() -> None:
     assert torch.equal(y, lpfs_kernels.gated_concat(call.embeddings, call.x, call.epsilon))
 
 
+def take(step: RowStep) -> None:
+    getattr(lpfs_kernels, step.operator)(*step.lists.values(), step.lr, **step.options)
+
+
+@pytest.mark.parametrize("operator", ROW_STEPS)
+def test_compile_row_steps(operator: str) -> None:
+    """The learning rate and the number of entries move without a second compilation."""
+    compiled = torch.compile(take, fullgraph=True)
+    step = a_row_step(operator)
+    for entries in (3, 4, 7):
+        rows = torch.arange(entries) % 3
+        grads = [torch.ones(entries, 2), torch.ones(4)]
+        torch._dynamo.mark_dynamic(rows, 0)
+        torch._dynamo.mark_dynamic(grads[0], 0)
+        step = step.with_lists(rows=[rows], grads=grads)
+        same = step.clone()
+        compiled(step)
+        take(same)
+        torch.testing.assert_close(step.changed, same.changed, rtol=0, atol=0)
+        step.lr.mul_(0.5)
+
+
+@pytest.mark.parametrize("operator", ROW_STEPS)
+def test_row_steps_have_no_gradient(operator: str) -> None:
+    step = a_row_step(operator)
+    step = step.with_lists(weights=[torch.nn.Parameter(w) for w in step.lists["weights"]])
+    with pytest.raises(RuntimeError, match="no gradient"):
+        take(step)
+    some = [tensor for tensors in step.changed.values() for tensor in tensors]
+    versions = [tensor._version for tensor in some]
+    with torch.no_grad():
+        take(step)
+    assert all(t._version > before for t, before in zip(some, versions, strict=True))
+
+
+@pytest.mark.parametrize("python", [False, True])
+@pytest.mark.parametrize("operator", ROW_STEPS)
+@pytest.mark.parametrize(("wrong", "message"), faults.ROW_STEPS)
+def test_faults_of_row_steps(
+    operator: str, wrong: dict[str, Any], message: str, python: bool
+) -> None:
+    assert_refused(faults.wrong_row_step(a_row_step(operator), wrong), message, python)
+
+
+@pytest.mark.parametrize("python", [False, True])
+@pytest.mark.parametrize(("operator", "wrong", "message"), faults.ROW_STATES)
+def test_faults_of_row_states(
+    operator: str, wrong: dict[str, Any], message: str, python: bool
+) -> None:
+    assert_refused(faults.wrong_row_step(a_row_step(operator), wrong), message, python)
+
+
+@pytest.mark.parametrize("python", [False, True])
+def test_faults_of_rows(python: bool) -> None:
+    step = a_row_step("rows_adagrad_").with_lists(rows=[torch.tensor([0, 3, -1])])
+    message = "rows[0] must be at least 0 and below 3, the rows of its weight, got 3 at position 1"
+    assert_refused(step, message, python)
+
+
+def assert_refused(step: RowStep, message: str, python: bool) -> None:
+    """From Python a fault has a type of its own and the words of C++."""
+    before = step.clone()
+    with pytest.raises(faults.type_of(message)) as fault:
+        row_steps.SERVED[step.operator](*step.args) if python else take(step)
+    assert str(fault.value) == f"{step.operator}: {message}"
+    torch.testing.assert_close(step.changed, before.changed)
+
+
+@pytest.mark.parametrize("operator", ROW_STEPS)
+def test_the_reference_serves_row_steps(operator: str) -> None:
+    step = a_row_step(operator)
+    want = step.clone()
+    take(want)
+    row_steps.SERVED[operator](*step.args)
+    torch.testing.assert_close(step.changed, want.changed)
+
+
 def test_the_proximal_step_has_no_gradient() -> None:
     step = a_step()
     parameters = [torch.nn.Parameter(param) for param in step.params]
@@ -292,7 +378,9 @@ def test_without_the_library_and_triton() -> None:
         table = torch.tensor([[1.0], [3.0]])
         print(lpfs_kernels.gated_embedding_concat(table, codes, [0], x, epsilon).item())
         names = "gated_concat", "gated_cross_concat", "gated_embedding_concat"
-        for name in [n + end for n in names for end in ("", "_backward")] + ["proximal_sgd_"]:
+        for name in [n + end for n in names for end in ("", "_backward")] + [
+            "proximal_sgd_", "rows_adagrad_", "rows_adam_", "rows_sgd_"
+        ]:
             print(getattr(torch.ops.lpfs, name).default._schema)
     """
     command = [sys.executable, "-c", program]
@@ -303,6 +391,6 @@ def test_without_the_library_and_triton() -> None:
     assert float(looked_up) == pytest.approx(3 * (0.5 + 10 * torch.pi / 4))
     names = ["gated_concat", "gated_cross_concat", "gated_embedding_concat"]
     names = [name + end for name in names for end in ("", "_backward")]
-    names.append("proximal_sgd_")
+    names += ["proximal_sgd_", *ROW_STEPS]
     assert schemas == [str(getattr(OPERATORS, name).default._schema) for name in names]
     assert run.stderr.count("did not load") == 1

@@ -25,7 +25,15 @@ from lpfs.cli import app
 from lpfs.cli.statuses import Status
 
 FILE = Path(__file__).with_name("interface.txt")
-PACKAGES = ("lpfs", "lpfs.data", "lpfs.models", "lpfs.baselines", "lpfs.run", "lpfs_kernels")
+PACKAGES = (
+    "lpfs",
+    "lpfs.data",
+    "lpfs.optim",
+    "lpfs.models",
+    "lpfs.baselines",
+    "lpfs.run",
+    "lpfs_kernels",
+)
 SPECIAL = ("__call__", "__enter__", "__exit__", "__getitem__", "__iter__", "__len__")
 
 

@@ -139,7 +139,7 @@ def test_a_wheel_without_compiler_installs_and_selects(
         metadata = archive.read(next(n for n in archive.namelist() if n.endswith("METADATA")))
     assert inside == modules(tree)
     assert b"the lpfs developers" in metadata
-    assert b"http" not in metadata.split(b"\n\n")[0]
+    assert b"://" not in metadata.split(b"\n\n")[0]
     python = installed(wheel, tmp_path / "environment")
     select(python, tmp_path)
     assert "False" in loaded(python, tmp_path)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lpfs.baselines.gates import FieldGate
 from lpfs.baselines.learnt import LearntGates
 from lpfs.baselines.method import Task
-from lpfs.method.optim import ProximalSGD
+from lpfs.optim import ProximalSGD
 
 
 class L1(LearntGates):

@@ -12,10 +12,10 @@ from lpfs.baselines.method import Method, Outcome, Task
 from lpfs.baselines.planned import follow
 from lpfs.method.budget import Budget
 from lpfs.method.gate import EPSILON_START, FeatureGate
-from lpfs.method.optim import ProximalSGD
 from lpfs.method.penalty import Penalty
 from lpfs.method.plan import Plan
 from lpfs.method.schedule import Constant, Geometric
+from lpfs.optim import ProximalSGD
 
 
 class LPFS(Method):

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from lpfs.baselines.gates import train
 from lpfs.baselines.method import Outcome, Revived, Task
-from lpfs.method.optim import ProximalSGD
 from lpfs.method.plan import Plan
+from lpfs.optim import ProximalSGD
 
 
 def follow(

@@ -10,9 +10,9 @@ from lpfs.baselines.method import Method, Outcome, Task
 from lpfs.baselines.planned import follow
 from lpfs.method.budget import Budget
 from lpfs.method.gate import FeatureGate
-from lpfs.method.optim import ProximalSGD
 from lpfs.method.penalty import Penalty
 from lpfs.method.plan import Plan
+from lpfs.optim import ProximalSGD
 
 MOMENTUM = 0.99
 

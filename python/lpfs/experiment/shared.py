@@ -27,6 +27,7 @@ from lpfs.experiment.scores import Scores, scores_of
 from lpfs.files import write_durably
 from lpfs.lifecycle.pretrained import Pretrained
 from lpfs.lifecycle.training import train_step
+from lpfs.optim import Adagrad
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ class Shared:
 
 def adagrad(model: nn.Module, training: Training) -> torch.optim.Optimizer:
     """The weights' optimiser."""
-    return torch.optim.Adagrad(model.parameters(), lr=training.lr)
+    return Adagrad(model.parameters(), lr=training.lr)
 
 
 # Cells of the same log often follow one another in a process. Arguments are text to be hashable.

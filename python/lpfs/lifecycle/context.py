@@ -28,6 +28,7 @@ from lpfs.method.budget import Budget
 from lpfs.method.gate import FeatureGate
 from lpfs.method.prices import prices_of
 from lpfs.models.named import Fields, Network, new
+from lpfs.optim import Adagrad
 
 PROBE_ROWS = 4096
 REPORT_EVERY = 20
@@ -105,7 +106,7 @@ class Context:
     def learner(self) -> tuple[Network, torch.optim.Optimizer]:
         """A new model on the device, and its optimiser."""
         model = new_model(self.data, self.settings, self.build).to(self.settings.device)
-        return model, torch.optim.Adagrad(model.parameters(), lr=self.settings.lr)
+        return model, Adagrad(model.parameters(), lr=self.settings.lr)
 
     def steps_over(self, part: Part) -> int:
         """The batches of one pass."""

@@ -9,11 +9,11 @@ from lpfs.lifecycle.context import Context, gate_options
 from lpfs.lifecycle.curve import Curve
 from lpfs.lifecycle.training import finite, predict, train_step
 from lpfs.method.budget import ROUNDING, Budget, fewest
-from lpfs.method.optim import ProximalSGD
 from lpfs.method.penalty import Penalty
 from lpfs.method.plan import Plan
 from lpfs.method.schedule import preset
 from lpfs.models.named import Network
+from lpfs.optim import ProximalSGD
 
 
 def insert_gates(context: Context, model: Network, keep: int | None) -> Plan:

@@ -16,6 +16,7 @@ from lpfs.lifecycle.settings import Settings, with_times
 from lpfs.lifecycle.training import Metrics, ProgressCallback, evaluate, train_step
 from lpfs.method.budget import Budget
 from lpfs.method.keeping import only
+from lpfs.optim import Adagrad
 
 BATCH = 256
 """Rows of a retraining step, unless the settings say: as in an experiment."""
@@ -133,9 +134,7 @@ def follow(
 def _judged(data: Data, settings: Settings, kept: list[str], seconds: float) -> Subset:
     begin = time.perf_counter()
     everything = new_model(data, settings).to(settings.device)
-    model, optimizer = only(
-        everything, torch.optim.Adagrad(everything.parameters(), lr=settings.lr), kept
-    )
+    model, optimizer = only(everything, Adagrad(everything.parameters(), lr=settings.lr), kept)
     batches = data.train.batches(settings.batch_size or BATCH)
     for step, batch in enumerate(batches, start=1):
         train_step(model, optimizer, batch, "retrain", step)

@@ -21,12 +21,12 @@ from lpfs.method.checking import require_removable, require_same, tried
 from lpfs.method.costs import Cost, Reduction
 from lpfs.method.cutting import Model
 from lpfs.method.gate import FeatureGate
-from lpfs.method.optim import ProximalSGD
 from lpfs.method.penalty import Penalty
 from lpfs.method.plan import Plan
 from lpfs.method.pruning import gate_of, prune
 from lpfs.method.schedule import preset
 from lpfs.method.trajectory import Trajectory
+from lpfs.optim import ProximalSGD
 
 PRETRAIN_SHARE = 0.3
 REPORT_EVERY = 20

@@ -76,9 +76,7 @@ def train_step(
     optimizer.zero_grad()
     loss.backward()
     distributed.sum_gradients(model.parameters())
-    # Adagrad makes sparse tensors from indices that coalescing has just made.
-    with torch.sparse.check_sparse_tensor_invariants(enable=False):
-        optimizer.step()
+    optimizer.step()
     return value
 
 

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from lpfs.method.costs import Reduction, RemovalCosts
 from lpfs.method.gate import FeatureGate
-from lpfs.method.optim import ProximalSGD
 from lpfs.method.plan import HORIZON, Learn, Plan, require_fit
 from lpfs.method.prices import prices_of
 from lpfs.method.schedule import EPSILON_SHARE, Constant, Geometric, Schedule, preset
+from lpfs.optim import ProximalSGD
 
 REACH = 3.0
 """How far the removal costs of a whole run would move x, where all point the same way."""

@@ -96,11 +96,22 @@ def _slice_state(
                 for part in parts:
                     remaining = part.take(remaining, power)
                 memo[id(value)] = remaining
+            elif isinstance(value, Tensor) and _is_of_rows(value, parameter):
+                power, remaining = _gradient_power(optimizer, name), value
+                for part in parts:
+                    if part.dim == 0:
+                        remaining = part.take(remaining, power)
+                memo[id(value)] = remaining
             elif isinstance(value, Tensor) and value.numel() > 1:
                 raise TypeError(
                     f"{type(optimizer).__name__}: the state {name!r} has shape "
                     f"{tuple(value.shape)}, its parameter {tuple(parameter.shape)}"
                 )
+
+
+def _is_of_rows(value: Tensor, parameter: Tensor) -> bool:
+    """Whether a piece of state has one number for each row."""
+    return value.shape == (parameter.shape[0], *[1] * (parameter.dim() - 1))
 
 
 def _gradient_power(optimizer: torch.optim.Optimizer, name: str) -> int:

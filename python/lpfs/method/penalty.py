@@ -10,10 +10,10 @@ from torch import Tensor
 
 from lpfs.method.costs import Reduction, RemovalCosts
 from lpfs.method.gate import FeatureGate
-from lpfs.method.optim import ProximalSGD
 from lpfs.method.plan import HORIZON, Plan, require_fit
 from lpfs.method.prices import prices_of
 from lpfs.method.schedule import Constant, Schedule, preset
+from lpfs.optim import ProximalSGD
 
 PATIENCE = 0.2
 """The share of the steps in which a field that is worth nothing falls from 1 to 0."""

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from lpfs.method.costs import RemovalCosts
 from lpfs.method.gate import FeatureGate, epsilon_for_kind
-from lpfs.method.optim import ProximalSGD
 from lpfs.method.schedule import Constant, Schedule
 from lpfs.method.trajectory import Trajectory
+from lpfs.optim import ProximalSGD
 
 Learn = Literal["costs", "gradient"]
 """What gates learn from: removal costs, or the paper's gradient of the loss."""
