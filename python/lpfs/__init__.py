@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from lpfs.method.penalty import Penalty
     from lpfs.method.pruning import Place, Prunable, prune
     from lpfs.method.removed import Removed
+    from lpfs.method.restoring import restore, save
     from lpfs.method.trajectory import Death, Trajectory
     from lpfs.optim import ProximalSGD
     from lpfs.unfinished import StoppedError
@@ -43,6 +44,8 @@ __all__ = [
     "Trajectory",
     "attach",
     "prune",
+    "restore",
+    "save",
     "select",
     "shrink",
 ]
@@ -66,6 +69,7 @@ _HOMES = {
     "method.penalty": ("Penalty",),
     "method.pruning": ("Place", "Prunable", "prune"),
     "method.removed": ("Removed",),
+    "method.restoring": ("restore", "save"),
     "method.trajectory": ("Death", "Trajectory"),
     "optim": ("ProximalSGD",),
     "unfinished": ("StoppedError",),

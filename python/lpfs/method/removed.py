@@ -65,6 +65,15 @@ class Removed(nn.Module):
             shape = torch.Size([len(offsets) - self.include_last_offset])
         return self.weight.new_zeros(*shape, self.embedding_dim)
 
+    def described(self) -> dict[str, Any]:
+        """Its arguments, for JSON."""
+        return {
+            "kind": self.kind,
+            "width": self.embedding_dim,
+            "dtype": str(self.weight.dtype).removeprefix("torch."),
+            "include_last_offset": self.include_last_offset,
+        }
+
     def extra_repr(self) -> str:
         """One line: what it was."""
         return f"{self.kind!r}, width={self.embedding_dim}"
