@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from lpfs.files import write_durably
+from lpfs.files import appearing, sync, write_durably
 from lpfs.method.attached import attached_to
 from lpfs.method.cutting import Model
 from lpfs.method.removed import FACTOR, Removed, scale
@@ -40,7 +40,9 @@ def save(model: nn.Module, directory: str | Path) -> None:
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     # Weights first: where there is a removal, there are the weights that belong to it.
-    safetensors.torch.save_model(model, str(directory / WEIGHTS))
+    with appearing(directory / WEIGHTS) as place:
+        safetensors.torch.save_model(model, str(place))
+        sync(place)
     write_durably(directory / REMOVAL, json.dumps(found, indent=2).encode())
 
 
