@@ -179,8 +179,7 @@ LPFS_INLINE void column_row(const Column<T>& column, int64_t j, int64_t ahead,
   }
 }
 
-// Down the rows of K flows, of `width` columns each; N rows are folded as they come. `first` is the
-// row at which they are.
+// Down the rows of K flows, of `width` columns each; N rows are folded as they come.
 template <class T, int N, bool kScale, bool kPast, int K>
 LPFS_INLINE void watch_rows(Column<T>* columns, int64_t width, int64_t rows, int64_t ahead,
                             const Compute<T>* row_scale, Compute<T>* const* products,
@@ -238,8 +237,9 @@ LPFS_INLINE double scale_and_dot(const Rows& grad, const Rows& source, Compute<T
                        target_stride,  static_cast<Compute<T>>(factor)};
       RowProducts<Compute<T>, N> own;
       watch_rows<T, N, true, false, 1>(&column, width, rows, ahead, row_scale, &products, &own);
-      *moments += own.moments();
-      return own.moments().sum;
+      const Moments added = own.moments();
+      *moments += added;
+      return added.sum;
     }
   }
   return backward_rows<T, N, true, true, kWatch>(grad, source, factor, rows, width, ahead, target,

@@ -1564,12 +1564,12 @@ def _forward_with_moments(*call: Any) -> Tensor:
 
 def _reference_backward_with_moments(grad: Tensor, *call: Any) -> tuple[Tensor, ...]:
     _check_with_moments(grad, *call)
-    moments, *asked = asked_of(call)
-    refuse_asked_values("gated_embedding_concat_backward", asked_of(call))
+    asked = asked_of(call)
+    refuse_asked_values("gated_embedding_concat_backward", asked)
     plain = without_moments(call)
     args, options = _as_reference(*plain)
     weight, codes, offsets, x, _, _, ungated = args
-    data = weight, codes, offsets, x, ungated, moments.shape[1], *asked
+    data = weight, codes, offsets, x, ungated, asked.moments.shape[1], *asked[1:]
     lookup = {name: options[name] for name in ("bags", "mode")}
     own = reference.gated_embedding_concat_moments(grad, *data, **lookup)
     return *_reference_backward(grad, *plain), own

@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from lpfs.optim.rows import row_shape
+
 Model = TypeVar("Model", bound=nn.Module)
 
 GRADIENT_POWER: dict[type[torch.optim.Optimizer], dict[str, int]] = {
@@ -91,27 +93,20 @@ def _slice_state(
     """Put the sliced and scaled state where the deep copy will look for a copy of the old."""
     for parameter, parts in slices.items():
         for name, value in optimizer.state.get(parameter, {}).items():
-            if isinstance(value, Tensor) and value.shape == parameter.shape:
+            if not isinstance(value, Tensor):
+                continue
+            whole = value.shape == parameter.shape
+            if whole or value.shape == row_shape(parameter):
                 power, remaining = _gradient_power(optimizer, name), value
                 for part in parts:
-                    remaining = part.take(remaining, power)
-                memo[id(value)] = remaining
-            elif isinstance(value, Tensor) and _is_of_rows(value, parameter):
-                power, remaining = _gradient_power(optimizer, name), value
-                for part in parts:
-                    if part.dim == 0:
+                    if whole or part.dim == 0:
                         remaining = part.take(remaining, power)
                 memo[id(value)] = remaining
-            elif isinstance(value, Tensor) and value.numel() > 1:
+            elif value.numel() > 1:
                 raise TypeError(
                     f"{type(optimizer).__name__}: the state {name!r} has shape "
                     f"{tuple(value.shape)}, its parameter {tuple(parameter.shape)}"
                 )
-
-
-def _is_of_rows(value: Tensor, parameter: Tensor) -> bool:
-    """Whether a piece of state has one number for each row."""
-    return value.shape == (parameter.shape[0], *[1] * (parameter.dim() - 1))
 
 
 def _gradient_power(optimizer: torch.optim.Optimizer, name: str) -> int:

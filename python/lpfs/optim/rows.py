@@ -152,8 +152,11 @@ class Adagrad(_Rows, torch.optim.Adagrad):
         value = group["initial_accumulator_value"]
         return {
             "step": _no_steps(param),
-            "sum": param.new_full(param.shape, value, dtype=_compute(param)),
+            "sum": param.new_full(self._sum_shape(param), value, dtype=_compute(param)),
         }
+
+    def _sum_shape(self, param: Tensor) -> torch.Size:
+        return param.shape
 
     def _take(
         self,
@@ -211,16 +214,8 @@ class RowWiseAdagrad(Adagrad):
         like = torch.optim.Adagrad([torch.zeros(())], *options, maximize=maximize)
         torch.optim.Optimizer.__init__(self, params, like.defaults)
 
-    def _missing(
-        self, param: Tensor, group: dict[str, Any], state: dict[str, Any]
-    ) -> dict[str, Any]:
-        if state:
-            return {}
-        value, shape = group["initial_accumulator_value"], _row_shape(param)
-        return {
-            "step": _no_steps(param),
-            "sum": param.new_full(shape, value, dtype=_compute(param)),
-        }
+    def _sum_shape(self, param: Tensor) -> torch.Size:
+        return row_shape(param)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As of `Adagrad`; also raises ValueError for sums that are not of rows."""
@@ -228,10 +223,10 @@ class RowWiseAdagrad(Adagrad):
         saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
         for key, param in zip(saved, own, strict=False):
             found = state_dict["state"].get(key, {}).get("sum")
-            if found is not None and found.shape != _row_shape(param):
+            if found is not None and found.shape != row_shape(param):
                 raise ValueError(
                     f"a row-wise sum of a parameter {list(param.shape)} must have shape "
-                    f"{list(_row_shape(param))}, got {list(found.shape)}"
+                    f"{list(row_shape(param))}, got {list(found.shape)}"
                 )
         super().load_state_dict(state_dict)
 
@@ -397,7 +392,7 @@ def _no_steps(param: Tensor) -> Tensor:
     return torch.zeros((), device=param.device)
 
 
-def _row_shape(param: Tensor) -> torch.Size:
+def row_shape(param: Tensor) -> torch.Size:
     """One number for each row."""
     return torch.Size([*param.shape[:1], *[1] * (param.dim() - 1)])
 
