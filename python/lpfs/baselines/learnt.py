@@ -69,7 +69,7 @@ def mean_weights(model: nn.Module, gate: FieldGate, part: Part, batch_size: int 
     device = next(model.parameters()).device
     total = torch.zeros(len(gate.fields), device=device)
     with gate_in(model, recorder):
-        for codes, numbers, _ in part.batches(batch_size):
+        for codes, numbers, *_ in part.batches(batch_size):
             model(codes.to(device), numbers.to(device))
             weights = gate.weights(recorder.seen)
             total += weights.sum(0)

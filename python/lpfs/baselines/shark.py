@@ -52,7 +52,7 @@ def first_order(model: nn.Module, part: Part, batch_size: int = 1024) -> Tensor:
     recorder = Recorder(features)
     with gate_in(model, recorder), torch.no_grad():
         total: Tensor | float = 0.0
-        for codes, numbers, _ in part.batches(batch_size):
+        for codes, numbers, *_ in part.batches(batch_size):
             model(codes.to(device), numbers.to(device))
             total = total + recorder.seen.sum(0)
     assert isinstance(total, Tensor)

@@ -26,6 +26,7 @@ from lpfs.cli.options import (
     TestShare,
     Thousands,
     Times,
+    Weight,
     expanded,
     names,
 )
@@ -44,6 +45,7 @@ def look(
     data: DataPaths,
     label: Label = "label",
     positive: Positive = None,
+    weight: Weight = None,
     separator: Separator = None,
     decimal: Decimal = None,
     thousands: Thousands = None,
@@ -86,6 +88,7 @@ def look(
                 data,
                 label=label,
                 positive=names(positive),
+                weight=weight,
                 reading=reading_for(separator, decimal, thousands, encoding, no_header, null),
                 strict=strict,
                 split=rows_for(split, test, in_order),

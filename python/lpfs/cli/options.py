@@ -242,6 +242,10 @@ Positive = Annotated[
         metavar="VALUE,…", help="Values of the label that are a click, also as '>3'. Default: 1."
     ),
 ]
+Weight = Annotated[
+    str | None,
+    typer.Option(metavar="COL", help="A column with what every row counts: numbers from 0 up."),
+]
 SplitColumn = Annotated[
     str | None,
     typer.Option(

@@ -19,6 +19,7 @@ from lpfs.cli.options import (
     Run,
     Separator,
     Thousands,
+    Weight,
     at_least,
     expanded,
     located,
@@ -60,6 +61,7 @@ def predict(
     label: Annotated[
         str | None, typer.Option(metavar="COL", help="The column with 0 and 1, to judge by.")
     ] = None,
+    weight: Weight = None,
     separator: Separator = None,
     decimal: Decimal = None,
     thousands: Thousands = None,
@@ -101,6 +103,7 @@ def predict(
                 data,
                 out,
                 label=label,
+                weight=weight,
                 ids=names(ids),
                 reading=reading,
                 batch_size=batch_size,

@@ -39,6 +39,7 @@ from lpfs.cli.options import (
     Thousands,
     Times,
     TotalCost,
+    Weight,
     Within,
     names,
 )
@@ -72,6 +73,7 @@ def select(
     out: Out = Path("lpfs-run"),
     label: Label = "label",
     positive: Positive = None,
+    weight: Weight = None,
     separator: Separator = None,
     decimal: Decimal = None,
     thousands: Thousands = None,
@@ -220,6 +222,7 @@ def select(
                 data,
                 label=label,
                 positive=names(positive),
+                weight=weight,
                 reading=reading,
                 strict=strict,
                 split=rows_for(split, test, in_order),

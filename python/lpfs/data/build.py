@@ -50,6 +50,8 @@ def build(
     wanted |= dict.fromkeys(settings.auxiliary, "category")
     if isinstance(settings.split, ByColumn):
         wanted[settings.split.column] = "category"
+    if settings.weight:
+        wanted[settings.weight] = "number"
     wanted |= {column.name: column.kind for column in columns}
     scratch, total = out / "scratch", sum(source.size for source in sources)
     scratch.mkdir()

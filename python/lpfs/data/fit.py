@@ -143,6 +143,8 @@ def fit(raw: Raw, name: str, settings: Settings) -> tuple[Meta, list[Table]]:
     ]
     if raw.unlabelled:
         notes.append(f"{_counted(raw.unlabelled, 'row')} without a label left out")
+    if raw.weightless:
+        notes.append(f"{_counted(raw.weightless, 'row')} of weight 0 left out")
     meta = Meta(
         rows=rows,
         fields=fields,

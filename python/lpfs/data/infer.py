@@ -31,14 +31,15 @@ def infer(sources: Sequence[Source], settings: Settings) -> tuple[list[Column], 
     if isinstance(settings.split, ByColumn):
         _claim(taken, "split", [settings.split.column])
     _claim(taken, "auxiliary label", settings.auxiliary)
+    _claim(taken, "weight", [settings.weight] if settings.weight else [])
     _claim(taken, "ignore", settings.ignore)
     _claim(taken, "categories", settings.categories)
     _claim(taken, "hashed", list(settings.hashed))
     _claim(taken, "numbers", settings.numbers)
     _claim(taken, "times", settings.times)
     for name, option in taken.items():
-        # Labels and parts must be everywhere; what else a file lacks is missing there.
-        given = option in ("label", "split", "auxiliary label")
+        # Labels, parts and weights must be everywhere; what else a file lacks is missing there.
+        given = option in ("label", "split", "auxiliary label", "weight")
         lacking = next((file for file in sources if name not in file.columns), None)
         if name not in types or (given and lacking is not None):
             file = lacking or sources[0]

@@ -27,7 +27,7 @@ from lpfs.data.split import ByFraction, Split
 __all__ = ["Data", "load"]
 
 # Rises when the same settings would give other arrays.
-_VERSION = 6
+_VERSION = 7
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +97,7 @@ def load(
     transform: Transform = "bins",
     format: Format | None = None,
     auxiliary: Sequence[str] = (),
+    weight: str | None = None,
     positive: Sequence[str] = (),
     reading: Reading | None = None,
     strict: bool = False,
@@ -134,6 +135,8 @@ def load(
         format: where the file's name does not tell.
         auxiliary: columns with 0 and 1 that are labels of further tasks, for models that learn
             several.
+        weight: a column with what every row counts, in losses, removal costs and metrics: numbers
+            from 0 up. Rows of weight 0 are left out. Vocabularies, bins and `min_count` go by rows.
         positive: the values of the label that are a click, `>3` among them, where they are not 1,
             true or yes (see `lpfs.data.labels`).
         reading: how text is written.
@@ -178,6 +181,7 @@ def load(
         min_count=min_count,
         transform=transform,
         auxiliary=tuple(auxiliary),
+        weight=weight,
         positive=tuple(positive),
         reading=reading,
     )
@@ -209,7 +213,11 @@ def load(
     meta = Meta.model_validate_json((path / "meta.json").read_text())
     kinds = ("codes", "numbers", "labels", *(["auxiliary"] if settings.auxiliary else []))
     train, validation_part, test = (
-        Part(*(_array(path / f"{part}.{kind}.npy") for kind in kinds)) for part in PARTS
+        Part(
+            **{kind: _array(path / f"{part}.{kind}.npy") for kind in kinds},
+            weights=_array(path / f"{part}.weights.npy")[:, 0] if weight else None,
+        )
+        for part in PARTS
     )
     data = Data(
         tuple(meta.fields),

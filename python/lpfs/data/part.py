@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -28,6 +28,12 @@ class Batch(NamedTuple):
     """`[rows, numbers]` float32, NaN where missing."""
     labels: Tensor
     """`[rows]` float32, 0 or 1; of a log with auxiliary tasks `[rows, 1 + tasks]`."""
+    weights: Tensor | None = None
+    """`[rows]` float64, above 0, as they stand in the log; None where all rows count alike."""
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        """The same with every column changed."""
+        return Batch(*(None if column is None else function(column) for column in self))  # type: ignore[arg-type]
 
     @property
     def clicks(self) -> Tensor:
@@ -47,6 +53,8 @@ class Part:
     """`[rows]`, 0 or 1."""
     auxiliary: NDArray[np.uint8] | None = None
     """`[rows, tasks]`, 0 or 1, where the log has further tasks."""
+    weights: NDArray[np.float64] | None = None
+    """`[rows]`, above 0, where rows do not count alike."""
 
     def __repr__(self) -> str:
         return (
@@ -59,7 +67,8 @@ class Part:
     def __getitem__(self, rows: slice) -> Part:
         """Some of the rows, as another view of the same arrays."""
         auxiliary = None if self.auxiliary is None else self.auxiliary[rows]
-        return Part(self.codes[rows], self.numbers[rows], self.labels[rows], auxiliary)
+        weights = None if self.weights is None else self.weights[rows]
+        return Part(self.codes[rows], self.numbers[rows], self.labels[rows], auxiliary, weights)
 
     def batches(
         self, batch_size: int, *, start: int = 0, seed: int | None = None
@@ -112,4 +121,5 @@ class Part:
             torch.from_numpy(np.array(self.codes[rows])),
             torch.from_numpy(np.array(self.numbers[rows])),
             torch.from_numpy(labels.astype(np.float32)),
+            None if self.weights is None else torch.from_numpy(np.array(self.weights[rows])),
         )

@@ -28,6 +28,7 @@ from lpfs.data.split import (
     first_validation,
     uniform,
 )
+from lpfs.data.weights import weights_of
 from lpfs.data.words import Buckets, Words
 
 __all__ = ["Raw", "named_parts"]
@@ -38,7 +39,7 @@ PIECE = 1 << 19
 
 class Raw:
     """`codes`, the numbers of words in each category; `numbers`; `labels`; `auxiliary`, the labels
-    of further tasks; `parts`.
+    of further tasks; `weights`; `parts`.
 
     Used as a context while rows are added, read in pieces afterwards. A piece lies in its file
     column by column, as it comes and as it is used; only the parts' arrays are row by row.
@@ -61,6 +62,8 @@ class Raw:
         ]
         self.unlabelled = 0
         """Rows without a label, which are left out."""
+        self.weightless = 0
+        """Rows of weight 0, which are left out too."""
         self.strays: dict[str, tuple[int, Stray, DataError]] = {}
         """Columns of numbers and times with values that are none: how many, the first, and what is
         to be said of it."""
@@ -72,7 +75,7 @@ class Raw:
     def __enter__(self) -> None:
         self._files = [
             (self.path / name).open("wb")
-            for name in ("codes", "numbers", "labels", "auxiliary", "parts")
+            for name in ("codes", "numbers", "labels", "auxiliary", "weights", "parts")
         ]
 
     def __exit__(self, *error: object) -> None:
@@ -106,16 +109,20 @@ class Raw:
                 raise DataError(
                     chunk.file, f"row {row}", f"column {name!r}", "expected 0 or 1, got nothing"
                 )
-        columns: list[list[NDArray[Any]]] = [codes, numbers, [labels], tasks]
+        weight, chosen = self.settings.weight, labels != UNLABELLED
+        weights = [weights_of(chunk, weight, chosen)] if weight else []
+        columns: list[list[NDArray[Any]]] = [codes, numbers, [labels], tasks, weights]
         if isinstance(self.settings.split, ByColumn):
             columns.append([named_parts(chunk, self.settings.split, self._splits)])
         elif isinstance(self.settings.split, LastFiles):
             last = chunk.file in self.files[-self.settings.split.files :]
             columns.append([np.full(size, TEST if last else TRAIN, dtype=np.uint8)])
-        if missing := int((labels == UNLABELLED).sum()):
-            chosen = labels != UNLABELLED
-            self.unlabelled += missing
-            size -= missing
+        self.unlabelled += size - int(chosen.sum())
+        for values in weights:
+            self.weightless += int((values[chosen] == 0).sum())
+            chosen &= values != 0
+        if not chosen.all():
+            size = int(chosen.sum())
             columns = [[array[chosen] for array in arrays] for arrays in columns]
         most = max(1024, PIECE // max(len(self.columns), 1))
         rows = -(-size // -(-size // most)) if size else 1
@@ -135,6 +142,7 @@ class Raw:
             "codes": (np.int32, len(self.categories)),
             "numbers": (np.float64, len(self.numbers)),
             "auxiliary": (np.uint8, len(self.settings.auxiliary)),
+            "weights": (np.float64, int(self.settings.weight is not None)),
         }
         first = 0
         with ExitStack() as stack:

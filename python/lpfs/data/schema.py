@@ -50,6 +50,7 @@ class Settings:
     transform: Transform
     auxiliary: tuple[str, ...] = ()
     positive: tuple[str, ...] = ()
+    weight: str | None = None
     reading: Reading = field(default_factory=Reading)
 
 

@@ -18,6 +18,7 @@ from lpfs.data.schema import Progress, Report
 from lpfs.data.source import Chunk, Reading, Source, Stray, misfit
 from lpfs.data.text import undecodable
 from lpfs.data.typed import as_numbers, is_text
+from lpfs.data.weights import weights_of
 
 __all__ = ["stream", "stream_with"]
 
@@ -62,12 +63,14 @@ def stream_with(
     *,
     ids: Sequence[str] = (),
     label: str | None = None,
+    weight: str | None = None,
     format: Format | None = None,
     positive: Sequence[str] = (),
     reading: Reading | None = None,
     progress: Report | None = None,
 ) -> Iterator[tuple[Batch, pa.RecordBatch]]:
-    """See `stream`; beside each batch the columns `ids` of its rows as the source has them.
+    """See `stream`; beside each batch the columns `ids` of its rows as the source has them. Rows
+    may have a weight, 0 among them.
 
     Where files have them in types that differ, they come in one that holds all values.
     """
@@ -75,7 +78,7 @@ def stream_with(
     wanted: dict[str, Kind] = {} if label is None else {label: "category"}
     for encoder in encoders:
         wanted[encoder.column] = _kind(encoder)
-    for name in (*wanted, *ids):
+    for name in (*wanted, *ids, *([weight] if weight else [])):
         for file in sources:
             if name not in file.columns:
                 hint = f" ({file.hint()})" if file.hint() else ""
@@ -84,6 +87,10 @@ def stream_with(
     # An id comes as it is written; if the model reads a number or a time in it, that is made here.
     read_too = {name: wanted[name] for name in ids if wanted.get(name, "category") != "category"}
     wanted |= dict.fromkeys(ids, "category")
+    if weight is not None:
+        if wanted.get(weight, "number") != "number":
+            raise DataError(f"column {weight!r}", "cannot be a weight and something else")
+        wanted[weight] = "number"
     total, rows = sum(file.size for file in sources), 0
     clicks, strays = Labels(positive), dict[str, tuple[int, DataError]]()
     for chunk, done in chunks(sources, wanted, reading=reading):
@@ -104,7 +111,10 @@ def stream_with(
         if label is not None:
             known = clicks.of(chunk, label)
             labels = torch.from_numpy(np.where(known == UNLABELLED, np.nan, known))
-        yield Batch(codes, numbers, labels.float()), _carried(chunk, schema)
+        weights = None
+        if weight is not None:
+            weights = torch.from_numpy(weights_of(chunk, weight, np.full(size, True)))
+        yield Batch(codes, numbers, labels.float(), weights), _carried(chunk, schema)
         rows += size
         for name, stray in (*chunk.strays.items(), *odd.items()):
             error = misfit(chunk.file, chunk.first, name, stray)

@@ -39,7 +39,7 @@ def write(
     width_of = {"numbers": kinds.count("number")}
     width_of["codes"] = len(kinds) - width_of["numbers"]
     size = raw.rows * (4 * width_of["codes"] + 8 * width_of["numbers"])
-    pieces = raw.pieces("codes", "numbers", "labels", "auxiliary", "parts")
+    pieces = raw.pieces("codes", "numbers", "labels", "auxiliary", "weights", "parts")
     with ExitStack() as stack:
         files: dict[tuple[str, str], BinaryIO] = {}
         for part in PARTS:
@@ -48,6 +48,7 @@ def write(
                 ("numbers", np.float32, width_of["numbers"]),
                 ("labels", np.uint8, None),
                 ("auxiliary", np.uint8, len(raw.settings.auxiliary)),
+                ("weights", np.float64, int(raw.settings.weight is not None)),
             ):
                 file = stack.enter_context((out / f"{part}.{kind}.npy").open("wb"))
                 shape = (meta.rows[part],) if width is None else (meta.rows[part], width)
@@ -91,7 +92,7 @@ def _encoded(
     tables: Sequence[Table],
 ) -> Arrays:
     """What models read in place of the numbers of words and the raw values."""
-    words, values, labels, auxiliary, _ = piece
+    words, values, labels, auxiliary, weights, _ = piece
     scalers = sum(isinstance(encoder, NumberEncoder) for encoder in encoders)
     codes = np.empty((len(labels), len(encoders) - scalers), dtype=np.int32)
     numbers = np.empty((len(labels), scalers), dtype=np.float32)
@@ -103,7 +104,13 @@ def _encoded(
             next(scaled)[:] = encoder.apply(values[:, j])
         elif table is not None:
             next(coded)[:] = table.take(words[:, j])
-    return {"codes": codes, "numbers": numbers, "labels": labels, "auxiliary": auxiliary.copy()}
+    return {
+        "codes": codes,
+        "numbers": numbers,
+        "labels": labels,
+        "auxiliary": auxiliary.copy(),
+        "weights": weights.copy(),
+    }
 
 
 def _parted(arrays: Arrays, parts: NDArray[np.uint8]) -> list[Arrays]:

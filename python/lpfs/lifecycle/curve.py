@@ -12,10 +12,9 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lpfs.data import Part
-from lpfs.lifecycle.training import predict
+from lpfs.lifecycle.training import losses_of, mean_of, predict
 from lpfs.method.costs import mean_and_error
 from lpfs.method.plan import Plan
 
@@ -56,10 +55,7 @@ def losses_on(validation: Part, rows: int, fields: int) -> Losses:
 
     def losses(model: nn.Module, keep: int) -> Tensor:
         part = validation[: int(max(SHARE * rows / max(1, keep), FEWEST / fields, 1))]
-        logits = predict(model, part).double()
-        # Not `evaluate`: the validation part of a log with few clicks may have no click at all.
-        labels = torch.from_numpy(np.array(part.labels, dtype=np.float64))
-        return F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+        return losses_of(predict(model, part), part.labels)
 
     return losses
 
@@ -74,10 +70,12 @@ class Curve:
         plan: of the gates, before its first step.
         losses: the loss of a model with so many fields, row by row (or batch by batch), `[n]`; of
             more fields, those of the first rows will do.
+        weights: of these rows, `[n]`; default: all count alike.
     """
 
-    def __init__(self, plan: Plan, losses: Losses) -> None:
+    def __init__(self, plan: Plan, losses: Losses, weights: np.ndarray | None = None) -> None:
         self.plan, self._losses_of = plan, losses
+        self._weights = None if weights is None else torch.from_numpy(np.array(weights))
         self._x = plan.gate.x.detach().clone()
         self._losses: dict[int, Tensor] = {}
         self._kept: dict[int, list[str]] = {}
@@ -150,18 +148,27 @@ class Curve:
     def _levels(self, numbers: Sequence[int]) -> list[float]:
         """The mean losses: of the fewest fields over its rows, then one difference after the other,
         since larger numbers were judged on fewer rows."""
-        levels = [self._losses[numbers[0]].mean().item()]
+        losses = self._losses[numbers[0]]
+        levels = [mean_of(losses, self._of_first(len(losses))).item()]
         for fewer, more in itertools.pairwise(numbers):
             levels.append(levels[-1] + self._difference(more, fewer)[0])
         return levels
 
     def _difference(self, keep: int, other: int) -> tuple[float, float]:
-        """The mean of the row-wise differences of two numbers' losses, and its standard error."""
+        """The mean of the row-wise differences of two numbers' losses, and its standard error: with
+        weights, of a ratio of sums, the root of Σ w²(d − d̄)² over Σ w."""
         first, second = self._losses[keep], self._losses[other]
         rows = min(len(first), len(second))
         differences = first[:rows] - second[:rows]
-        error = differences.std().item() / rows**0.5 if rows > 1 else 0.0
-        return differences.mean().item(), error
+        weights = self._of_first(rows)
+        mean = mean_of(differences, weights)
+        share = torch.ones_like(differences) if weights is None else weights / weights.mean()
+        squares = (share * (differences - mean)).square().sum()
+        error = (squares / max(rows - 1, 1) / rows).sqrt()
+        return mean.item(), error.item()
+
+    def _of_first(self, rows: int) -> Tensor | None:
+        return None if self._weights is None else self._weights[:rows]
 
 
 def unevenness(levels: Sequence[float]) -> float:

@@ -75,7 +75,7 @@ def _local_rank() -> int:
 
 def share(batch: Batch) -> Batch:
     """This process's rows of a batch; there may be none."""
-    return batch if size() == 1 else Batch(*(column[rank() :: size()] for column in batch))
+    return batch if size() == 1 else batch.map(lambda column: column[rank() :: size()])
 
 
 def slice_of(rows: int) -> slice:

@@ -189,7 +189,7 @@ def _chosen(context: Context, pretrained: Pretrained) -> int:
 def _curve(context: Context, plan: Plan) -> Curve:
     """The curve over the numbers of fields that a plan passes."""
     validation, rows = context.data.validation, len(context.last_rows)
-    return Curve(plan, losses_on(validation, rows, len(plan.gate.units)))
+    return Curve(plan, losses_on(validation, rows, len(plan.gate.units)), validation.weights)
 
 
 def _own_plan(context: Context, plan: Plan, curve: Curve) -> None:
@@ -211,8 +211,8 @@ def _compare(context: Context, model: Network, smaller: Network) -> None:
         raise RuntimeError(f"pruning changed a logit by {change:.3g}, more than {bound:.3g}")
     labels, correction = np.asarray(data.test.labels), math.log(data.negatives)
     stages.numbers |= {
-        "gated": asdict(score(gated + correction, labels)),
-        "pruned": asdict(score(pruned + correction, labels)),
+        "gated": asdict(score(gated + correction, labels, data.test.weights)),
+        "pruned": asdict(score(pruned + correction, labels, data.test.weights)),
         "logit_change": change,
         "logit_bound": bound,
     }

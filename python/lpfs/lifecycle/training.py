@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from lpfs.data import Batch, Part
 from lpfs.lifecycle import distributed
+from lpfs.method.pruning import gate_of
 
 
 class DivergedError(RuntimeError):
@@ -49,21 +50,32 @@ ProgressCallback = Callable[[Progress], None]
 def forward_loss(model: nn.Module, batch: Batch) -> Tensor:
     """Mean binary cross-entropy of a batch, on the model's device; of several processes, this one's
     term of it. Of a log with auxiliary tasks, a model with a `loss` of its own takes that, and any
-    other the main task alone."""
+    other the main task alone. With weights it is the mean by weight, and the model's gate is told.
+    """
     rows = len(batch.labels)
-    batch = Batch(*_to_device_of(model, distributed.share(batch)))
-    codes, numbers, labels = batch
+    if batch.weights is not None:
+        # Of mean 1: by weights alike, a batch's loss is what it is without.
+        relative = batch.weights / batch.weights.mean()
+        batch = batch._replace(weights=relative.to(batch.labels.dtype))
+    batch = _to_device_of(model, distributed.share(batch))
+    gate = gate_of(model)
+    if gate is not None:
+        gate.weigh(batch.weights)
+    codes, numbers, labels, weights = batch
     if labels.dim() == 2 and hasattr(model, "loss"):
-        loss: Tensor = model.loss(codes, numbers, labels, rows)  # type: ignore[operator]
+        loss: Tensor = model.loss(codes, numbers, labels, rows, weights)  # type: ignore[operator]
         return loss
-    labels = batch.clicks
-    logits = model(codes, numbers)
-    return F.binary_cross_entropy_with_logits(logits, labels, reduction="sum") / rows
+    return (
+        F.binary_cross_entropy_with_logits(
+            model(codes, numbers), batch.clicks, weight=weights, reduction="sum"
+        )
+        / rows
+    )
 
 
-def _to_device_of(model: nn.Module, batch: Batch) -> tuple[Tensor, ...]:
+def _to_device_of(model: nn.Module, batch: Batch) -> Batch:
     device = next(model.parameters()).device
-    return tuple(tensor.to(device, non_blocking=True) for tensor in batch)
+    return batch.map(lambda column: column.to(device, non_blocking=True))
 
 
 def train_step(
@@ -98,27 +110,44 @@ def predict(model: nn.Module, part: Part, batch_size: int = 8192) -> Tensor:
     model.eval()
     logits = [torch.empty(0, device=next(model.parameters()).device)]
     for batch in part[distributed.slice_of(len(part))].batches(batch_size):
-        codes, numbers, _ = _to_device_of(model, batch)
-        logits.append(model(codes, numbers))
+        batch = _to_device_of(model, batch)
+        logits.append(model(batch.codes, batch.numbers))
     model.train(was_training)
     (gathered,) = distributed.gather(torch.cat(logits))
     return gathered.cpu()
 
 
-def score(logits: Tensor, labels: np.ndarray) -> Metrics:
-    """AUC and log loss of logits against labels of 0 and 1, both of which must occur."""
+def score(logits: Tensor, labels: np.ndarray, weights: np.ndarray | None = None) -> Metrics:
+    """AUC and log loss of logits against labels of 0 and 1, both of which must occur, of rows that
+    count alike or have a weight."""
     # A second of every start, --help's too.
     from sklearn.metrics import log_loss, roc_auc_score
 
     probabilities = logits.double().sigmoid().numpy()
     return Metrics(
-        float(roc_auc_score(labels, probabilities)), float(log_loss(labels, probabilities))
+        float(roc_auc_score(labels, probabilities, sample_weight=weights)),
+        float(log_loss(labels, probabilities, sample_weight=weights)),
     )
+
+
+def losses_of(logits: Tensor, labels: np.ndarray) -> Tensor:
+    """Log loss of every row, `[rows]` float64. Not `score`: the validation part of a log with few
+    clicks may have no click at all."""
+    truth = torch.from_numpy(np.array(labels, dtype=np.float64))
+    return F.binary_cross_entropy_with_logits(logits.double(), truth, reduction="none")
+
+
+def mean_of(values: Tensor, weights: np.ndarray | Tensor | None) -> Tensor:
+    """The mean over rows that count alike or have a weight, 0-d."""
+    if weights is None:
+        return values.mean()
+    known = torch.as_tensor(np.array(weights)).to(values)
+    return (known * values).sum() / known.sum()
 
 
 def evaluate(model: nn.Module, part: Part) -> Metrics:
     """AUC and log loss of a model on a part."""
-    return score(predict(model, part), np.asarray(part.labels))
+    return score(predict(model, part), np.asarray(part.labels), part.weights)
 
 
 class EarlyStopping:
@@ -138,10 +167,9 @@ class EarlyStopping:
     def check(self, step: int) -> bool:
         """Evaluate now; whether training should stop. Raises DivergedError if the loss is not
         finite."""
-        logits = predict(self.model, self.validation).double()
-        # Not `evaluate`: the validation part of a log with few clicks may have no click at all.
-        labels = torch.from_numpy(np.array(self.validation.labels, dtype=np.float64))
-        loss = finite(F.binary_cross_entropy_with_logits(logits, labels), self.stage, step)
+        part = self.validation
+        losses = losses_of(predict(self.model, part), part.labels)
+        loss = finite(mean_of(losses, part.weights), self.stage, step)
         if loss < self.best:
             self.best, self.best_step, self._strikes = loss, step, 0
             self._state = copy.deepcopy(self.model.state_dict())

@@ -75,6 +75,11 @@ class AttachedGate(FeatureGate):
         gated: Tensor = _Gated.apply(output, factor, rows[unit], samples)  # type: ignore[no-untyped-call]
         return gated
 
+    def weigh(self, weights: Tensor | None) -> None:
+        """See `FeatureGate`."""
+        super().weigh(weights)
+        self._sums = None
+
     def watch_dead(self, watch: bool) -> None:
         """Dead fields are watched at all times, from products that are formed anyway."""
         self._forget()
@@ -130,8 +135,11 @@ class AttachedGate(FeatureGate):
         moments = self.moments
         if moments is None or not torch.is_grad_enabled() or torch.compiler.is_exporting():
             return None
+        if self.row_scale is not None and len(self.row_scale) != count:
+            weighed = len(self.row_scale)
+            raise ValueError(f"weigh: expected a weight for each of {count} rows, got {weighed}")
         if self._sums is None or self._sums[0] is not moments or self._sums[1] != count:
-            rows: Tensor = _Squared.apply(moments, count)  # type: ignore[no-untyped-call]
+            rows: Tensor = _Squared.apply(moments, count, self.row_scale)  # type: ignore[no-untyped-call]
             self._sums = moments, count, rows.unbind()
         return self._sums[2]
 
@@ -265,21 +273,24 @@ class _Gated(torch.autograd.Function):
 
 class _Squared(torch.autograd.Function):
     """Zeros, `[units, count]`; their gradient, what a pass backward has added up of row products,
-    becomes its sum, that of its squares, and its number of rows, `[3, units]`."""
+    becomes its sum, that of its squares times what each row's counts, `[count]`, and its number of
+    rows, `[3, units]`."""
 
     @staticmethod
-    def forward(moments: Tensor, count: int) -> Tensor:
+    def forward(moments: Tensor, count: int, row_scale: Tensor | None) -> Tensor:
         return moments.new_zeros(moments.shape[1], count)
 
     @staticmethod
     def setup_context(ctx: FunctionCtx, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.set_materialize_grads(True)
+        ctx.row_scale = inputs[2]  # type: ignore[attr-defined]
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, rows: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, rows: Tensor) -> tuple[Tensor, None, None]:
         count = torch.full_like(rows[:, 0], rows.shape[1]) if rows.shape[1] else rows.sum(1)
-        return torch.stack([rows.sum(1), rows.square().sum(1), count]), None
+        squares = rows.square() if ctx.row_scale is None else rows.square() * ctx.row_scale
+        return torch.stack([rows.sum(1), squares.sum(1), count]), None, None
 
 
 class _Factors(torch.autograd.Function):

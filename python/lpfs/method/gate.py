@@ -67,6 +67,7 @@ class FeatureGate(nn.Module):
     first_of_unit: Tensor | None
     moments: Tensor | None
     dead_rows: Tensor | None
+    row_scale: Tensor | None
 
     def __init__(
         self,
@@ -96,7 +97,7 @@ class FeatureGate(nn.Module):
         self.members = self._group(groups)
         self.units = [*self.members, *((name,) for name in self.always_keep)]
         self.living = list(range(len(self.fields)))
-        self.moments = self.dead_rows = None
+        self.moments = self.dead_rows = self.row_scale = None
         self.watches_dead = True
         if not self.members:
             raise ValueError("fields: none is left to gate")
@@ -213,6 +214,32 @@ class FeatureGate(nn.Module):
         """
         self.moments = self.x.detach().new_zeros(3, len(self.units), requires_grad=True)
 
+    def weigh(self, weights: Tensor | None) -> None:
+        """Tell removal costs what the rows of the next passes forward weigh, until told otherwise.
+
+        With a loss of row r that is `w_r · ℓ_r`, squares of row products hold w², and the
+        curvature is the mean of w·s². Models of `lpfs.select` tell it by themselves.
+
+        Args:
+            weights: `[B]`, at least 0, what each row's loss is multiplied by before their mean, or
+                sum, is taken (where it is divided by the sum of the weights instead of by B:
+                `w / w.mean()`, over the rows of all processes and micro-batches). None: 1.
+
+        Raises ValueError unless they have one dimension. How many there are is checked in the pass.
+
+        >>> gate = FeatureGate({"age": 2})
+        >>> gate.weigh(torch.tensor([1.0, 0.5, 0.0]))
+        """
+        if weights is None:
+            self.row_scale = None
+            return
+        if weights.dim() != 1:
+            raise ValueError(f"weights must have shape [B], got {list(weights.shape)}")
+        weights = weights.detach().to(self.x)
+        # Where the reciprocal would overflow, w² has long been 0.
+        largest = torch.finfo(weights.dtype).max
+        self.row_scale = torch.where(weights > 0, 1 / weights, 0.0).clamp(max=largest)
+
     def watch_dead(self, watch: bool) -> None:
         """Whether the next step takes the moments of dead fields too, from all of its rows."""
         self.watches_dead = watch
@@ -241,6 +268,7 @@ class FeatureGate(nn.Module):
             "moments": self.moments,
             "gate_of_field": None if units is None else units[fields],
             "dead_rows": self.dead_rows,
+            "row_scale": self.row_scale,
         }
 
     def factors_of_units(self) -> Tensor:

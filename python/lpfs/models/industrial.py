@@ -176,10 +176,16 @@ class Industrial(nn.Module):
         return torch.stack([self._of(i, shared) for i in range(len(self.branches))], 1)
 
     def loss(
-        self, codes: Tensor, numbers: Tensor, labels: Tensor, rows: int | None = None
+        self,
+        codes: Tensor,
+        numbers: Tensor,
+        labels: Tensor,
+        rows: int | None = None,
+        weights: Tensor | None = None,
     ) -> Tensor:
         """Weighted sum of the tasks' mean binary cross-entropies against labels
-        `[B, 1 + auxiliary tasks]`; of a batch of more `rows`, these rows' term of it.
+        `[B, 1 + auxiliary tasks]`; of a batch of more `rows`, these rows' term of it. `weights`
+        `[B]` are what each row's is multiplied by.
 
         Raises ValueError for labels of another shape.
         """
@@ -190,10 +196,13 @@ class Industrial(nn.Module):
                 f"{list(self.auxiliary)}, got {list(labels.shape)}"
             )
         losses = F.binary_cross_entropy_with_logits(
-            self.heads(codes, numbers), labels.view(expected), reduction="none"
+            self.heads(codes, numbers),
+            labels.view(expected),
+            weight=None if weights is None else weights[:, None],
+            reduction="none",
         ).sum(0)
-        weights = losses.new_tensor([1.0, *self.auxiliary.values()])
-        return losses @ weights / (len(codes) if rows is None else rows)
+        shares = losses.new_tensor([1.0, *self.auxiliary.values()])
+        return losses @ shares / (len(codes) if rows is None else rows)
 
     def shared(self, codes: Tensor, numbers: Tensor) -> Tensor:
         """What the branches read, `[B, H]`."""

@@ -248,7 +248,7 @@ def _summary(
 
 def _entropy(data: Data) -> float:
     """Of the test labels: the log loss of whoever knows how often, and nothing else."""
-    clicks = float(np.mean(data.test.labels))
+    clicks = float(np.average(data.test.labels, weights=data.test.weights))
     return -sum(p * math.log(p) for p in (clicks, 1 - clicks) if p > 0)
 
 

@@ -83,6 +83,7 @@ class Model:
         source: Input | Frame,
         *,
         label: str | None = None,
+        weight: str | None = None,
         ids: Sequence[str] = (),
         reading: Reading | None = None,
         batch_size: int = ROWS,
@@ -102,6 +103,7 @@ class Model:
             self.encoders,
             ids=ids,
             label=label,
+            weight=weight,
             positive=options.get("positive", ()),
             reading=reading or Reading(**options.get("reading", {})),
             progress=progress,
@@ -131,6 +133,7 @@ def score_file(
     out: Path,
     *,
     label: str | None = None,
+    weight: str | None = None,
     ids: Sequence[str] = (),
     reading: Reading | None = None,
     batch_size: int = ROWS,
@@ -146,6 +149,7 @@ def score_file(
             in the order of the rows. It appears whole or not at all. `-` is CSV on the standard
             output, as it is made.
         label: the column with clicks, if the scores are to be judged, by the rows that have one.
+        weight: the column with what each row counts there.
         ids: columns of the source to write beside the scores.
         reading: how text is written; default: as when the model was trained.
         batch_size: rows that are in the network at a time.
@@ -164,9 +168,15 @@ def score_file(
     scaled = [encoder.name for encoder in model.encoders if not encoder.cardinality]
     counts = np.zeros((2, len(coded)), dtype=np.int64)
     blank = np.zeros(len(scaled), dtype=np.int64)
-    judged, rows = list[tuple[Tensor, Tensor]](), 0
+    judged, rows = list[tuple[Tensor, Tensor, Tensor]](), 0
     scored = model.logits(
-        source, label=label, ids=ids, reading=reading, batch_size=batch_size, progress=progress
+        source,
+        label=label,
+        weight=weight,
+        ids=ids,
+        reading=reading,
+        batch_size=batch_size,
+        progress=progress,
     )
     with _written(out) as write:
         for batch, columns, logits in scored:
@@ -176,7 +186,9 @@ def score_file(
             counts += np.stack([(codes == code).sum(0) for code in (UNKNOWN, MISSING)])
             blank += batch.numbers.isnan().sum(0).numpy()
             if label is not None:
-                judged.append((logits, batch.labels))
+                weights = batch.weights
+                alike = torch.ones(len(logits), dtype=torch.float64)
+                judged.append((logits, batch.labels, alike if weights is None else weights))
         if not rows:
             raise DataError(str(source), "no rows")
         metrics = None if label is None else _judge(str(source), label, rows, judged)
@@ -191,10 +203,12 @@ def _probabilities(logits: Tensor) -> NDArray[np.float64]:
     return logits.double().sigmoid().numpy()
 
 
-def _judge(source: str, label: str, rows: int, pieces: Sequence[tuple[Tensor, Tensor]]) -> Metrics:
-    """Metrics over the rows that have a label."""
-    logits, labels = (torch.cat(column) for column in zip(*pieces, strict=True))
-    known = ~labels.isnan()
+def _judge(
+    source: str, label: str, rows: int, pieces: Sequence[tuple[Tensor, Tensor, Tensor]]
+) -> Metrics:
+    """Metrics over the rows that have a label, and count."""
+    logits, labels, weights = (torch.cat(column) for column in zip(*pieces, strict=True))
+    known = ~labels.isnan() & (weights > 0)
     found = {*labels[known].tolist()}
     if len(found) < 2:
         have = f"have {found.pop():.0f}" if found else "have none"
@@ -203,7 +217,7 @@ def _judge(source: str, label: str, rows: int, pieces: Sequence[tuple[Tensor, Te
             f"column {label!r}",
             f"expected 0 and 1, all {int(known.sum()) or rows} rows {have}",
         )
-    return score(logits[known], labels[known].numpy())
+    return score(logits[known], labels[known].numpy(), weights[known].numpy())
 
 
 Write = Callable[[pa.RecordBatch, NDArray[np.float64]], None]
