@@ -141,7 +141,7 @@ def mean_of(values: Tensor, weights: np.ndarray | Tensor | None) -> Tensor:
     """The mean over rows that count alike or have a weight, 0-d."""
     if weights is None:
         return values.mean()
-    known = torch.as_tensor(np.array(weights)).to(values)
+    known = weights if isinstance(weights, Tensor) else torch.from_numpy(np.array(weights))
     return (known * values).sum() / known.sum()
 
 
