@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from lpfs.data import Batch, Part
 from lpfs.lifecycle import distributed
+from lpfs.method.gate import FeatureGate
 from lpfs.method.pruning import gate_of
 
 
@@ -59,7 +60,7 @@ def forward_loss(model: nn.Module, batch: Batch) -> Tensor:
         batch = batch._replace(weights=relative.to(batch.labels.dtype))
     batch = _to_device_of(model, distributed.share(batch))
     gate = gate_of(model)
-    if gate is not None:
+    if isinstance(gate, FeatureGate):  # rivals have others
         gate.weigh(batch.weights)
     codes, numbers, labels, weights = batch
     if labels.dim() == 2 and hasattr(model, "loss"):
