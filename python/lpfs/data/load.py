@@ -19,7 +19,7 @@ from lpfs.data.columns import Kind
 from lpfs.data.encode import Encoder, TimeEncoder, Transform
 from lpfs.data.error import DataError
 from lpfs.data.part import Part
-from lpfs.data.read import Format, Input, open_source
+from lpfs.data.read import Format, Frame, Input, open_source
 from lpfs.data.schema import PARTS, Field, Meta, Report, Settings
 from lpfs.data.source import Reading
 from lpfs.data.split import ByFraction, Split
@@ -81,7 +81,7 @@ class Data:
 
 
 def load(
-    source: Input,
+    source: Input | Frame,
     *,
     label: str = "label",
     split: Split | None = None,
@@ -110,8 +110,9 @@ def load(
     Args:
         source: a Parquet, CSV, TSV or JSON lines file, plain or packed, or `-` for the standard
             input; a directory, a pattern or a list of such files (what a file lacks is missing in
-            its rows); a `pyarrow.Table` or a `ClickLog`. Directories named `column=value` give
-            their files a column.
+            its rows); a frame: one of pandas, polars or whatever else shows its columns to Arrow, a
+            `pyarrow.Table`, or a dict of arrays `[rows]`; or a `ClickLog`. Directories named
+            `column=value` give their files a column; a frame's index is none.
         label: the column with 0 and 1; Criteo's files, which have no header, call it `label`. Rows
             without a label are left out.
         split: `ByColumn`, `ByFraction` (the default, 0.2), `InOrder` or `LastFiles`.
@@ -150,9 +151,7 @@ def load(
     Raises:
         DataError: with one line on what is wrong with the data or the options. Nothing is left.
 
-    >>> import pyarrow as pa
-    >>> table = pa.table({"label": [0, 1] * 50, "colour": ["red", "blue"] * 50})
-    >>> data = load(table)
+    >>> data = load({"label": [0, 1] * 50, "colour": ["red", "blue"] * 50})
     >>> [(f.name, f.kind, f.cardinality) for f in data.fields]
     [('colour', 'category', 4)]
     >>> next(data.test.batches(3)).codes.shape

@@ -50,15 +50,16 @@ def table_of(frame: Frame) -> pa.Table:
     >>> table_of({"hour": [7, 12], "city": ["Ulm", None]}).num_rows
     2
     """
-    if isinstance(frame, pa.Table):
-        return frame
     try:
+        if isinstance(frame, pa.Table):
+            return _without_views(frame)
         if isinstance(frame, pa.RecordBatch):
-            return pa.Table.from_batches([frame])
+            return _without_views(pa.Table.from_batches([frame]))
         if isinstance(frame, Mapping):
-            return pa.table({name: _array(name, values) for name, values in frame.items()})
+            columns = {name: _array(name, values) for name, values in frame.items()}
+            return _without_views(pa.table(columns))
         if hasattr(frame, "__arrow_c_stream__") or hasattr(frame, "__dataframe__"):
-            return pa.table(frame)
+            return _without_views(pa.table(frame))
     except pa.ArrowException as error:
         raise DataError("frame", str(error).split("\n")[0]) from error
     raise DataError(
@@ -66,6 +67,24 @@ def table_of(frame: Frame) -> pa.Table:
         "expected a data frame, a pyarrow.Table or a dict of arrays, got "
         f"{type(frame).__module__}.{type(frame).__qualname__}",
     )
+
+
+def _without_views(table: pa.Table) -> pa.Table:
+    """The table with views of text, as polars shows them, as text: Arrow cannot take from views."""
+    for i, column in enumerate(table.columns):
+        arrays = [_without_view(array) for array in column.chunks or [pa.nulls(0, column.type)]]
+        if arrays[0].type != column.type:
+            table = table.set_column(i, table.schema.names[i], pa.chunked_array(arrays))
+    return table
+
+
+def _without_view(array: pa.Array) -> pa.Array:
+    if pa.types.is_dictionary(array.type):
+        words = _without_view(array.dictionary)
+        return pa.DictionaryArray.from_arrays(array.indices, words, ordered=array.type.ordered)
+    if pa.types.is_string_view(array.type):
+        return array.cast(pa.large_string())
+    return array.cast(pa.large_binary()) if pa.types.is_binary_view(array.type) else array
 
 
 def _array(name: str, values: Any) -> pa.Array | pa.ChunkedArray:

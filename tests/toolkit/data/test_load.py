@@ -35,6 +35,8 @@ from lpfs.data import (
 from lpfs.data.ahead import ahead, together
 from lpfs.data.words import Words
 
+from ..frames import FRAMES
+
 CENSUS = Path(__file__).parents[4] / "shared/data/census_income_kdd.parquet"
 
 
@@ -96,6 +98,47 @@ def test_every_format_gives_the_same_arrays(
     expected = load(table, **options)
     for name in ("log.parquet", "log.csv", "log.tsv", "log.csv.gz"):
         assert_same(load(path / name, **options), expected)
+
+
+@pytest.mark.parametrize("kind", FRAMES)
+@settings(max_examples=4, deadline=None)
+@given(rows=st.lists(row, max_size=60), hashed=st.booleans())
+def test_frames_give_the_arrays_of_files(
+    tmp_path_factory: pytest.TempPathFactory, kind: str, rows: Any, hashed: bool
+) -> None:
+    path = tmp_path_factory.mktemp("frames") / "log.parquet"
+    table = pa.Table.from_pylist(ANCHOR + rows + ANCHOR)
+    pa.parquet.write_table(table, path)
+    options: Any = {"numbers": ["real"], "categories": ["words", "whole"]}
+    if hashed:
+        options |= {"categories": ["words"], "hashed": {"whole": 50}}
+    assert_same(load(FRAMES[kind](table), **options), load(path, **options))
+
+
+def test_kinds_are_inferred_of_frames_as_of_files(tmp_path: Path) -> None:
+    table = ClickLog(Recipe(rows=2_000)).table()
+    pa.parquet.write_table(table, tmp_path / "log.parquet")
+    expected = load(tmp_path / "log.parquet", label="click")
+    for kind in ("table", "batch", "lists", "mixed"):
+        data = load(FRAMES[kind](table), label="click")
+        assert_same(data, expected)
+        assert data.fields == expected.fields
+
+
+@pytest.mark.parametrize(
+    ("frame", "expected"),
+    [
+        (3, "expected a data frame, .* got builtins.int"),
+        ({"label": [0, 1], "x": np.zeros((2, 2))}, "frame: column 'x'"),
+        ({"label": [0, 1], "x": [1, "a"]}, "frame: column 'x'"),
+        ({"label": [0, 1], "x": ["a"]}, "length"),
+        ({"x": ["a"]}, "table: no column 'label'"),
+        ({"label": [0, 3], "x": ["a", "b"]}, "column 'label'"),
+    ],
+)
+def test_what_is_no_frame_is_refused(frame: Any, expected: str) -> None:
+    with pytest.raises(DataError, match=expected):
+        load(frame)
 
 
 def test_criteo_is_read_as_it_was_generated(tmp_path: Path) -> None:

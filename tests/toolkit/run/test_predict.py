@@ -20,6 +20,7 @@ from lpfs.data import ClickLog, DataError, Recipe
 from lpfs.run import load_model, load_summary
 
 from ..command import QUICK, below, lpfs, succeed
+from ..frames import FRAMES
 
 ROWS, TEST = 3000, 600
 
@@ -116,48 +117,17 @@ def test_many_rows_are_scored_in_pieces(place: Path) -> None:
         model.predict(rows, batch_size=0)
 
 
-def frames(table: pa.Table) -> dict[str, Any]:
-    """The rows as who asks from Python may have them."""
-    return {
-        "table": table,
-        "batch": table.combine_chunks().to_batches()[0],
-        # Through a list: Arrow's way from a dictionary to NumPy forgets what is null.
-        "numpy": {n: np.array(table[n].to_pylist()) for n in table.column_names},
-        "lists": table.to_pydict(),
-        "mixed": {n: table[n] for n in table.column_names},
-    }
-
-
+@pytest.mark.parametrize("kind", FRAMES)
 @pytest.mark.parametrize("log", ["parquet", "csv"])
-def test_python_gives_the_answers_of_the_command(place: Path, tmp_path: Path, log: str) -> None:
+def test_python_gives_the_answers_of_the_command(
+    place: Path, tmp_path: Path, log: str, kind: str
+) -> None:
     succeed("predict", place / log, place / "last.parquet", "--out", tmp_path / "scores.parquet")
     expected = pa.parquet.read_table(tmp_path / "scores.parquet")["probability"].to_numpy()
     table = pa.parquet.read_table(place / "last.parquet")
     model = load_model(place / log)
-    for name, frame in frames(table).items():
-        np.testing.assert_array_equal(model.predict(frame), expected, err_msg=name)
+    np.testing.assert_array_equal(model.predict(FRAMES[kind](table)), expected)
     assert model.predict(table.slice(0, 0)).shape == (0,)
-
-
-@pytest.mark.parametrize("library", ["pandas", "polars"])
-def test_data_frames_are_scored(place: Path, library: str) -> None:
-    pytest.importorskip(library)
-    table = pa.parquet.read_table(place / "last.parquet")
-    model, expected = load_model(place / "parquet"), None
-    expected = model.predict(table)
-    frame: Any
-    if library == "pandas":
-        frame = table.to_pandas()
-        # As it is after a selection of rows.
-        frame.index = frame.index[::-1] * 2
-        columns = {name: frame[name] for name in frame}
-    else:
-        import polars
-
-        frame = polars.from_arrow(table)
-        columns = frame.to_dict()
-    np.testing.assert_array_equal(model.predict(frame), expected)
-    np.testing.assert_array_equal(model.predict(columns), expected)
 
 
 @pytest.mark.parametrize(
