@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from lpfs.cli.options import (
+    Also,
     Categories,
     DataPaths,
     Decimal,
@@ -45,6 +46,7 @@ def look(
     data: DataPaths,
     label: Label = "label",
     positive: Positive = None,
+    also: Also = None,
     weight: Weight = None,
     separator: Separator = None,
     decimal: Decimal = None,
@@ -88,6 +90,7 @@ def look(
                 data,
                 label=label,
                 positive=names(positive),
+                auxiliary=names(also),
                 weight=weight,
                 reading=reading_for(separator, decimal, thousands, encoding, no_header, null),
                 strict=strict,

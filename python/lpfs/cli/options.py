@@ -179,6 +179,15 @@ Lam = Annotated[
 ]
 
 
+def require_heads(also: Sequence[str] | None, model: str) -> None:
+    """Refuse further labels for a model that has no heads for them."""
+    if (labels := names(also)) and model != "industrial":
+        refuse(
+            f"--also: {model} has one head, for the label; expected --model industrial for "
+            f"{', '.join(labels)} too"
+        )
+
+
 PARTS = ("train", "validation", "test")
 
 
@@ -240,6 +249,12 @@ Positive = Annotated[
     list[str] | None,
     typer.Option(
         metavar="VALUE,…", help="Values of the label that are a click, also as '>3'. Default: 1."
+    ),
+]
+Also = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="COL,…", help="Columns with 0 and 1 that are further labels, for industrial."
     ),
 ]
 Weight = Annotated[

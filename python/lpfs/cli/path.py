@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from lpfs.cli.options import (
+    Also,
     BatchSize,
     CacheDirectory,
     Categories,
@@ -36,6 +37,7 @@ from lpfs.cli.options import (
     costs,
     expanded,
     names,
+    require_heads,
 )
 from lpfs.cli.processes import console
 from lpfs.cli.refusals import (
@@ -68,6 +70,7 @@ def path(
     ] = Path("path.json"),
     label: Label = "label",
     positive: Positive = None,
+    also: Also = None,
     weight: Weight = None,
     separator: Separator = None,
     decimal: Decimal = None,
@@ -97,6 +100,7 @@ def path(
     counts = names([keep])
     if not all(count.isascii() and count.isdigit() for count in counts):
         refuse(f"--keep: expected whole numbers with commas between them, got {keep!r}")
+    require_heads(also, model)
     prices = costs(cost)
     require_split(split, test, in_order)
     require_directory("--cache", cache)
@@ -124,6 +128,7 @@ def path(
                     data,
                     label=label,
                     positive=names(positive),
+                    auxiliary=names(also),
                     weight=weight,
                     reading=reading,
                     strict=strict,

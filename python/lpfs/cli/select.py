@@ -9,6 +9,7 @@ import typer
 
 from lpfs.cli import options
 from lpfs.cli.options import (
+    Also,
     BatchSize,
     CacheDirectory,
     Categories,
@@ -73,6 +74,7 @@ def select(
     out: Out = Path("lpfs-run"),
     label: Label = "label",
     positive: Positive = None,
+    also: Also = None,
     weight: Weight = None,
     separator: Separator = None,
     decimal: Decimal = None,
@@ -175,6 +177,7 @@ def select(
     """Select fields of a log, remove the others, and train the smaller model on."""
     require_new(out, resume)
     options.require_one_wish(keep=keep, price=price, total_cost=total_cost, lam=lam, within=within)
+    options.require_heads(also, model)
     prices = options.costs(cost)
     require_split(split, test, in_order)
     if numbers not in ("bins", "log", "quantile", "mlp"):
@@ -222,6 +225,7 @@ def select(
                 data,
                 label=label,
                 positive=names(positive),
+                auxiliary=names(also),
                 weight=weight,
                 reading=reading,
                 strict=strict,

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,6 +28,7 @@ from lpfs.lifecycle.training import Progress, ProgressCallback, predict
 from lpfs.method.budget import Budget
 from lpfs.method.gate import FeatureGate
 from lpfs.method.prices import prices_of
+from lpfs.models.industrial import Industrial
 from lpfs.models.named import Fields, Network, new
 from lpfs.optim import Adagrad
 
@@ -91,6 +93,11 @@ class Context:
         for name in ("train", "validation", "test"):
             if not len(getattr(self.data, name)):
                 raise ValueError(f"the {name} part has no rows")
+        for i, task in enumerate(self.data.tasks):
+            assert self.data.test.auxiliary is not None
+            found = np.unique(self.data.test.auxiliary[:, i])
+            if len(found) < 2:
+                raise ValueError(f"label {task!r}: expected 0 and 1, all test rows have {found[0]}")
         if self.steps_over(self.last_rows) < FEWEST_STEPS:
             raise ValueError(
                 f"too few training rows: one pass over the last {len(self.last_rows)} makes "
@@ -99,6 +106,11 @@ class Context:
             )
         with torch.device("meta"):
             model = new_model(self.data, self.settings, self.build)
+        if self.data.tasks and not isinstance(model, Industrial):
+            raise ValueError(
+                f"model: {type(model).__name__} has one head, for the label; expected Industrial "
+                f"for {', '.join(self.data.tasks)} too"
+            )
         config = {"class": type(model).__name__, **model.config()}
         require_gates(model, self.settings)
         return config

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -21,7 +20,7 @@ from lpfs.lifecycle.gating import insert_gates, learn_gates
 from lpfs.lifecycle.pretrained import Pretrained
 from lpfs.lifecycle.pretraining import pretrain
 from lpfs.lifecycle.settings import Settings
-from lpfs.lifecycle.training import Metrics, ProgressCallback, evaluate, predict, score
+from lpfs.lifecycle.training import Metrics, ProgressCallback, predict, score_heads
 from lpfs.method.costs import Cost
 from lpfs.method.plan import Plan
 from lpfs.method.pruning import prune
@@ -39,11 +38,11 @@ class Selection:
     """What a selection found and left.
 
     `metrics` holds test AUC and log loss of `all` (the same network without gates), `gated`,
-    `pruned` and `hot_start`. `logit_change` is max|Δlogit| over the test part at pruning, and
-    `logit_bound` what it may be. `last_step_change` and `first_step_change` are the mean |Δlogit|
-    on validation rows of the last step before pruning and of the first one after it, which learns
-    from the same batch. Where the log's negatives are sub-sampled, metrics and `model` are
-    corrected for it.
+    `pruned` and `hot_start`; `tasks` those of further labels. `logit_change` is max|Δlogit| over
+    the test part and all labels at pruning, and `logit_bound` what it may be. `last_step_change`
+    and `first_step_change` are the mean |Δlogit| on validation rows of the last step before pruning
+    and of the first one after it, which learns from the same batch. Where the log's negatives are
+    sub-sampled, metrics and `model` are corrected for it.
     """
 
     settings: Settings
@@ -63,6 +62,7 @@ class Selection:
     trajectory: Trajectory
     losses: list[float]
     metrics: dict[Scored, Metrics]
+    tasks: dict[str, dict[Scored, Metrics]]
     logit_change: float
     logit_bound: float
     last_step_change: float
@@ -138,11 +138,12 @@ def _select(context: Context) -> Selection:
     for network in (smaller, everything):
         network.add_to_logits(math.log(context.data.negatives))
     numbers = stages.numbers
-    metrics: dict[Scored, Metrics] = {
-        "all": evaluate(everything, context.data.test),
-        "gated": Metrics(**numbers["gated"]),
-        "pruned": Metrics(**numbers["pruned"]),
-        "hot_start": evaluate(smaller, context.data.test),
+    # Of every label, the main one first.
+    judged: dict[Scored, list[Metrics]] = {
+        "all": score_heads(_logits(everything, context.data), context.data.test),
+        "gated": [Metrics(**label) for label in numbers["gated"]],
+        "pruned": [Metrics(**label) for label in numbers["pruned"]],
+        "hot_start": score_heads(_logits(smaller, context.data), context.data.test),
     }
     points = [Judged(**point) for point in numbers["curve"]] if settings.chooses else None
     return Selection(
@@ -159,7 +160,11 @@ def _select(context: Context) -> Selection:
         chosen=settings.chooses,
         trajectory=plan.trajectory,
         losses=stages.losses,
-        metrics=metrics,
+        metrics={name: labels[0] for name, labels in judged.items()},
+        tasks={
+            task: {name: labels[i] for name, labels in judged.items()}
+            for i, task in enumerate(context.data.tasks, 1)
+        },
         logit_change=numbers["logit_change"],
         logit_bound=numbers["logit_bound"],
         last_step_change=numbers["last_step_change"],
@@ -204,19 +209,26 @@ def _compare(context: Context, model: Network, smaller: Network) -> None:
     stages, data = context.stages, context.data
     if "prune" in stages.done:
         return
-    gated, pruned = (predict(network, data.test) for network in (model, smaller))
+    gated, pruned = (_logits(network, data) for network in (model, smaller))
     change = (gated - pruned).abs().max().item()
     bound = LOGIT_TOLERANCE * max(1.0, gated.abs().max().item())
     if not change <= bound:
         raise RuntimeError(f"pruning changed a logit by {change:.3g}, more than {bound:.3g}")
-    labels, correction = np.asarray(data.test.labels), math.log(data.negatives)
+    for logits in (gated, pruned):
+        logits[:, 0] += math.log(data.negatives)
     stages.numbers |= {
-        "gated": asdict(score(gated + correction, labels, data.test.weights)),
-        "pruned": asdict(score(pruned + correction, labels, data.test.weights)),
+        "gated": [asdict(metrics) for metrics in score_heads(gated, data.test)],
+        "pruned": [asdict(metrics) for metrics in score_heads(pruned, data.test)],
         "logit_change": change,
         "logit_bound": bound,
     }
     stages.finish("prune")
+
+
+def _logits(model: nn.Module, data: Data) -> torch.Tensor:
+    """Of the test part and every label, `[rows, labels]`."""
+    logits = predict(model, data.test, heads=bool(data.tasks))
+    return logits if data.tasks else logits[:, None]
 
 
 @dataclass

@@ -102,17 +102,20 @@ def finite(loss: Tensor, stage: str, step: int) -> float:
 
 
 @torch.no_grad()
-def predict(model: nn.Module, part: Part, batch_size: int = 8192) -> Tensor:
-    """Logits of every row of a part, on the CPU.
+def predict(model: nn.Module, part: Part, batch_size: int = 8192, *, heads: bool = False) -> Tensor:
+    """Logits `[rows]` of every row of a part, on the CPU; with `heads`, of a model that has some,
+    `[rows, heads]`.
 
     Several processes each compute some of the rows: all must call it, and all get all rows.
     """
     was_training = model.training
     model.eval()
-    logits = [torch.empty(0, device=next(model.parameters()).device)]
+    call: Any = model.heads if heads else model
+    shape = (0, 1 + part.auxiliary.shape[1]) if heads and part.auxiliary is not None else (0,)
+    logits = [torch.empty(shape, device=next(model.parameters()).device)]
     for batch in part[distributed.slice_of(len(part))].batches(batch_size):
         batch = _to_device_of(model, batch)
-        logits.append(model(batch.codes, batch.numbers))
+        logits.append(call(batch.codes, batch.numbers))
     model.train(was_training)
     (gathered,) = distributed.gather(torch.cat(logits))
     return gathered.cpu()
@@ -129,6 +132,15 @@ def score(logits: Tensor, labels: np.ndarray, weights: np.ndarray | None = None)
         float(roc_auc_score(labels, probabilities, sample_weight=weights)),
         float(log_loss(labels, probabilities, sample_weight=weights)),
     )
+
+
+def score_heads(logits: Tensor, part: Part) -> list[Metrics]:
+    """Metrics of every label of a part, the main one first, from logits `[rows, labels]`."""
+    labels = [part.labels, *([] if part.auxiliary is None else part.auxiliary.T)]
+    return [
+        score(column, np.asarray(truth), part.weights)
+        for column, truth in zip(logits.T, labels, strict=True)
+    ]
 
 
 def losses_of(logits: Tensor, labels: np.ndarray) -> Tensor:

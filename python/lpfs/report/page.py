@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lpfs.lifecycle.curve import smallest_within
+from lpfs.lifecycle.training import Metrics
 from lpfs.report.costs import by_cost, choice, decimals, lowest, nats, share, units
 from lpfs.report.curves import (
     HEIGHT,
@@ -94,7 +95,7 @@ def page(summary: Summary, history: Mapping[str, Sequence[float]]) -> str:
         kept=len(kept),
         all=summary.metrics["all"],
         after=summary.metrics["hot_start"],
-        scores=[(SCORED[name], metrics) for name, metrics in summary.metrics.items()],
+        scores=_scores(summary),
         curve=_curve(summary),
         chosen=_chosen(summary),
         steps=[int(step) for step in steps[shown]],
@@ -143,6 +144,16 @@ def _text(value: object) -> str:
     if isinstance(value, dict):
         return _text([f"{name} {_text(one)}" for name, one in value.items()])
     return f"{value:,}" if type(value) is int else str(value)
+
+
+def _scores(summary: Summary) -> list[tuple[str, Metrics, Metrics | None]]:
+    """Model, its metrics, and what they are compared with; label by label."""
+    return [
+        (f"{SCORED[name]}, {label}" if label else SCORED[name], metrics, against[name])
+        for label, judged in {"": summary.metrics, **summary.tasks}.items()
+        for against in [dict.fromkeys(judged, judged["all"]) | {"all": None}]
+        for name, metrics in judged.items()
+    ]
 
 
 def _curve(summary: Summary) -> Chart | None:

@@ -216,8 +216,10 @@ def print_summary(console: Console, summary: Summary) -> None:
         "pruned": "pruned",
         "hot_start": "after hot start",
     }
-    for key, metrics in summary.metrics.items():
-        table.add_row(titles[key], f"{metrics.auc:.4f}", f"{metrics.log_loss:.4f}")
+    for label, judged in {"": summary.metrics, **summary.tasks}.items():
+        for key, metrics in judged.items():
+            what = f"{titles[key]}, {label}" if label else titles[key]
+            table.add_row(what, f"{metrics.auc:.4f}", f"{metrics.log_loss:.4f}")
     console.print(table)
     console.print(
         f"Pruning changed no logit by more than {summary.max_logit_change:.2g} "

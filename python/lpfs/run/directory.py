@@ -130,6 +130,8 @@ class Summary(BaseModel):
     metrics: dict[Scored, Metrics]
     """On the test part. `all` is the same network with all fields, trained on the same rows for at
     most as many steps."""
+    tasks: dict[str, dict[Scored, Metrics]] = {}
+    """The same of further labels."""
     max_logit_change: float
     """max|Δlogit| over the test part at pruning."""
     max_logit_change_allowed: float
@@ -212,6 +214,7 @@ def _summary(
             for death in trajectory.cuts
         ],
         metrics=selection.metrics,
+        tasks=selection.tasks,
         max_logit_change=selection.logit_change,
         max_logit_change_allowed=selection.logit_bound,
         last_step_change=selection.last_step_change,
