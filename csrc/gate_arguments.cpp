@@ -222,33 +222,51 @@ std::vector<int64_t> MomentPlan::parts() const {
   return parts;
 }
 
-MomentBlock::MomentBlock(const MomentPlan& plan, int64_t fields, int64_t lanes, int64_t bytes)
-    : plan_(plan),
-      bytes_(bytes),
-      padded_((fields + kWhole - 1) / kWhole * kWhole),
-      lane_bytes_(padded_ * lanes * bytes),
-      lanes_(lane_bytes_),
-      products_(padded_ * bytes),
-      sampled_(2 * padded_ * bytes),
-      others_(2 * padded_ * bytes) {
-  std::memset(lanes_.aligned, 0, lane_bytes_);
-  std::memset(sampled_.aligned, 0, 2 * padded_ * bytes_);
-  std::memset(others_.aligned, 0, 2 * padded_ * bytes_);
+std::vector<void*> MomentPlan::places(const std::vector<int64_t>& parts, char* memory,
+                                      int64_t bytes) const {
+  std::vector<void*> places;
+  if (std::all_of(parts.begin(), parts.end(), [](int64_t part) { return part < 0; })) return places;
+  for (const int64_t part : parts) {
+    places.push_back(part < 0 ? nullptr : memory + part * batch_ * bytes);
+  }
+  return places;
 }
 
-double MomentBlock::at(const Scratch& scratch, int64_t i) const {
+BlockSums::BlockSums(const MomentPlan* plan, const std::vector<void*>& products, int64_t gates,
+                     int64_t bytes)
+    : plan_(plan),
+      products_(products.empty() ? nullptr : products.data()),
+      bytes_(bytes),
+      padded_((gates / kWhole + 2) * kWhole),
+      watched_(2 * padded_ * bytes),
+      others_(2 * padded_ * bytes) {
+  clear();
+}
+
+RowSums BlockSums::from(int64_t row) const {
+  char* const sums = (watches(row) ? watched_ : others_).aligned;
+  return {row, plan_ ? plan_->row_scale() : nullptr, products_, sums, sums + padded_ * bytes_};
+}
+
+double BlockSums::at(const Scratch& scratch, int64_t i) const {
   return bytes_ == 8 ? reinterpret_cast<const double*>(scratch.aligned)[i]
                      : reinterpret_cast<const float*>(scratch.aligned)[i];
 }
 
-void MomentBlock::finish(const std::vector<GateValue>& gates, double* sums, Moments* moments) {
+void BlockSums::finish(const std::vector<GateValue>& gates, double* sums, Moments* moments) {
   for (int64_t i = 0; i < static_cast<int64_t>(gates.size()); ++i) {
-    sums[i] = at(sampled_, i) + at(others_, i);
-    moments[i] = {at(sampled_, i), at(sampled_, padded_ + i)};
+    sums[i] = at(watched_, i) + at(others_, i);
+    if (!plan_) continue;
+    moments[i] = {at(watched_, i), at(watched_, padded_ + i)};
     if (!gates[i].dead) moments[i] += {at(others_, i), at(others_, padded_ + i)};
   }
-  std::memset(sampled_.aligned, 0, 2 * padded_ * bytes_);
-  std::memset(others_.aligned, 0, 2 * padded_ * bytes_);
+  clear();
+}
+
+void BlockSums::clear() {
+  for (const Scratch* scratch : {&watched_, &others_}) {
+    std::memset(scratch->aligned, 0, 2 * padded_ * bytes_);
+  }
 }
 
 Dtype dtype_of(const Checks& checks, const Name& name, const Tensor& embeddings) {

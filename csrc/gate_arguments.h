@@ -66,6 +66,10 @@ class MomentPlan {
   // among them, or −1.
   std::vector<int64_t> parts() const;
 
+  // Where those of each field go that are left in `memory`, rows of `batch` products of `bytes` each;
+  // empty where none are.
+  std::vector<void*> places(const std::vector<int64_t>& parts, char* memory, int64_t bytes) const;
+
   // The same of parts that are whole fields, beside the moments of `blocks` blocks, a row each, of all.
   Tensor collect(const Moments* moments, int64_t blocks, const std::vector<int64_t>& parts,
                  const char* products) const;
@@ -80,42 +84,32 @@ class MomentPlan {
   std::vector<int64_t> gate_of_, rows_;
 };
 
-// What the rows of a block bring, row after row, of operators that take all gates in one row. Where
-// gates are shared, row products wait in `parts`.
-class MomentBlock {
+// What the row products of a block's rows add up to, for each gate: apart, those of the rows in which
+// dead gates are watched.
+class BlockSums {
  public:
-  // Vectors of any length fit into a multiple of this.
+  // No vector is longer; one may begin at any gate.
   static constexpr int64_t kWhole = 16;
 
-  MomentBlock(const MomentPlan& plan, int64_t fields, int64_t lanes, int64_t bytes);
+  // Without a plan nothing is watched. Some gates' products are wanted themselves, see MomentPlan.
+  BlockSums(const MomentPlan* plan, const std::vector<void*>& products, int64_t gates,
+            int64_t bytes);
 
-  int64_t padded() const { return padded_; }
-  // Of the next row: `lanes` partial sums for each field, zero at first.
-  char* lanes() { return lanes_.aligned; }
+  // Where those of `row` and of what follows it on its side of the plan's `dead_rows` go.
+  RowSums from(int64_t row) const;
 
-  // Takes the lanes, by `fold`, as those of row `row`.
-  template <class Fold>
-  void take(int64_t row, const Fold& fold, const std::vector<int64_t>& parts, char* shared,
-            int64_t batch) {
-    char* const own = row < plan_.dead_rows() ? sampled_.aligned : others_.aligned;
-    fold(lanes_.aligned, padded_, plan_.row_scale(row), products_.aligned, own,
-         own + padded_ * bytes_);
-    std::memset(lanes_.aligned, 0, lane_bytes_);
-    for (size_t i = 0; i < parts.size(); ++i) {
-      if (parts[i] < 0) continue;
-      std::memcpy(shared + (parts[i] * batch + row) * bytes_, products_.aligned + i * bytes_, bytes_);
-    }
-  }
-
-  // Adds up, and begins anew: Σ over all rows for the gradients, and moments where they are wanted.
+  // Adds up, and begins anew: Σ over all rows for the gradients, and moments where there is a plan.
   void finish(const std::vector<GateValue>& gates, double* sums, Moments* moments);
 
  private:
   double at(const Scratch& scratch, int64_t i) const;
+  bool watches(int64_t row) const { return plan_ && row < plan_->dead_rows(); }
+  void clear();
 
-  const MomentPlan& plan_;
-  const int64_t bytes_, padded_, lane_bytes_;
-  Scratch lanes_, products_, sampled_, others_;
+  const MomentPlan* plan_;
+  void* const* products_;
+  const int64_t bytes_, padded_;
+  Scratch watched_, others_;
 };
 
 // Faults embeddings that are not of a type that has loops.

@@ -33,7 +33,7 @@ struct Tile {
   int64_t group_bytes, rows, ahead;
 };
 constexpr Tile kListForward{512, 16, 16}, kListBackward{128, 64, 32};
-constexpr Tile kNarrow{1 << 15, 1, 0}, kWide{1 << 15, 2, 2}, kGaps{512, 8, 32};
+constexpr Tile kNarrow{1 << 15, 1, 0}, kWide{1 << 15, 2, 2}, kGaps{2048, 8, 8};
 constexpr int64_t kWideBytes = 4096;
 static_assert(2 * kWide.group_bytes <= kBufferBytes);  // sums of fp16 take twice its space
 // What a thread takes at a time, and what one partial sum of backward covers: of few rows, such as
@@ -274,32 +274,27 @@ void stream_rows(Target target, const char* buffer, int64_t rows, int64_t bytes)
   for (int64_t r = 0; r < rows; ++r) stream(target.row(r), buffer + r * bytes, bytes);
 }
 
-// The columns of each source together.
-template <class T>
-void add_sums(const Layout& layout, const Group& group, const char* columns, double* sums) {
-  const T* next = reinterpret_cast<const T*>(columns);
-  for (int64_t i = group.first; i < group.end; ++i) {
-    for (int64_t j = 0; j < layout.sources[i].width; ++j) sums[i] += *next++;
-  }
-}
-
-// What the sources of a group bring in rows that are watched, of the type that is computed in. Whole
-// vectors are read and written from any of them on.
-struct Watched {
+// What the sources of a group bring, of the type that is computed in; apart, in the rows in which dead
+// ones are not watched. Whole vectors are read and written from any of them on.
+struct GroupSums {
   static constexpr int64_t kSources = 2 * kWide.group_bytes / kLineBytes, kRoom = kSources + 16;
-  alignas(64) double sums[kRoom], squares[kRoom];
+  alignas(64) double sums[kRoom], squares[kRoom], other_sums[kRoom], other_squares[kRoom];
 
-  void clear(int64_t count) {
-    std::memset(sums, 0, (count + 16) * sizeof(double));
-    std::memset(squares, 0, (count + 16) * sizeof(double));
+  explicit GroupSums(int64_t count) {
+    for (double* each : {sums, squares, other_sums, other_squares}) {
+      std::memset(each, 0, (count + 16) * sizeof(double));
+    }
   }
 
+  // Moments where they are wanted.
   template <class T>
   void add_to(int64_t count, double* totals, Moments* moments) const {
-    const T *sum = reinterpret_cast<const T*>(sums), *square = reinterpret_cast<const T*>(squares);
+    const auto at = [](const double* each, int64_t i) {
+      return double(reinterpret_cast<const T*>(each)[i]);
+    };
     for (int64_t i = 0; i < count; ++i) {
-      totals[i] += sum[i];
-      moments[i] += {double(sum[i]), double(square[i])};
+      totals[i] += at(sums, i) + at(other_sums, i);
+      if (moments) moments[i] += {at(sums, i), at(squares, i)};
     }
   }
 };
@@ -371,26 +366,24 @@ Tensors backward(const Checks& checks, const Tensor& grad, const Tensors& embedd
   const Loops& loops = loops_for(call.dtype);
   if (streamed) {
     const bool doubles = call.dtype == Dtype::float64;
-    const auto add = doubles ? add_sums<double> : add_sums<float>;
-    const auto add_watched = doubles ? &Watched::add_to<double> : &Watched::add_to<float>;
+    const auto add = doubles ? &GroupSums::add_to<double> : &GroupSums::add_to<float>;
     for_each_block(call, layout, [&](int64_t block, int64_t first, int64_t end, const Group& group,
-                                     char* sums) {
-      std::memset(sums, 0, group.width * (doubles ? sizeof(double) : sizeof(float)));
+                                     char*) {
       const int64_t size = group.end - group.first, own = block * count + group.first;
-      Watched watched;
-      if (plan) watched.clear(size);
+      GroupSums sums(size);
+      const Watch watch{plan ? plan->dead_rows() : 0,
+                        plan ? plan->row_scale() : nullptr,
+                        !field_of_part.empty(),
+                        plan.has_value(),
+                        sums.sums,
+                        sums.squares,
+                        sums.other_sums,
+                        sums.other_squares};
       for (int64_t row = first; row < end; row += tile.rows) {
-        const int64_t rows = std::min(tile.rows, end - row);
-        if (plan) {
-          const Watch watch{plan->dead_rows(), plan->row_scale(), !field_of_part.empty(),
-                            watched.sums, watched.squares};
-          loops.stream_and_watch(&flows[group.first], size, row, rows, tile.ahead, sums, watch);
-        } else {
-          loops.stream_backward(&flows[group.first], size, row, rows, tile.ahead, sums);
-        }
+        loops.stream_backward(&flows[group.first], size, row, std::min(tile.rows, end - row),
+                              tile.ahead, watch);
       }
-      add(layout, group, sums, &partial[block * count]);
-      if (plan) (watched.*add_watched)(size, &partial[own], &partial_moments[own]);
+      (sums.*add)(size, &partial[own], plan ? &partial_moments[own] : nullptr);
     });
   } else {
     const int64_t row_bytes = std::clamp<int64_t>(call.columns * item, 1, kBackwardGroupBytes);

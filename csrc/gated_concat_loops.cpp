@@ -206,6 +206,12 @@ LPFS_INLINE void watch_rows(Column<T>* columns, int64_t width, int64_t rows, int
     fold<C, N, K>(pass, r, folded);
     add(r, N, folded);
   }
+  if (r + N / 2 <= rows) {
+    fold<C, N, K, N / 2>(pass, r, folded);
+    for (int k = 0; k < K; ++k) join<C, N, 2>(folded[k], Vector<C, N>{});
+    add(r, N / 2, folded);
+    r += N / 2;
+  }
   if (r < rows) {
     const auto pass_rest = [&](int64_t at, Vector<C, N>* own) LPFS_INLINE_LAMBDA {
       if (at < rows) return pass(at, own);
@@ -281,37 +287,18 @@ LPFS_INLINE void stream_concat(const Source* sources, int64_t count, int64_t row
 // As many as are gone through together: lines that lie side by side are read together.
 constexpr int kTogether = 2;
 
-// Down the rows of K neighbours at a time.
-template <class T, int N, bool kScale, bool kDot, int K>
-LPFS_INLINE void stream_columns(Column<T>* columns, int64_t rows, int64_t ahead,
-                                Compute<T>* sums) {
-  Vector<Compute<T>, N> sum[K];
-  for (int k = 0; k < K; ++k) load<N>(sums + k * N, sum[k]);
-  for (int64_t r = 0; r < rows; ++r) {
-    for (int k = 0; k < K; ++k) {
-      column_row<T, N, kScale, kDot>(columns[k], 0, ahead, sum[k]);
-      columns[k].step();
-    }
-  }
-  for (int k = 0; k < K; ++k) store<N>(sums + k * N, sum[k]);
-}
-
-template <class T, int N, bool kScale, bool kDot>
-LPFS_INLINE void stream_flows(const Flow* flows, const Flow* end, int64_t row, int64_t rows,
-                              int64_t ahead, Compute<T>* sums) {
-  Column<T> columns[kTogether];
-  int count = 0;
+// Down the rows of what has no gate to learn.
+template <class T, int N>
+LPFS_INLINE void scale_flows(const Flow* flows, const Flow* end, int64_t row, int64_t rows,
+                             int64_t ahead) {
+  Vector<Compute<T>, N> none;
   for (const Flow* flow = flows; flow != end; ++flow) {
     for (int64_t j = 0; j < flow->source.width; j += N) {
-      columns[count++] = column_of<T>(*flow, row, j);
-      if (count < kTogether) continue;
-      stream_columns<T, N, kScale, kDot, kTogether>(columns, rows, ahead, sums);
-      sums += count * N;
-      count = 0;
+      Column<T> column = column_of<T>(*flow, row, j);
+      for (int64_t r = 0; r < rows; ++r, column.step()) {
+        column_row<T, N, true, false>(column, 0, ahead, none);
+      }
     }
-  }
-  for (int c = 0; c < count; ++c, sums += N) {
-    stream_columns<T, N, kScale, kDot, 1>(columns + c, rows, ahead, sums);
   }
 }
 
@@ -363,7 +350,7 @@ LPFS_INLINE void watch_flows(const Flow* flows, const Flow* end, int64_t row, in
                              Compute<T>* squares) {
   using C = Compute<T>;
   const auto* const row_scale = static_cast<const C*>(watch.row_scale);
-  if (rows < N) {
+  if (rows < N / 2) {
     for (int64_t r = row; r < row + rows; ++r) {
       watch_row<T, N, kScale>(flows, end - flows, r, ahead, watch.shared,
                               row_scale ? row_scale[r] : C(1), sums, squares);
@@ -401,41 +388,38 @@ LPFS_INLINE void watch_flows(const Flow* flows, const Flow* end, int64_t row, in
   }
 }
 
-template <class T, int N, bool kWatch>
+template <class T, int N>
 LPFS_INLINE void stream_backward(const Flow* flows, int64_t count, int64_t row, int64_t rows,
-                                 int64_t ahead, Compute<T>* sums, const Watch& watch = {}) {
+                                 int64_t ahead, const Watch& watch) {
   using C = Compute<T>;
   for (const Flow *flow = flows, *next; flow != flows + count; flow = next) {
-    int64_t width = 0;
     for (next = flow; next != flows + count && next->source.dead == flow->source.dead &&
                       next->learns == flow->learns;
          ++next) {
-      width += next->source.width;
       if (!next->source.dead) continue;
       T* target = static_cast<T*>(next->target) + row * next->target_stride;
       put_zeros<T, N>(target, rows, next->target_stride, next->source.width);
     }
-    const bool dead = flow->source.dead;
-    int64_t watched = 0;
-    if constexpr (kWatch) {
-      watched = dead ? std::clamp<int64_t>(watch.dead_rows - row, 0, rows) : rows;
-      C* const own_sums = static_cast<C*>(watch.sums) + (flow - flows);
-      C* const own_squares = static_cast<C*>(watch.squares) + (flow - flows);
-      if (watched && dead) {
-        watch_flows<T, N, false>(flow, next, row, watched, ahead, watch, own_sums, own_squares);
-      } else if (watched) {
-        watch_flows<T, N, true>(flow, next, row, watched, ahead, watch, own_sums, own_squares);
+    const int64_t at = flow - flows;
+    const auto products = [&](auto scale, int64_t first, int64_t size, void* sums,
+                              void* squares) LPFS_INLINE_LAMBDA {
+      watch_flows<T, N, decltype(scale)::value>(flow, next, first, size, ahead, watch,
+                                                static_cast<C*>(sums) + at,
+                                                static_cast<C*>(squares) + at);
+    };
+    if (flow->source.dead) {
+      const int64_t watched = std::clamp<int64_t>(watch.dead_rows - row, 0, rows);
+      for (const bool in : {true, false}) {
+        const int64_t size = in ? watched : flow->learns ? rows - watched : 0;
+        if (size == 0) continue;
+        products(std::false_type{}, in ? row : row + watched, size,
+                 in ? watch.sums : watch.other_sums, in ? watch.squares : watch.other_squares);
       }
+    } else if (flow->learns || watch.everything) {
+      products(std::true_type{}, row, rows, watch.sums, watch.squares);
+    } else {
+      scale_flows<T, N>(flow, next, row, rows, ahead);
     }
-    const int64_t first = row + watched, left = rows - watched;
-    if (left && dead) {
-      if (flow->learns) stream_flows<T, N, false, true>(flow, next, first, left, ahead, sums);
-    } else if (left && flow->learns) {
-      stream_flows<T, N, true, true>(flow, next, first, left, ahead, sums);
-    } else if (left) {
-      stream_flows<T, N, true, false>(flow, next, first, left, ahead, sums);
-    }
-    sums += width;
   }
 }
 
@@ -470,18 +454,11 @@ LPFS_INLINE void stream_backward(const Flow* flows, int64_t count, int64_t row, 
                                 target_stride);                                                   \
     }                                                                                             \
     ATTRIBUTES static void stream_backward(const Flow* flows, int64_t count, int64_t row,         \
-                                           int64_t rows, int64_t ahead, void* sums) {             \
-      lpfs::stream_backward<T, N, false>(flows, count, row, rows, ahead,                          \
-                                         static_cast<Compute<T>*>(sums));                         \
+                                           int64_t rows, int64_t ahead, Watch watch) {            \
+      lpfs::stream_backward<T, N>(flows, count, row, rows, ahead, watch);                         \
     }                                                                                             \
-    ATTRIBUTES static void stream_and_watch(const Flow* flows, int64_t count, int64_t row,        \
-                                            int64_t rows, int64_t ahead, void* sums,              \
-                                            Watch watch) {                                        \
-      lpfs::stream_backward<T, N, true>(flows, count, row, rows, ahead,                           \
-                                        static_cast<Compute<T>*>(sums), watch);                   \
-    }                                                                                             \
-    static constexpr Loops kLoops{concat_row,    scale_and_dot,   watch_and_dot,                  \
-                                  stream_concat, stream_backward, stream_and_watch};              \
+    static constexpr Loops kLoops{concat_row, scale_and_dot, watch_and_dot, stream_concat,        \
+                                  stream_backward};                                               \
   };
 
 LPFS_DEFINE_LOOPS(Baseline, 16, )

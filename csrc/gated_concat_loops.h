@@ -35,14 +35,15 @@ struct Flow {
   void* products = nullptr;
 };
 
-// Row products of each flow, of all rows of what lives and of the first ones of what is dead: `sums`
-// and, times `row_scale` of their row, if any, `squares`, of the type that is computed in, as many as
-// whole lines take and a line more. Some go into `products` too, if they are `shared`.
+// Row products of each flow, of the type that is computed in, as many as whole lines take and a line
+// more. Those of all rows of what lives and of the first ones of what is dead go into `sums` and, times
+// `row_scale` of their row, if any, squared into `squares`; of the others, what learns has them apart.
+// Some go into `products` too, if they are `shared`. With `everything` what does not learn has them too.
 struct Watch {
   int64_t dead_rows;
   const void* row_scale;
-  bool shared;
-  void *sums, *squares;
+  bool shared, everything;
+  void *sums, *squares, *other_sums, *other_squares;
 };
 
 // No source is wider than this, so that lane sums stay short and buffers small.
@@ -63,16 +64,11 @@ struct Loops {
                           int64_t ahead, void* target, int64_t target_stride, int64_t watched,
                           const void* row_scale, void* products, Moments* moments);
   // The same past the cache, some rows of a source or two before the next, where columns lie side by
-  // side and targets are whole cache lines. Backward adds grad ⊙ source to `sums`, which has an
-  // element of the type that is computed in for each column.
+  // side and targets are whole cache lines.
   void (*stream_concat)(const Source* sources, int64_t count, int64_t row, int64_t rows,
                         int64_t ahead, void* target, int64_t target_stride);
   void (*stream_backward)(const Flow* flows, int64_t count, int64_t row, int64_t rows,
-                          int64_t ahead, void* sums);
-  // The same of the rows that are not watched; of the others, row products are added to those of each
-  // flow.
-  void (*stream_and_watch)(const Flow* flows, int64_t count, int64_t row, int64_t rows,
-                           int64_t ahead, void* sums, Watch watch);
+                          int64_t ahead, Watch watch);
 };
 
 constexpr int64_t kLineBytes = 64;

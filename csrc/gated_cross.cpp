@@ -262,39 +262,31 @@ Gradients backward(const Checks& checks, const Tensor& grad, const Tensor& embed
   const std::unique_ptr<double[]> partial(new double[blocks * gates]);
   const std::unique_ptr<Moments[]> partial_moments(plan ? new Moments[blocks * gates] : nullptr);
   const int64_t bytes = compute_bytes(call), row_bytes = fields * stride * bytes;
-  const int64_t sum_bytes = loops.lanes * bytes;
   const Scratch shared(field_of_part.size() * call.batch * bytes);
+  const auto products = plan ? plan->places(parts, shared.aligned, bytes) : std::vector<void*>{};
   const bool copies = grad.strides()[1] != 1;
   const auto strides = embeddings.strides();
   for_each_block(call, rows, [&](int64_t first, int64_t end, const auto& rows_of) {
-    const Scratch values(row_bytes), gradients(row_bytes), all_sums(plan ? 0 : gates * sum_bytes);
+    const Scratch values(row_bytes), gradients(row_bytes);
     const Scratch buffer(copies ? columns * item : 0);
-    std::optional<MomentBlock> watch;
-    if (plan) watch.emplace(*plan, gates, loops.lanes, bytes);
-    char* const sums = watch ? watch->lanes() : all_sums.aligned;
+    BlockSums sums(plan ? &*plan : nullptr, products, gates, bytes);
     for (int64_t block = first; block < end; ++block) {
-      if (!watch) std::memset(sums, 0, gates * sum_bytes);
       const auto [row, end_row] = rows_of(block);
       for (int64_t r = row; r < end_row; ++r) {
-        const Call& now = watch && r < plan->dead_rows() ? sampled : call;
+        const Call& now = plan && r < plan->dead_rows() ? sampled : call;
         const char* const source = row_of(embeddings, r, item);
+        const RowSums into = sums.from(r);
         loops.gather(source, strides[1], strides[2], now.fields.data(), fields, call.width, stride,
                      values.aligned);
         std::memset(gradients.aligned, 0, row_bytes);
         loops.backward(now.terms.data(), runs.data(), runs.size(),
                        adjacent(grad, r, columns, item, buffer.aligned), terms_ahead * term_bytes,
-                       values.aligned, call.width, stride, gradients.aligned, sums);
+                       values.aligned, call.width, stride, gradients.aligned, !before, into);
         loops.finish(source, strides[1], strides[2], now.fields.data(), gradients.aligned, fields,
-                     call.width, stride, data + r * fields * call.width * item, sums);
-        if (watch) watch->take(r, loops.fold, parts, shared.aligned, call.batch);
+                     call.width, stride, data + r * fields * call.width * item, before, into);
       }
-      if (watch) {
-        watch->finish(call.gates, &partial[block * gates], &partial_moments[block * gates]);
-        continue;
-      }
-      for (int64_t i = 0; i < gates; ++i) {
-        partial[block * gates + i] = loops.total(sums + i * sum_bytes);
-      }
+      sums.finish(call.gates, &partial[block * gates],
+                  plan ? &partial_moments[block * gates] : nullptr);
     }
   });
 

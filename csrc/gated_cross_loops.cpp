@@ -76,42 +76,47 @@ LPFS_INLINE void forward(const Term* terms, int64_t count, const Compute<T>* val
   }
 }
 
-// Columns j to j + N of a run: what belongs to the first field stays in registers.
+// Columns j to j + N of a run: what belongs to the first field stays in registers. The lanes of row
+// products, L per term, begin in the first columns.
 template <class T, int N, int L>
 LPFS_INLINE void backward_columns(const Term* terms, Run run, const T* grad, int64_t ahead,
                                   const Compute<T>* values, int64_t j, int64_t width,
-                                  int64_t stride, Compute<T>* gradients, Compute<T>* sums) {
+                                  int64_t stride, Compute<T>* gradients, Compute<T>* lanes) {
   using C = Compute<T>;
   const int64_t first = terms[run.begin].first;
   Vector<C, N> mine, gradient{};
   load<N>(values + first * stride + j, mine);
-  for (int64_t m = run.begin; m < run.end; ++m) {
+  for (int64_t m = run.begin; m < run.end; ++m, lanes += L) {
     const Term& term = terms[m];
     if (term.fetches) fetch(grad + m * width + j, ahead);
-    if (!term.is_read()) continue;
-    Vector<C, N> upstream;
-    load<N>(grad + m * width + j, upstream);
-    const Vector<C, N> scaled = upstream * static_cast<C>(term.factor);
-    Vector<C, N> product = mine;
-    if (term.second < 0) {
-      if (term.to_first) gradient += scaled;
-    } else {
-      Vector<C, N> other;
-      load<N>(values + term.second * stride + j, other);
-      if (term.to_first) gradient += scaled * other;
-      if (term.to_second) {
-        C* const target = gradients + term.second * stride + j;
-        Vector<C, N> sum;
-        load<N>(target, sum);
-        store<N>(target, sum + scaled * mine);
+    Vector<C, N> products{};
+    if (term.is_read()) {
+      Vector<C, N> upstream;
+      load<N>(grad + m * width + j, upstream);
+      const Vector<C, N> scaled = upstream * static_cast<C>(term.factor);
+      Vector<C, N> cross = mine;
+      if (term.second < 0) {
+        if (term.to_first) gradient += scaled;
+      } else {
+        Vector<C, N> other;
+        load<N>(values + term.second * stride + j, other);
+        if (term.to_first) gradient += scaled * other;
+        if (term.to_second) {
+          C* const target = gradients + term.second * stride + j;
+          Vector<C, N> sum;
+          load<N>(target, sum);
+          store<N>(target, sum + scaled * mine);
+        }
+        cross *= other;
       }
-      product *= other;
+      if (term.learns) products = upstream * cross;
     }
-    if (term.learns) {
-      Vector<C, N> sum;
-      load<N>(sums + m * L, sum);
-      store<N>(sums + m * L, sum + upstream * product);
+    if (j > 0) {
+      Vector<C, N> before;
+      load<N>(lanes, before);
+      products += before;
     }
+    store<N>(lanes, products);
   }
   Vector<C, N> sum;
   load<N>(gradients + first * stride + j, sum);
@@ -121,37 +126,59 @@ LPFS_INLINE void backward_columns(const Term* terms, Run run, const T* grad, int
 template <class T, int N, int L>
 LPFS_INLINE void backward_from(const Term* terms, Run run, const T* grad, int64_t ahead,
                                const Compute<T>* values, int64_t j, int64_t width,
-                               int64_t stride, Compute<T>* gradients, Compute<T>* sums) {
+                               int64_t stride, Compute<T>* gradients, Compute<T>* lanes) {
   for (; j + N <= width; j += N) {
-    backward_columns<T, N, L>(terms, run, grad, ahead, values, j, width, stride, gradients, sums);
+    backward_columns<T, N, L>(terms, run, grad, ahead, values, j, width, stride, gradients, lanes);
   }
   if constexpr (N > 1) {
     if (j < width) {
       backward_from<T, N / 2, L>(terms, run, grad, ahead, values, j, width, stride, gradients,
-                                 sums);
+                                 lanes);
     }
   }
 }
 
 template <class T, int N>
+LPFS_INLINE void backward(const Term* terms, const Run* runs, int64_t count, const T* grad,
+                          int64_t ahead, const Compute<T>* values, int64_t width, int64_t stride,
+                          Compute<T>* gradients, bool gated, const RowSums& into) {
+  ProductsOfRows<Compute<T>, N> products(into);
+  products.begin(0);
+  int64_t begun = 0;
+  for (const Run* run = runs; run != runs + count; ++run) {
+    for (Run left = *run; left.begin < left.end;) {
+      const Run piece{left.begin, std::min(left.end, begun + products.kTogether)};
+      backward_from<T, N, N>(terms, piece, grad, ahead, values, 0, width, stride, gradients,
+                             products.lanes + (piece.begin - begun) * N);
+      left.begin = piece.end;
+      if (piece.end < begun + products.kTogether) continue;
+      if (gated) products.add(begun, products.kTogether);
+      begun = piece.end;
+    }
+  }
+  if (gated && count) products.add(begun, runs[count - 1].end - begun);
+}
+
+template <class T, int N>
 LPFS_INLINE void finish_field(const T* row, Compute<T> factor, const Compute<T>* gradient,
-                              int64_t width, T* target, Compute<T>* sums) {
+                              int64_t width, T* target, Vector<Compute<T>, N>& lanes) {
   int64_t j = 0;
   for (; j + N <= width; j += N) {
-    Vector<Compute<T>, N> value, sum;
+    Vector<Compute<T>, N> value;
     load<N>(gradient + j, value);
     if (target) store<N>(target + j, value * factor);
     if (row) {
       Vector<Compute<T>, N> embedding;
       load<N>(row + j, embedding);
-      load<N>(sums, sum);
-      store<N>(sums, sum + value * embedding);
+      lanes += value * embedding;
     }
   }
   if constexpr (N > 1) {
     if (j < width) {
+      Vector<Compute<T>, N / 2> rest{};
       finish_field<T, N / 2>(row ? row + j : nullptr, factor, gradient + j, width - j,
-                             target ? target + j : nullptr, sums);
+                             target ? target + j : nullptr, rest);
+      add_narrow<Compute<T>, N>(rest, lanes);
     }
   }
 }
@@ -159,28 +186,31 @@ LPFS_INLINE void finish_field(const T* row, Compute<T> factor, const Compute<T>*
 template <class T, int N>
 LPFS_INLINE void finish(const T* row, int64_t field_stride, int64_t column_stride,
                         const CrossField* fields, const Compute<T>* gradients, int64_t count,
-                        int64_t width, int64_t stride, T* target, Compute<T>* sums) {
-  for (int64_t i = 0; i < count; ++i, gradients += stride, target += width, sums += N) {
+                        int64_t width, int64_t stride, T* target, bool gated, const RowSums& into) {
+  using C = Compute<T>;
+  ProductsOfRows<C, N> products(into);
+  products.begin(0);
+  for (int64_t i = 0; i < count; ++i, gradients += stride, target += width) {
     const T* own = fields[i].learns ? row + i * field_stride : nullptr;
     const bool dead = fields[i].dead;
-    const auto factor = static_cast<Compute<T>>(fields[i].factor);
+    const auto factor = static_cast<C>(fields[i].factor);
+    Vector<C, N> lanes{};
     if (dead) std::memset(target, 0, width * sizeof(T));
     if (own && column_stride != 1) {
       for (int64_t j = 0; j < width; ++j) {
+        Vector<C, 1> product{};
         finish_field<T, 1>(own + j * column_stride, factor, gradients + j, 1,
-                           dead ? nullptr : target + j, sums + j % N);
+                           dead ? nullptr : target + j, product);
+        lanes[j % N] += product[0];
       }
     } else if (own || !dead) {
-      finish_field<T, N>(own, factor, gradients, width, dead ? nullptr : target, sums);
+      finish_field<T, N>(own, factor, gradients, width, dead ? nullptr : target, lanes);
     }
+    if (!gated) continue;
+    const int64_t at = i % products.kTogether;
+    store<N>(products.lanes + at * N, lanes);
+    if (at + 1 == products.kTogether || i + 1 == count) products.add(i - at, at + 1);
   }
-}
-
-template <class C, int N>
-LPFS_INLINE double total(const C* sums) {
-  double sum = 0;
-  for (int i = 0; i < N; ++i) sum += sums[i];
-  return sum;
 }
 
 #define LPFS_DEFINE_CROSS_LOOPS(NAME, VECTOR_BYTES, ATTRIBUTES)                                   \
@@ -201,30 +231,21 @@ LPFS_INLINE double total(const C* sums) {
     }                                                                                             \
     ATTRIBUTES static void backward(const Term* terms, const Run* runs, int64_t count,            \
                                     const void* grad, int64_t ahead, const void* values,          \
-                                    int64_t width, int64_t stride, void* gradients, void* sums) { \
-      for (const Run* run = runs; run != runs + count; ++run) {                                   \
-        backward_from<T, N, N>(terms, *run, static_cast<const T*>(grad), ahead,                   \
-                               static_cast<const C*>(values), 0, width, stride,                   \
-                               static_cast<C*>(gradients), static_cast<C*>(sums));                \
-      }                                                                                           \
+                                    int64_t width, int64_t stride, void* gradients, bool gated,   \
+                                    RowSums into) {                                               \
+      lpfs::backward<T, N>(terms, runs, count, static_cast<const T*>(grad), ahead,                \
+                           static_cast<const C*>(values), width, stride,                          \
+                           static_cast<C*>(gradients), gated, into);                              \
     }                                                                                             \
     ATTRIBUTES static void finish(const void* row, int64_t field_stride, int64_t column_stride,   \
                                   const CrossField* fields, const void* gradients, int64_t count, \
-                                  int64_t width, int64_t stride, void* target, void* sums) {      \
+                                  int64_t width, int64_t stride, void* target, bool gated,        \
+                                  RowSums into) {                                                 \
       lpfs::finish<T, N>(static_cast<const T*>(row), field_stride, column_stride, fields,         \
                          static_cast<const C*>(gradients), count, width, stride,                  \
-                         static_cast<T*>(target), static_cast<C*>(sums));                         \
+                         static_cast<T*>(target), gated, into);                                   \
     }                                                                                             \
-    static double total(const void* sums) {                                                       \
-      return lpfs::total<C, N>(static_cast<const C*>(sums));                                      \
-    }                                                                                             \
-    ATTRIBUTES static void fold(const void* sums, int64_t count, double scale, void* products,    \
-                                void* totals, void* squares) {                                    \
-      fold_row<C, N>(static_cast<const C*>(sums), count, static_cast<C>(scale),                   \
-                     static_cast<C*>(products), static_cast<C*>(totals),                          \
-                     static_cast<C*>(squares));                                                   \
-    }                                                                                             \
-    static constexpr CrossLoops kLoops{N, gather, forward, backward, finish, total, fold};        \
+    static constexpr CrossLoops kLoops{gather, forward, backward, finish};                        \
   };
 
 LPFS_DEFINE_CROSS_LOOPS(CrossBaseline, 16, )

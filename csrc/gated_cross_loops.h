@@ -33,29 +33,22 @@ struct Run {
 // Each works on one row. `values` holds its fields as they are computed with, float or double,
 // `stride` elements apart.
 struct CrossLoops {
-  // How many partial sums a gate has.
-  int64_t lanes;
   // values[i] = factor · row[i]; elements are `column_stride` apart.
   void (*gather)(const void* row, int64_t field_stride, int64_t column_stride,
                  const CrossField* fields, int64_t count, int64_t width, int64_t stride,
                  void* values);
   void (*forward)(const Term* terms, int64_t count, const void* values, int64_t width,
                   int64_t stride, void* target);
-  // Adds to `gradients`, one per field like `values`, and to `sums`, `lanes` per term. The columns of
-  // `grad` are adjacent; what terms fetch is `ahead` bytes further.
+  // Adds to `gradients`, one per field like `values`. Where terms are `gated`, their row products go
+  // into `into`. The columns of `grad` are adjacent; what terms fetch is `ahead` bytes further.
   void (*backward)(const Term* terms, const Run* runs, int64_t count, const void* grad,
                    int64_t ahead, const void* values, int64_t width, int64_t stride,
-                   void* gradients, void* sums);
-  // target[i] = factor · gradients[i]; and sums[i] += gradients[i] · row[i] for fields that learn.
+                   void* gradients, bool gated, RowSums into);
+  // target[i] = factor · gradients[i]. Where fields are `gated`, row products ⟨gradients[i], row[i]⟩
+  // of those that learn go into `into`.
   void (*finish)(const void* row, int64_t field_stride, int64_t column_stride,
                  const CrossField* fields, const void* gradients, int64_t count, int64_t width,
-                 int64_t stride, void* target, void* sums);
-  // The sum of a gate's partial sums.
-  double (*total)(const void* sums);
-  // Of `count` gates, in whole vectors: the sums of their partial sums, `products`, which it adds to
-  // `totals` and squared, times `scale`, to `squares`.
-  void (*fold)(const void* sums, int64_t count, double scale, void* products, void* totals,
-               void* squares);
+                 int64_t stride, void* target, bool gated, RowSums into);
 };
 
 const CrossLoops& cross_loops_for(Dtype dtype);

@@ -30,8 +30,6 @@ constexpr int64_t kStreamedBytes = 1 << 22;
 // field pass by, which they do once for each such part.
 constexpr int64_t kPartBytes = 1 << 22;
 constexpr int64_t kAdditions = 1024;
-// Where the row product of each is wanted, their lanes stay in the nearest cache.
-constexpr int64_t kWatchedAdditions = 128;
 
 struct Call {
   ScalarType type;
@@ -221,6 +219,8 @@ class Block {
   Bags bags() const {
     return {rows_.data(), call_.bags() ? sizes_.data() : nullptr, call_.mean};
   }
+
+  const std::vector<Lookup>& fields() const { return fields_; }
 
   // The rows of living fields alone.
   const int64_t* living_rows() {
@@ -441,19 +441,17 @@ Gradients sparse_backward(const Checks& checks, const Call& call, const Rows& gr
 
   const std::unique_ptr<double[]> partial(new double[blocks * count]());
   const std::unique_ptr<Moments[]> moments(watched ? new Moments[blocks * count] : nullptr);
-  const int64_t bytes = compute_bytes(call), sum_bytes = loops.lanes * bytes;
-  const Scratch shared(watched ? watched->waiting() * call.batch * bytes : 0);
+  const int64_t bytes = compute_bytes(call), waiting = watched ? watched->waiting() : 0;
+  const Scratch shared(waiting * call.batch * bytes);
+  const auto products = watched ? watched->plan.places(watched->parts, shared.aligned, bytes)
+                                : std::vector<void*>{};
   FirstWrong wrong;
   for_each_block(call, [&](int64_t first, int64_t end, const auto& rows_of) {
     Block block(call, watched ? watched->others : call.fields, loops, true, wrong);
-    const Scratch sums(watched ? 0 : count * sum_bytes);
-    const Scratch copy(grad.column_stride == 1 ? 0 : rows * call.columns() * item);
     std::optional<Block> sampled;
-    std::optional<MomentBlock> watch;
-    if (watched) {
-      sampled.emplace(call, watched->sampled, loops, true, wrong);
-      watch.emplace(watched->plan, count, loops.lanes, bytes);
-    }
+    if (watched) sampled.emplace(call, watched->sampled, loops, true, wrong);
+    BlockSums sums(watched ? &watched->plan : nullptr, products, count, bytes);
+    const Scratch copy(grad.column_stride == 1 ? 0 : rows * call.columns() * item);
     std::vector<char> assembled;
     for (int64_t b = first; b < end; ++b) {
       const auto [row, end_row] = rows_of(b);
@@ -466,49 +464,26 @@ Gradients sparse_backward(const Checks& checks, const Call& call, const Rows& gr
         target = assembled.data();
       }
       int64_t* living = index + before[b];
-      const auto write_index = [&](Block& resolved, int64_t number) {
+      const int64_t middle = std::clamp(watched ? watched->plan.dead_rows() : 0, row, end_row);
+      for (const auto& [begin, stop] : {std::pair(row, middle), std::pair(middle, end_row)}) {
+        if (begin == stop) continue;
+        Block& own = begin < middle ? *sampled : block;
+        if (!own.resolve(begin, stop)) return;
+        loops.entries(call.weight, call.width, own.fields().data(), count, own.bags(),
+                      upstream.data + (begin - row) * upstream.row_stride * item,
+                      upstream.row_stride, stop - begin, target, way == Way::past,
+                      sums.from(begin));
+        int64_t number = 0;
+        for (int64_t r = begin; r < stop; ++r) number += call.entries_of(r);
         const int64_t index_bytes = number * static_cast<int64_t>(sizeof(int64_t));
         if (streams) {
-          stream(living, resolved.living_rows(), index_bytes);
+          stream(living, own.living_rows(), index_bytes);
         } else if (number) {
-          std::memcpy(living, resolved.living_rows(), index_bytes);
+          std::memcpy(living, own.living_rows(), index_bytes);
         }
-        living += number;
-      };
-      if (watch) {
-        const int64_t middle = std::clamp(watched->plan.dead_rows(), row, end_row);
-        for (const auto& [begin, stop] : {std::pair(row, middle), std::pair(middle, end_row)}) {
-          if (begin == stop) continue;
-          const bool dead_too = begin < watched->plan.dead_rows();
-          Block& own = dead_too ? *sampled : block;
-          const auto& fields = dead_too ? watched->sampled : watched->others;
-          if (!own.resolve(begin, stop)) return;
-          Bags left = own.bags();
-          int64_t number = 0;
-          for (int64_t r = begin; r < stop; ++r) {
-            left.rows = loops.entries(call.weight, call.width, fields.data(), count, left,
-                                      upstream.data + (r - row) * upstream.row_stride * item,
-                                      upstream.row_stride, 1, target, way == Way::past,
-                                      watch->lanes());
-            const int64_t added = call.entries_of(r);
-            target += added * value_bytes, number += added;
-            if (left.sizes) left.sizes += count;
-            watch->take(r, loops.fold, watched->parts, shared.aligned, call.batch);
-          }
-          write_index(own, number);
-        }
-        watch->finish(call.gates, &partial[b * count], &moments[b * count]);
-      } else {
-        if (!block.resolve(row, end_row)) return;
-        std::memset(sums.aligned, 0, count * sum_bytes);
-        loops.entries(call.weight, call.width, call.fields.data(), count, block.bags(),
-                      upstream.data, upstream.row_stride, end_row - row, target, way == Way::past,
-                      sums.aligned);
-        write_index(block, entries);
-        for (int64_t i = 0; i < count; ++i) {
-          partial[b * count + i] = loops.total(sums.aligned + i * sum_bytes);
-        }
+        target += number * value_bytes, living += number;
       }
+      sums.finish(call.gates, &partial[b * count], moments ? &moments[b * count] : nullptr);
       if (way == Way::assembled) stream(values, assembled.data(), entries * value_bytes);
     }
   });
@@ -557,13 +532,12 @@ class Collector {
   double scales_[kAdditions];
 };
 
-// body(sample, place, row, scale) for each code of a field in the first samples; false where one is
-// wrong.
+// body(sample, place, row, scale) for each code of a field in some samples; false where one is wrong.
 template <class Body>
-bool for_each_code(const Call& call, int64_t i, int64_t samples, FirstWrong& wrong,
-                   const Body& body) {
+bool for_each_code(const Call& call, int64_t i, std::pair<int64_t, int64_t> samples,
+                   FirstWrong& wrong, const Body& body) {
   const int64_t count = call.count();
-  for (int64_t s = 0; s < samples; ++s) {
+  for (int64_t s = samples.first; s < samples.second; ++s) {
     int64_t begin = s * count + i, end = begin + 1;
     if (call.bags()) end = call.begins[begin + 1], begin = call.begins[begin];
     const double scale = call.mean && call.bags() ? 1.0 / (end - begin) : 1;
@@ -612,8 +586,7 @@ Gradients dense_backward(const Checks& checks, const Call& call, const Rows& gra
   }
 
   const int64_t additions =
-      watched ? kWatchedAdditions
-              : std::clamp<int64_t>(kBlockElements / std::max<int64_t>(call.width, 1), 1, kAdditions);
+      std::clamp<int64_t>(kBlockElements / std::max<int64_t>(call.width, 1), 1, kAdditions);
   std::vector<double> partial(parts.size());
   std::vector<Moments> partial_moments(watched ? parts.size() : 0);
   // Row products wait here: those of each code in bags, else those of fields that share a gate.
@@ -623,10 +596,6 @@ Gradients dense_backward(const Checks& checks, const Call& call, const Rows& gra
   const Scratch shared(waiting * bytes);
   FirstWrong wrong;
   torch::stable::parallel_for(0, parts.size(), 1, [&](int64_t first, int64_t end) {
-    const int64_t lane_bytes = (watched ? kWatchedAdditions : 1) * loops.lanes * bytes;
-    const Scratch lanes(lane_bytes);
-    // Products, sums and squares of the additions.
-    const Scratch folded(watched ? 3 * kWatchedAdditions * bytes : 0);
     std::unique_ptr<char[]> scratch;
     Collector collector(additions);
     for (int64_t p = first; p < end; ++p) {
@@ -646,55 +615,41 @@ Gradients dense_backward(const Checks& checks, const Call& call, const Rows& gra
         std::memset(totals, 0, elements * bytes);
       }
       const int64_t slot = watched ? watched->parts[part.field] : -1;
+      bool watches = false;
       const auto flush = [&](const int64_t* flushed, const int64_t* places, const int64_t* rows,
                              const double* scales, int64_t size) {
         Rows own = grad;
         own.data = static_cast<const char*>(grad.data) +
                    part.field * call.width * grad.column_stride * item;
-        const Additions added{flushed, rows, call.mean ? scales : nullptr, size, part.first};
-        if (flushed[0] >= sampled) {
-          std::memset(lanes.aligned, 0, loops.lanes * bytes);
-          loops.scatter(field.learns ? call.weight : Rows{}, own, call.width, field.factor, added,
-                        totals, lanes.aligned, false);
-          partial[p] += loops.total(lanes.aligned);
-          return;
-        }
-        std::memset(lanes.aligned, 0, lane_bytes);
-        loops.scatter(call.weight, own, call.width, field.factor, added, totals, lanes.aligned,
-                      true);
-        char *const products = folded.aligned, *const sums = products + kWatchedAdditions * bytes;
-        char* const squares = sums + kWatchedAdditions * bytes;
-        std::memset(sums, 0, 2 * kWatchedAdditions * bytes);
-        loops.fold(lanes.aligned, kWatchedAdditions, 1, products, sums, squares);
-        for (int64_t e = 0; e < size; ++e) {
-          const double product = bytes == 8 ? reinterpret_cast<const double*>(products)[e]
-                                            : reinterpret_cast<const float*>(products)[e];
-          partial[p] += product;
-          partial_moments[p] += {product, product * product * watched->plan.row_scale(flushed[e])};
-        }
-        if (call.bags() || slot >= 0) {
-          char* const own_shared = shared.aligned + (call.bags() ? 0 : slot * call.batch * bytes);
-          for (int64_t e = 0; e < size; ++e) {
-            std::memcpy(own_shared + places[e] * bytes, products + e * bytes, bytes);
+        Additions added{flushed,    places,  rows,    call.mean ? scales : nullptr, size,
+                        part.first, watches, nullptr, nullptr};
+        if (watches) {
+          added.row_scale = watched->plan.row_scale();
+          if (call.bags()) {
+            added.products = shared.aligned;
+          } else if (slot >= 0) {
+            added.products = shared.aligned + slot * call.batch * bytes;
           }
         }
+        const Moments moments = loops.scatter(field.learns || watches ? call.weight : Rows{}, own,
+                                              call.width, field.factor, added, totals);
+        partial[p] += moments.sum;
+        if (watches) partial_moments[p] += moments;
       };
-      bool past = false;
-      const bool right = for_each_code(
-          call, part.field, samples, wrong,
-          [&](int64_t sample, int64_t place, int64_t row, double scale) {
-            if (!past && sample >= sampled) {
-              collector.drain(flush);
-              past = true;
-            }
-            if (row < part.first || row >= part.end) return;
-            collector.add(sample, place, row, scale, flush);
-          });
+      bool right = true;
+      for (const auto& range : {std::pair(int64_t{0}, sampled), std::pair(sampled, samples)}) {
+        watches = range.first < sampled;
+        right = right && for_each_code(call, part.field, range, wrong,
+                                       [&](int64_t sample, int64_t place, int64_t row, double scale) {
+                                         if (row < part.first || row >= part.end) return;
+                                         collector.add(sample, place, row, scale, flush);
+                                       });
+        if (right) collector.drain(flush);
+      }
       if (!right) {
         collector.clear();
         continue;  // a field after it may have a wrong code of an earlier sample
       }
-      collector.drain(flush);
       if (totals && item != bytes) loops.round(totals, elements, target);
     }
   });

@@ -97,21 +97,20 @@ LPFS_INLINE const int64_t* concat(const Rows& weight, int64_t width, const Looku
 // The processor follows a gradient by itself, but not where fields are left out.
 constexpr int64_t kSamplesAhead = 2;
 
-// A bag of a field: its entries if there are `values`, and its products if there are `sums`.
+// A bag of a field: its entries if there are `values`, and its row product's lanes if it learns.
 template <class T, int N, bool kPast>
 LPFS_INLINE void bag_entries(const Rows& weight, const int64_t* rows, int64_t size,
                              Compute<T> factor, Compute<T> over, const T* grad,
-                             int64_t ahead_bytes, int64_t j, int64_t width, T* values,
-                             Compute<T>* sums) {
+                             int64_t ahead_bytes, int64_t j, int64_t width, T* values, bool learns,
+                             Vector<Compute<T>, N>& lanes) {
   for (; j + N <= width; j += N) {
     Vector<Compute<T>, N> upstream;
     fetch(grad + j, ahead_bytes);
     load<N>(grad + j, upstream);
-    if (sums) {
-      Vector<Compute<T>, N> pooled, sum;
+    if (learns) {
+      Vector<Compute<T>, N> pooled;
       pool<T, N>(weight, rows, size, j, pooled);
-      load<N>(sums, sum);
-      store<N>(sums, sum + upstream * over * pooled);
+      lanes += upstream * over * pooled;
     }
     if (values) {
       const Vector<Compute<T>, N> value = upstream * factor;
@@ -120,8 +119,10 @@ LPFS_INLINE void bag_entries(const Rows& weight, const int64_t* rows, int64_t si
   }
   if constexpr (N > 1 && !kPast) {
     if (j < width) {
+      Vector<Compute<T>, N / 2> rest{};
       bag_entries<T, N / 2, kPast>(weight, rows, size, factor, over, grad, ahead_bytes, j, width,
-                                   values, sums);
+                                   values, learns, rest);
+      add_narrow<Compute<T>, N>(rest, lanes);
     }
   }
 }
@@ -130,21 +131,32 @@ template <class T, int N, bool kBags, bool kPast>
 LPFS_INLINE const int64_t* entries(const Rows& weight, int64_t width, const Lookup* fields,
                                    int64_t count, const Bags& bags, const T* grad,
                                    int64_t grad_stride, int64_t samples, T* values,
-                                   Compute<T>* sums) {
+                                   const RowSums& into) {
+  using C = Compute<T>;
   const int64_t *rows = bags.rows, *sizes = bags.sizes;
+  const auto next = [&](int64_t i, Vector<C, N>& lanes) LPFS_INLINE_LAMBDA {
+    const int64_t size = kBags ? *sizes++ : 1;
+    const Lookup& field = fields[i];
+    if ((field.dead && !field.learns) || size == 0) return;
+    const double over = kBags && bags.mean ? size : 1;
+    bag_entries<T, N, kPast>(weight, rows, size, static_cast<C>(field.factor / over),
+                             static_cast<C>(1 / over), grad + i * width,
+                             kSamplesAhead * grad_stride * sizeof(T), 0, width,
+                             field.dead ? nullptr : values, field.learns, lanes);
+    rows += size;
+    if (!field.dead) values += size * width;
+  };
+  ProductsOfRows<C, N> products(into);
   for (int64_t s = 0; s < samples; ++s, grad += grad_stride) {
-    for (int64_t i = 0; i < count; ++i) {
-      const int64_t size = kBags ? *sizes++ : 1;
-      const Lookup& field = fields[i];
-      if ((field.dead && !field.learns) || size == 0) continue;
-      const double over = kBags && bags.mean ? size : 1;
-      bag_entries<T, N, kPast>(weight, rows, size, static_cast<Compute<T>>(field.factor / over),
-                               static_cast<Compute<T>>(1 / over), grad + i * width,
-                               kSamplesAhead * grad_stride * sizeof(T), 0, width,
-                               field.dead ? nullptr : values,
-                               field.learns ? sums + i * N : nullptr);
-      rows += size;
-      if (!field.dead) values += size * width;
+    products.begin(s);
+    for (int64_t first = 0; first < count; first += products.kTogether) {
+      const int64_t size = std::min<int64_t>(products.kTogether, count - first);
+      for (int64_t k = 0; k < size; ++k) {
+        Vector<C, N> lanes{};
+        next(first + k, lanes);
+        store<N>(products.lanes + k * N, lanes);
+      }
+      products.add(first, size);
     }
   }
   return rows;
@@ -153,7 +165,7 @@ LPFS_INLINE const int64_t* entries(const Rows& weight, int64_t width, const Look
 template <class T, int N>
 LPFS_INLINE void add_row(const Rows& weight, const Rows& grad, int64_t row, int64_t sample,
                          Compute<T> factor, Compute<T> scale, int64_t j, int64_t width,
-                         Compute<T>* total, Compute<T>* sums) {
+                         Compute<T>* total, Vector<Compute<T>, N>& lanes) {
   for (; j + N <= width; j += N) {
     Vector<Compute<T>, N> upstream;
     load_from<T, N>(grad, sample, j, upstream);
@@ -163,35 +175,58 @@ LPFS_INLINE void add_row(const Rows& weight, const Rows& grad, int64_t row, int6
       store<N>(total + j, sum + upstream * factor);
     }
     if (weight.data) {
-      Vector<Compute<T>, N> value, sum;
+      Vector<Compute<T>, N> value;
       load_from<T, N>(weight, row, j, value);
-      load<N>(sums, sum);
-      store<N>(sums, sum + upstream * scale * value);
+      lanes += upstream * scale * value;
     }
   }
   if constexpr (N > 1) {
     if (j < width) {
-      add_row<T, N / 2>(weight, grad, row, sample, factor, scale, j, width, total, sums);
+      Vector<Compute<T>, N / 2> rest{};
+      add_row<T, N / 2>(weight, grad, row, sample, factor, scale, j, width, total, rest);
+      add_narrow<Compute<T>, N>(rest, lanes);
     }
   }
 }
 
 template <class T, int N>
-LPFS_INLINE void scatter(const Rows& weight, const Rows& grad, int64_t width, double factor,
-                         const Additions& additions, Compute<T>* totals, Compute<T>* sums,
-                         bool apart) {
-  for (int64_t e = 0; e < additions.count; ++e) {
-    const int64_t later = std::min(e + kRowsAhead, additions.count - 1);
-    const int64_t row = additions.rows[e], ahead = additions.rows[later];
-    fetch(row_at<T>(grad, additions.samples[later], 0), 0);
-    if (totals) fetch(totals + (ahead - additions.first) * width, 0);
-    if (weight.data) fetch(row_at<T>(weight, ahead, 0), 0);
-    const double scale = additions.scales ? additions.scales[e] : 1;
-    add_row<T, N>(weight, grad, row, additions.samples[e], static_cast<Compute<T>>(factor * scale),
-                  static_cast<Compute<T>>(scale), 0, width,
-                  totals ? totals + (row - additions.first) * width : nullptr,
-                  apart ? sums + e * N : sums);
+LPFS_INLINE Moments scatter(const Rows& weight, const Rows& grad, int64_t width, double factor,
+                            const Additions& additions, Compute<T>* totals) {
+  using C = Compute<T>;
+  const auto* const row_scale = static_cast<const C*>(additions.row_scale);
+  RowProducts<C, N> row_products;
+  alignas(64) C lanes[N * N]{};
+  for (int64_t first = 0; first < additions.count; first += N) {
+    const int64_t size = std::min<int64_t>(N, additions.count - first);
+    C scales[N]{}, products[N];
+    for (int64_t k = 0; k < size; ++k) {
+      const int64_t e = first + k, later = std::min(e + kRowsAhead, additions.count - 1);
+      const int64_t row = additions.rows[e], ahead = additions.rows[later];
+      fetch(row_at<T>(grad, additions.samples[later], 0), 0);
+      if (totals) fetch(totals + (ahead - additions.first) * width, 0);
+      if (weight.data) fetch(row_at<T>(weight, ahead, 0), 0);
+      const double scale = additions.scales ? additions.scales[e] : 1;
+      Vector<C, N> own{};
+      add_row<T, N>(weight, grad, row, additions.samples[e], static_cast<C>(factor * scale),
+                    static_cast<C>(scale), 0, width,
+                    totals ? totals + (row - additions.first) * width : nullptr, own);
+      if (additions.watched) {
+        store<N>(lanes + k * N, own);
+      } else {
+        row_products.sums += own;
+      }
+      if (row_scale) scales[k] = row_scale[additions.samples[e]];
+    }
+    if (!additions.watched) continue;
+    Vector<C, N> folded;
+    fold<C, N>(lanes, folded);
+    keep_first<C, N>(size, folded);
+    row_products.add(folded, size, row_scale ? scales : nullptr, products);
+    if (!additions.products) continue;
+    C* const target = static_cast<C*>(additions.products);
+    for (int64_t k = 0; k < size; ++k) target[additions.places[first + k]] = products[k];
   }
+  return row_products.moments();
 }
 
 template <class T, int N>
@@ -205,13 +240,6 @@ LPFS_INLINE void round(const Compute<T>* totals, int64_t count, T* target) {
   if constexpr (N > 1) {
     if (j < count) round<T, N / 2>(totals + j, count - j, target + j);
   }
-}
-
-template <class C, int N>
-LPFS_INLINE double total(const C* sums) {
-  double sum = 0;
-  for (int i = 0; i < N; ++i) sum += sums[i];
-  return sum;
 }
 
 #define LPFS_DEFINE_EMBEDDING_LOOPS(NAME, VECTOR_BYTES, ATTRIBUTES)                               \
@@ -245,40 +273,28 @@ LPFS_INLINE double total(const C* sums) {
     ATTRIBUTES static const int64_t* entries(Rows weight, int64_t width, const Lookup* fields,    \
                                              int64_t count, Bags bags, const void* grad,          \
                                              int64_t grad_stride, int64_t samples, void* values,  \
-                                             bool past, void* sums) {                             \
+                                             bool past, RowSums into) {                           \
       const T* const from = static_cast<const T*>(grad);                                          \
       T* const to = static_cast<T*>(values);                                                      \
-      C* const add = static_cast<C*>(sums);                                                       \
       if (bags.sizes) {                                                                           \
         return past ? lpfs::entries<T, N, true, true>(weight, width, fields, count, bags, from,   \
-                                                      grad_stride, samples, to, add)              \
+                                                      grad_stride, samples, to, into)             \
                     : lpfs::entries<T, N, true, false>(weight, width, fields, count, bags, from,  \
-                                                       grad_stride, samples, to, add);            \
+                                                       grad_stride, samples, to, into);           \
       }                                                                                           \
       return past ? lpfs::entries<T, N, false, true>(weight, width, fields, count, bags, from,    \
-                                                     grad_stride, samples, to, add)               \
+                                                     grad_stride, samples, to, into)              \
                   : lpfs::entries<T, N, false, false>(weight, width, fields, count, bags, from,   \
-                                                      grad_stride, samples, to, add);             \
+                                                      grad_stride, samples, to, into);            \
     }                                                                                             \
-    ATTRIBUTES static void scatter(Rows weight, Rows grad, int64_t width, double factor,          \
-                                   Additions additions, void* totals, void* sums, bool apart) {   \
-      lpfs::scatter<T, N>(weight, grad, width, factor, additions, static_cast<C*>(totals),        \
-                          static_cast<C*>(sums), apart);                                          \
+    ATTRIBUTES static Moments scatter(Rows weight, Rows grad, int64_t width, double factor,       \
+                                      Additions additions, void* totals) {                        \
+      return lpfs::scatter<T, N>(weight, grad, width, factor, additions, static_cast<C*>(totals));\
     }                                                                                             \
     ATTRIBUTES static void round(const void* totals, int64_t count, void* target) {               \
       lpfs::round<T, N>(static_cast<const C*>(totals), count, static_cast<T*>(target));           \
     }                                                                                             \
-    static double total(const void* sums) {                                                       \
-      return lpfs::total<C, N>(static_cast<const C*>(sums));                                      \
-    }                                                                                             \
-    ATTRIBUTES static void fold(const void* sums, int64_t count, double scale, void* products,    \
-                                void* totals, void* squares) {                                    \
-      fold_row<C, N>(static_cast<const C*>(sums), count, static_cast<C>(scale),                   \
-                     static_cast<C*>(products), static_cast<C*>(totals),                          \
-                     static_cast<C*>(squares));                                                   \
-    }                                                                                             \
-    static constexpr EmbeddingLoops kLoops{N,       resolve, concat, entries,                     \
-                                           scatter, round,   total,  fold};                       \
+    static constexpr EmbeddingLoops kLoops{resolve, concat, entries, scatter, round};             \
   };
 
 LPFS_DEFINE_EMBEDDING_LOOPS(EmbeddingBaseline, 16, )

@@ -31,16 +31,19 @@ struct Bags {
 constexpr int64_t kRowsAhead = 24;
 
 // What backward adds to rows, of which `first` is the first: the gradient of a sample, times its scale
-// unless there are none.
+// unless there are none. Row products that are `watched` are squared, too, which counts `row_scale` of
+// their sample times, if any, and go into `products`, if any, at their places. Both are of the type
+// that is computed in.
 struct Additions {
-  const int64_t *samples, *rows;
+  const int64_t *samples, *places, *rows;
   const double* scales;
   int64_t count, first;
+  bool watched;
+  const void* row_scale;
+  void* products;
 };
 
 struct EmbeddingLoops {
-  // How many partial sums a gate has.
-  int64_t lanes;
   // rows[i] = first[i] + codes[i]; returns whether every code is below its limit.
   bool (*resolve)(Codes codes, const int64_t* first, const uint64_t* limits, int64_t count,
                   int64_t* rows);
@@ -49,24 +52,18 @@ struct EmbeddingLoops {
   const int64_t* (*concat)(Rows weight, int64_t width, const Lookup* fields, int64_t count,
                            Bags bags, int64_t samples, void* target, bool past);
   // The entries of living fields: values = factor · grad, over the bag's size for a mean, for each
-  // row of a bag. Adds grad ⊙ the sum or mean of the bag to `sums`, `lanes` per field. The columns
-  // of `grad` are adjacent.
+  // row of a bag. Row products are those of the sum or mean of the bag. The columns of `grad` are
+  // adjacent.
   const int64_t* (*entries)(Rows weight, int64_t width, const Lookup* fields, int64_t count,
                             Bags bags, const void* grad, int64_t grad_stride, int64_t samples,
-                            void* values, bool past, void* sums);
+                            void* values, bool past, RowSums into);
   // totals[row − first] += factor · scale · grad unless `totals` is null, in the type that is
-  // computed in; sums += scale · grad ⊙ weight[row] unless `weight.data` is null. `sums` has `lanes`
-  // for all additions together or, `apart`, for each.
-  void (*scatter)(Rows weight, Rows grad, int64_t width, double factor, Additions additions,
-                  void* totals, void* sums, bool apart);
+  // computed in. Returns the moments of the row products scale · ⟨grad, weight[row]⟩ unless
+  // `weight.data` is null.
+  Moments (*scatter)(Rows weight, Rows grad, int64_t width, double factor, Additions additions,
+                     void* totals);
   // Rounds `count` elements of the type that is computed in.
   void (*round)(const void* totals, int64_t count, void* target);
-  // The sum of a gate's partial sums.
-  double (*total)(const void* sums);
-  // Of `count` gates or additions, in whole vectors: the sums of their partial sums, `products`,
-  // which it adds to `totals` and squared, times `scale`, to `squares`.
-  void (*fold)(const void* sums, int64_t count, double scale, void* products, void* totals,
-               void* squares);
 };
 
 const EmbeddingLoops& embedding_loops_for(Dtype dtype);

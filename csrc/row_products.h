@@ -100,20 +100,65 @@ struct RowProducts {
   LPFS_INLINE Moments moments() const { return {total<C, N>(sums), total<C, N>(squares)}; }
 };
 
-// Row products of many sources in one row, from lanes that lie side by side; added to `sums`, and
-// squared, times `scale`, to `squares`. All of them have as many elements as whole vectors take.
+// What a narrower vector takes, to the first lanes.
 template <class C, int N>
-LPFS_INLINE void fold_row(const C* lanes, int64_t count, C scale, C* products, C* sums, C* squares) {
-  for (int64_t k = 0; k < count; k += N) {
-    Vector<C, N> folded, sum, square;
-    fold<C, N>(lanes + k * N, folded);
-    load<N>(sums + k, sum);
-    load<N>(squares + k, square);
-    store<N>(products + k, folded);
-    store<N>(sums + k, sum + folded);
-    store<N>(squares + k, square + folded * folded * scale);
-  }
+LPFS_INLINE void add_narrow(const Vector<C, N / 2>& narrow, Vector<C, N>& lanes) {
+  Vector<C, N> wide{};
+  std::memcpy(&wide, &narrow, sizeof narrow);
+  lanes += wide;
 }
+
+// Zeroes all elements but the first.
+template <class C, int N>
+LPFS_INLINE void keep_first(int64_t count, Vector<C, N>& vector) {
+  using Index = std::conditional_t<sizeof(C) == 8, int64_t, int32_t>;
+  Vector<Index, N> place, bits;
+  for (int k = 0; k < N; ++k) place[k] = k;
+  reinterpret(vector, bits);
+  bits &= (Vector<Index, N>)(place < static_cast<Index>(count));
+  reinterpret(bits, vector);
+}
+
+// Row products of many sources, one row after the other.
+template <class C, int N>
+struct ProductsOfRows {
+  // How many wait for each other: few enough that their lanes stay in the nearest cache.
+  static constexpr int64_t kTogether = 4 * N;
+
+  const RowSums& into;
+  int64_t row = 0;
+  C scale = 1;
+  alignas(64) C lanes[kTogether * N]{};
+
+  LPFS_INLINE ProductsOfRows(const RowSums& into) : into(into) {}
+
+  LPFS_INLINE void begin(int64_t r) {
+    row = into.row + r;
+    if (into.row_scale) scale = static_cast<const C*>(into.row_scale)[row];
+  }
+
+  // Those of `count` sources from the `first` on: the sums of their `lanes`.
+  LPFS_INLINE void add(int64_t first, int64_t count) {
+    C *const sums = static_cast<C*>(into.sums) + first;
+    C *const squares = static_cast<C*>(into.squares) + first;
+    for (int64_t k = 0; k < count; k += N) {
+      Vector<C, N> folded, sum, square;
+      fold<C, N>(lanes + k * N, folded);
+      keep_first<C, N>(count - k, folded);
+      load<N>(sums + k, sum);
+      load<N>(squares + k, square);
+      store<N>(sums + k, sum + folded);
+      store<N>(squares + k, square + folded * folded * scale);
+      if (!into.products) continue;
+      C products[N];
+      store<N>(products, folded);
+      for (int64_t i = 0; i < std::min<int64_t>(N, count - k); ++i) {
+        C* const target = static_cast<C*>(into.products[first + k + i]);
+        if (target) target[row] = products[i];
+      }
+    }
+  }
+};
 
 }  // namespace
 }  // namespace lpfs
