@@ -32,6 +32,7 @@ PACKAGES = (
     "lpfs.models",
     "lpfs.baselines",
     "lpfs.run",
+    "lpfs.sklearn",
     "lpfs_kernels",
 )
 SPECIAL = ("__call__", "__enter__", "__exit__", "__getitem__", "__iter__", "__len__")

@@ -17,7 +17,7 @@ FLOORS = [
     ("models",),
     ("lifecycle",),
     ("baselines",),
-    ("run",),
+    ("run", "sklearn"),
     ("experiment", "report"),
     ("cli",),
 ]

@@ -64,8 +64,9 @@ class Part:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, rows: slice) -> Part:
-        """Some of the rows, as another view of the same arrays."""
+    def __getitem__(self, rows: slice | NDArray[np.intp]) -> Part:
+        """Some of the rows: of a slice as another view of the same arrays, of their numbers as a
+        copy."""
         auxiliary = None if self.auxiliary is None else self.auxiliary[rows]
         weights = None if self.weights is None else self.weights[rows]
         return Part(self.codes[rows], self.numbers[rows], self.labels[rows], auxiliary, weights)
