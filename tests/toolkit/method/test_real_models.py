@@ -1,113 +1,107 @@
-"""Models of two libraries, without a changed line of theirs; skipped where these are not installed.
-
-`pip install --no-deps torch-rechub deepctr-torch tqdm requests` is what they need beside lpfs.
+"""Models of three libraries, without a changed line of theirs; skipped where these are not
+installed. See `zoo` for what to install.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import lpfs
 
-NAMES = [f"f{i}" for i in range(8)]
+from .zoo import LIBRARIES, STEPS, Library, attach
+
+# A history, where a model reads one, is of the first.
+NAMES = ["f1", "f0", *(f"f{i}" for i in range(2, 8))]
 INFORMATIVE = ["f1", "f3", "f4", "f6"]
 VALUES, DIM = 20, 8
+FIELDS = dict.fromkeys(NAMES, VALUES)
+MODELS = [(library, kind) for library in LIBRARIES for kind in library.kinds]
 
 # What these libraries do when they are imported, and pandas before 3 among it.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 def log(rows: int) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """Codes, histories of `f1` that mean nothing, clicks."""
+    """Codes, histories that mean nothing, clicks."""
     generator = torch.Generator().manual_seed(0)
     codes = {name: torch.randint(1, VALUES, (rows,), generator=generator) for name in NAMES}
-    effects = torch.randn(len(NAMES), VALUES, generator=generator)
-    logits = sum(effects[i][codes[n]] for i, n in enumerate(NAMES) if n in INFORMATIVE)
+    effects = {name: torch.randn(VALUES, generator=generator) for name in INFORMATIVE}
+    logits = sum(effects[name][codes[name]] for name in INFORMATIVE)
     assert isinstance(logits, Tensor)
     clicks = (torch.rand(rows, generator=generator) < logits.sigmoid()).float()
-    return codes, torch.randint(1, VALUES, (rows, 4), generator=generator), clicks
+    return codes, torch.randint(1, VALUES, (rows, STEPS), generator=generator), clicks
 
 
-def rechub(kind: str) -> nn.Module:
-    features = pytest.importorskip("torch_rechub.basic.features")
-    models: Any = pytest.importorskip("torch_rechub.models.ranking")
-    fields = [features.SparseFeature(name, VALUES, DIM) for name in NAMES]
-    if kind == "DIN":
-        history = features.SequenceFeature("h", VALUES, DIM, pooling="concat", shared_with="f1")
-        rest = [field for field in fields if field.name != "f1"]
-        attention = {"dims": [16], "activation": "dice"}
-        built = models.DIN(rest, [history], [fields[1]], {"dims": [32]}, attention)
-    elif kind == "DCN":
-        built = models.DCN(fields, 2, {"dims": [32]})
-    else:
-        built = models.DeepFM(fields, fields, {"dims": [32]})
-    assert isinstance(built, nn.Module)
-    return built
-
-
-def deepctr(kind: str) -> nn.Module:
-    # Its thread that asks the network for a newer version ends by itself where there is none.
-    models: Any = pytest.importorskip("deepctr_torch.models")
-    inputs: Any = pytest.importorskip("deepctr_torch.inputs")
-    fields = [inputs.SparseFeat(name, VALUES, DIM) for name in NAMES]
-    if kind == "DIN":
-        one = inputs.SparseFeat("hist_f1", VALUES, DIM, embedding_name="f1")
-        fields.append(inputs.VarLenSparseFeat(one, 4, length_name="length"))
-        built = models.DIN(fields, ["f1"], dnn_hidden_units=(32,), att_hidden_size=(16,))
-    else:
-        built = getattr(models, kind)(fields, fields, dnn_hidden_units=(32,))
-    assert isinstance(built, nn.Module)
-    return built
-
-
-def batches(of: Callable[[str], nn.Module], kind: str, rows: int) -> Iterator[tuple[Any, Tensor]]:
+def batches(library: Library, kind: str, rows: int) -> list[Any]:
     codes, histories, clicks = log(rows)
-    for i in range(0, rows, 100):
-        part = slice(i, i + 100)
-        if of is rechub:
-            yield {n: c[part] for n, c in codes.items()} | {"h": histories[part]}, clicks[part]
-        else:
-            columns = torch.stack([codes[name][part] for name in NAMES], 1).float()
-            if kind == "DIN":
-                lengths = torch.full((len(columns), 1), 4.0)
-                columns = torch.cat([columns, histories[part].float(), lengths], 1)
-            yield columns, clicks[part]
+    parts = (slice(i, i + 100) for i in range(0, rows, 100))
+    return [
+        library.batch(kind, {n: c[p] for n, c in codes.items()}, histories[p], clicks[p])
+        for p in parts
+    ]
 
 
-@pytest.mark.parametrize("kind", ["DeepFM", "DCN", "DIN"])
-@pytest.mark.parametrize("of", [rechub, deepctr])
+def parameters(model: torch.nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("library", "kind"), MODELS, ids=[f"{library.package} {kind}" for library, kind in MODELS]
+)
 def test_half_of_the_fields_are_found_removed_and_restored(
-    of: Callable[[str], nn.Module], kind: str, tmp_path: Path
+    library: Library, kind: str, tmp_path: Path
 ) -> None:
+    pytest.importorskip(library.module)
     torch.manual_seed(0)
-    model = of(kind)
-    seen = list(batches(of, kind, 30_000))
-
-    def loss(network: nn.Module, batch: tuple[Any, Tensor]) -> Tensor:
-        return nn.functional.binary_cross_entropy(network(batch[0]).flatten(), batch[1])
-
-    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
-    gate = lpfs.attach(model)
-    found = lpfs.shrink(model, optimizer, seen, loss, keep=4)
-    assert sorted(gate.fields) == NAMES
+    model: Any = library.build(kind, FIELDS, DIM)
+    seen = batches(library, kind, 30_000)
+    optimizer = library.optimizer(model)
+    gate = attach(model, FIELDS)
+    found = lpfs.shrink(model, optimizer, seen, library.loss, keep=4)
+    assert sorted(gate.fields) == sorted(NAMES)
     assert sorted(found.kept) == INFORMATIVE
 
     model.eval(), found.model.eval()
     lpfs.save(found.model, tmp_path)
-    restored = lpfs.restore(of(kind), tmp_path).eval()
-    inputs, _ = seen[0]
+    restored: Any = lpfs.restore(library.build(kind, FIELDS, DIM), tmp_path).eval()
     with torch.no_grad():
-        expected = found.model(inputs)
+        expected = library.predict(found.model, seen[0])
         # A factor is folded with the rounding that multiplying by it has: fields are the same.
-        torch.testing.assert_close(expected, model(inputs), rtol=0, atol=1e-6)
-        assert torch.equal(restored(inputs), expected)
-    gone = sum(p.numel() for p in model.parameters()) - len(gate.x)
-    gone -= sum(p.numel() for p in found.model.parameters())
-    widths = DIM + 1 if of is deepctr and kind != "DIN" else DIM
+        torch.testing.assert_close(expected, library.predict(model, seen[0]), rtol=0, atol=1e-6)
+        assert torch.equal(library.predict(restored, seen[0]), expected)
+    gone = parameters(model) - len(gate.x) - parameters(found.model)
+    widths = sum(site.module.weight.shape[1] for site in gate.sites["f0"])  # type: ignore[union-attr, misc]
     assert gone >= 4 * VALUES * widths
+
+
+def fuxictr() -> Library:
+    (library,) = (one for one in LIBRARIES if one.package == "fuxictr")
+    pytest.importorskip(library.module)
+    return library
+
+
+def test_the_one_adam_of_fuxictr_does_not_move_gates() -> None:
+    """Compiled after gates came, its Adam holds their x too, which is found out."""
+    library = fuxictr()
+    model: Any = library.build("DeepFM", FIELDS, DIM)
+    seen = batches(library, "DeepFM", 1_000)
+    gate = attach(model, FIELDS)
+    assert all(p is not gate.x for group in model.optimizer.param_groups for p in group["params"])
+    model.compile("adam", "binary_crossentropy", 1e-3)
+    with pytest.raises(ValueError, match=r"optimizer: holds gate\.x, which ProximalSGD moves"):
+        lpfs.shrink(model, model.optimizer, seen, library.loss, keep=4)
+    assert torch.equal(gate.x, torch.ones_like(gate.x))
+
+
+def test_rows_of_all_samples_in_one_line_are_refused() -> None:
+    library = fuxictr()
+    model: Any = library.build("DCN", FIELDS, DIM)
+    seen = batches(library, "DCN", 1_000)
+    lpfs.attach(model)
+    with pytest.raises(ValueError, match=r"\.item' returns \(500, 8\) for 100 samples: which of"):
+        lpfs.shrink(model, model.optimizer, seen, library.loss, keep=4)
