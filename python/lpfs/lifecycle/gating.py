@@ -18,7 +18,15 @@ from lpfs.optim import ProximalSGD
 
 def insert_gates(context: Context, model: Network, keep: int | None) -> Plan:
     """Gates before the model's first layer and the plan for them: to `keep` so many fields, the
-    settings' other wish, or, where there is neither, to go down to as few as can be."""
+    settings' other wish, or, where there is neither, to go down to as few as can be. Costs are per
+    row of the whole log."""
+    plan = _plan(context, model, keep)
+    if plan.costs is not None:
+        plan.costs.per_row = context.stages.numbers["per_row"]
+    return plan
+
+
+def _plan(context: Context, model: Network, keep: int | None) -> Plan:
     settings = context.settings
     gate = model.insert_gate(**gate_options(model, settings)).gate
     assert gate is not None

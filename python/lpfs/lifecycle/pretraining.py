@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 from lpfs.lifecycle.context import Context
+from lpfs.lifecycle.negatives import per_row_of_log
 from lpfs.lifecycle.pretrained import Pretrained
-from lpfs.lifecycle.training import train_step
+from lpfs.lifecycle.training import predict, train_step
 from lpfs.models.named import Network
 
 
@@ -24,6 +25,9 @@ def pretrain(context: Context, model: Network, optimizer: torch.optim.Optimizer)
                 loss = train_step(model, optimizer, batch, stage, step)
                 context.report(stage, step, steps, loss)
             pretrained = Pretrained.of(model, optimizer, steps, context.origin)
+        validation, negatives = context.data.validation, context.data.negatives
+        logits = predict(model, validation) if negatives < 1 else torch.empty(0)
+        stages.numbers["per_row"] = per_row_of_log(logits, validation, negatives)
         stages.keep("pretrained", pretrained.state())
         context.steps[stage] = pretrained.steps
         stages.finish(stage)

@@ -72,6 +72,9 @@ class RemovalCosts:
             raise ValueError(f"horizon must be at least 1 step, got {horizon}")
         self.gate, self.horizon = gate, horizon
         self.reduction, self.loss_scale = reduction, loss_scale
+        self.per_row = 1.0
+        """What costs are multiplied by, where a step's rows are a sample of those that count: nats
+        per such row over nats per row of a step."""
         gate.watch()
         assert gate.moments is not None
         like, keep = gate.moments.detach(), 1 - 1 / horizon
@@ -101,7 +104,7 @@ class RemovalCosts:
         factor = gate.factors_of_units()
         slope, curvature = of_row * mean, of_row**2 * square
         whole = factor.clamp(min=1)
-        costs = whole * ((factor - whole / 2) * curvature - slope)
+        costs = self.per_row * whole * ((factor - whole / 2) * curvature - slope)
         heard = costs.isfinite()
         one, logarithmic = torch.ones_like(costs), (factor * slope, factor**2 * curvature)
         new = torch.stack([one, costs, *logarithmic, one, one, costs, costs * costs])

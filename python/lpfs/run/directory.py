@@ -71,7 +71,7 @@ class FieldCost(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     nats: float
-    """Per row. Below 0 where the field does harm."""
+    """Per row of the whole log. Below 0 where the field does harm."""
     error: float | None
     """Its standard error; null where too few steps were heard to tell."""
     share: float | None
