@@ -24,6 +24,7 @@ from lpfs.lifecycle.settings import (
     with_times,
 )
 from lpfs.lifecycle.stages import Stages, first_difference
+from lpfs.lifecycle.threads import Processors, in_step
 from lpfs.lifecycle.training import Progress, ProgressCallback, predict
 from lpfs.method.budget import Budget
 from lpfs.method.gate import FeatureGate
@@ -54,6 +55,7 @@ class Context:
         checkpoints: Checkpoints | None = None,
         pretrained: Pretrained | None = None,
     ) -> None:
+        self.processors = Processors()
         settings = with_times(settings, data.times)
         self.data, self.settings, self.build, self.progress = data, settings, build, progress
         rows = len(data.train)
@@ -128,17 +130,23 @@ class Context:
         """The batches of one pass after the other in order, without the first `skip` of them."""
         skip %= self.steps_over(part)
         while True:
-            yield from part.batches(self.batch_size, start=skip * self.batch_size)
+            batches = part.batches(self.batch_size, start=skip * self.batch_size)
+            yield from self._in_step(batches)
             skip = 0
 
     def shuffled_passes(self, skip: int) -> Iterator[Batch]:
         """The same over all training rows, each pass in another order."""
         first, skip = divmod(skip, self.steps_over(self.data.train))
         for seed in itertools.count(first):
-            yield from self.data.train.batches(
+            batches = self.data.train.batches(
                 self.batch_size, start=skip * self.batch_size, seed=seed
             )
+            yield from self._in_step(batches)
             skip = 0
+
+    def _in_step(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        rows = self.batch_size // distributed.size()
+        return in_step(batches, rows, self.processors)
 
     def mean_change(self, model: Network, before: Tensor) -> float:
         """Mean |Δlogit| on the probed validation rows since `before`."""
@@ -151,7 +159,7 @@ class Context:
         if self.progress is not None and (step % REPORT_EVERY == 0 or step == steps):
             alive = None if gate is None else len(gate.kept())
             rows = (step - self.stages.begun) * self.batch_size
-            self.progress(Progress(stage, step, steps, rows, loss, alive))
+            self.progress(Progress(stage, step, steps, rows, loss, alive, torch.get_num_threads()))
 
 
 def gate_options(model: Network, settings: Settings) -> dict[str, Any]:

@@ -43,6 +43,8 @@ class Progress:
     loss: float
     alive: int | None = None
     """Living fields, while there are gates."""
+    threads: int | None = None
+    """Those of a step on the CPU, where lpfs chooses them."""
 
 
 ProgressCallback = Callable[[Progress], None]

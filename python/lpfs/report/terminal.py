@@ -74,6 +74,8 @@ class StageBars:
         note = f"loss {step.loss:.4f}"
         if step.alive is not None:
             note = f"{step.alive} alive, {note}"
+        if step.threads is not None:
+            note = f"{note}, {step.threads} thread{'s' * (step.threads > 1)}"
         done = f"{step.step}/{step.steps}"
         self._show(step.stage, step.step, step.steps, step.rows, done, note)
 
