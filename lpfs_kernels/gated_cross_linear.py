@@ -35,6 +35,7 @@ from .launch import (
     refuse_gate_values,
     values_are_checked,
 )
+from .library import apply_as_given
 
 AT_ONCE = 256, 1024
 """Pairs and rows of a block: large enough for the matrix product to be at its full speed."""
@@ -338,7 +339,7 @@ def gated_cross_linear(
     if scale is not None:
         g = g * scale
     arguments = embeddings, pairs, g, weight, bias, beside, living
-    y = cast(Tensor, _GatedCrossLinear.apply(*arguments))  # type: ignore[no-untyped-call]
+    y = cast(Tensor, apply_as_given(_GatedCrossLinear, *arguments))
     if moments is None or not moments.requires_grad:
         return y
     columns_of = None if gate_of_field is None else constant(gate_of_field, x.device)
@@ -356,4 +357,4 @@ def gated_cross_linear(
         weight,
         living,
     )
-    return cast(Tensor, _Watched.apply(*call))  # type: ignore[no-untyped-call]
+    return cast(Tensor, apply_as_given(_Watched, *call))

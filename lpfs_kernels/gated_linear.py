@@ -37,7 +37,7 @@ from .launch import (
     fault,
     refuse_gate_values,
 )
-from .library import below_autograd
+from .library import apply_as_given, below_autograd
 
 OPERATOR = "gated_linear"
 LEAVE_OUT_FROM = 0.09
@@ -190,7 +190,8 @@ class _Watched(torch.autograd.Function):
         scales = None if row_scale is None else row_scale[:rows]
         asked = moments, ctx.gate_of_field, dead_rows, scales
         call = upstream, [field.to(dtype) for field in some], x, epsilon, ctx.widths, scale, ungated
-        *_, own = torch.ops.lpfs.gated_concat_backward.moments(*call, *asked, *ctx.gate)
+        operator = torch.ops.lpfs.gated_concat_backward.moments
+        *_, own = below_autograd(operator, *call, *asked, *ctx.gate)
         return grad, own, *[None] * (13 + len(fields))
 
 
@@ -241,7 +242,7 @@ def _select(packed: Tensor, widths: Sequence[int], chosen: Sequence[bool]) -> Te
         else:
             sizes.append(width)
             kept.append(c)
-    return cast(Tensor, _Selected.apply(packed, sizes, kept))  # type: ignore[no-untyped-call]
+    return cast(Tensor, apply_as_given(_Selected, packed, sizes, kept))
 
 
 def _of(values: Sequence[T], chosen: Sequence[bool]) -> list[T]:
@@ -380,7 +381,7 @@ def _linear(
     with torch.no_grad():
         unread = _select(first, widths, dead) if packed else torch.cat(_of(embeddings, dead), 1)
         columns, own = _select(weight, widths, dead), _of(widths, dead)
-    return cast(Tensor, _Revival.apply(y, unread, columns, own, *gates.of(dead)))  # type: ignore[no-untyped-call]
+    return cast(Tensor, apply_as_given(_Revival, y, unread, columns, own, *gates.of(dead)))
 
 
 def _watch(
@@ -412,7 +413,7 @@ def _watch(
             if not any(alive):
                 return y
     call = y, *asked, rows, weight, widths or None, *gates
-    return cast(Tensor, _Watched.apply(*call, *embeddings))  # type: ignore[no-untyped-call]
+    return cast(Tensor, apply_as_given(_Watched, *call, *embeddings))
 
 
 def _is_none(rows: Tensor | None) -> bool:
@@ -444,7 +445,7 @@ def _product(
         or torch.is_autocast_enabled(packed.device.type)
     ):
         return F.linear(packed, gates.concat([weight], widths), bias)
-    y, _ = super(torch.autograd.Function, _Product).apply(packed, weight, bias, widths, *gates)  # type: ignore[no-untyped-call]
+    y, _ = apply_as_given(_Product, packed, weight, bias, widths, *gates)
     return cast(Tensor, y)
 
 

@@ -72,6 +72,14 @@ def apply(function: Any, *args: Any) -> Any:
     return function.forward(*args)
 
 
+def apply_as_given(function: Any, *args: Any) -> Any:
+    """`function.apply`, for a Function that is called by itself, with every argument of `forward`:
+    without looking at its signature, which `Function.apply` does on every call."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return function.apply(*args)
+    return super(torch.autograd.Function, function).apply(*args)
+
+
 def below_autograd(operator: Callable[..., Any], *args: Any) -> Any:
     """Call an operator from the forward of the Function that gives it its gradient.
 
