@@ -4,9 +4,9 @@
 
 generates a Criteo TSV in DIR (kept for the next time), caches it and trains lpfs's own network on
 it for 1,000 steps of 512 rows, in order and shuffled, in a fresh process; then caches it and scans
-it with polars in turns, each in a fresh process. It writes bench/data.md. The scans parse every
-value: one counts those that are not missing, the other the different ones, which is what
-vocabularies need.
+it with polars in turns, each in a fresh process. The same turns for a Parquet file of 1,000 columns
+and a CSV file that is nearly all text. It writes bench/data.md. The scans parse every value: one
+counts those that are not missing, the other the different ones, which is what vocabularies need.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ from .markdown import table
 
 PAGE = Path(__file__).with_name("data.md")
 ROUNDS, STEPS, BATCH = 3, 1_000, 512
+WIDE_ROWS, WIDE_COLUMNS = 50_000, 1_000
+TEXT_ROWS, TEXT_COLUMNS = 1_000_000, 20
 Figures = dict[str, float]
 
 
@@ -74,7 +76,12 @@ def scan(file: Path, what: str) -> Figures:
     import polars as pl
 
     begin = time.perf_counter()
-    frame = pl.scan_csv(file, separator="\t", has_header=False)
+    if file.suffix == ".parquet":
+        frame = pl.scan_parquet(file)
+    elif file.suffix == ".csv":
+        frame = pl.scan_csv(file)
+    else:
+        frame = pl.scan_csv(file, separator="\t", has_header=False)
     frame.select(getattr(pl.all(), what)()).collect(engine="streaming")
     return {"seconds": time.perf_counter() - begin}
 
@@ -96,40 +103,14 @@ def measured(stage: str, file: Path) -> Figures:
     return figures
 
 
-def page(file: Path, rows: int) -> str:
-    """Measure everything; what bench/data.md says."""
-    import numpy
-    import polars
-    import pyarrow
-    import torch
-
-    trained = measured("train", file)
+def beside_polars(file: Path, rows: int, scan: str) -> list[str]:
+    """Caching and scanning in turns, as a table."""
     rounds = [{s: measured(s, file) for s in STAGES if s != "train"} for _ in range(ROUNDS)]
-    lines = [
-        "# Large logs",
-        "",
-        f"Written by `python -m bench.data --rows {rows}` on {date.today()}: "
-        f"{rows:,} generated rows of 40 columns, {file.stat().st_size / 1e6:,.0f} MB; "
-        f"{os.cpu_count()} processors, {platform.machine()}, Python {platform.python_version()}, "
-        f"torch {torch.__version__}, pyarrow {pyarrow.__version__}, numpy {numpy.__version__}, "
-        f"polars {polars.__version__}. The file is in the page cache. Every line is from fresh "
-        f"processes; those of the second table took turns {ROUNDS} times, and a ratio is the "
-        "median of those within a turn.",
-        "",
-    ]
-    first = [["peak memory", f"{trained['peak GiB']:.2f} GiB"]]
-    for order in ("in order", "shuffled"):
-        first += [
-            [f"a step, {order}", f"{trained[f'{order} ms']:.2f} ms"],
-            ["of which waiting for data", f"{100 * trained[f'{order} wait']:.1f} %"],
-        ]
-    title = f"cached, then trained for 2 × {STEPS:,} steps of {BATCH} rows in one process"
-    lines += [*table([title, ""], first), ""]
-    second = []
+    lines = []
     for stage, title in (
         ("cache", "`lpfs.data.load` into a cache"),
-        ("polars count", "polars, streaming: `scan_csv(…).select(all().count())`"),
-        ("polars n_unique", "polars, streaming: `scan_csv(…).select(all().n_unique())`"),
+        ("polars count", f"polars, streaming: `{scan}(…).select(all().count())`"),
+        ("polars n_unique", f"polars, streaming: `{scan}(…).select(all().n_unique())`"),
     ):
         rates = [rows / turn[stage]["seconds"] for turn in rounds]
         ratios = [turn[stage]["seconds"] / turn["cache"]["seconds"] for turn in rounds]
@@ -140,7 +121,7 @@ def page(file: Path, rows: int) -> str:
             f"{max(turn[stage]['peak GiB'] for turn in rounds):.2f}",
             f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
         ]
-        second.append(values)
+        lines.append(values)
     header = [
         "",
         "rows per second, median",
@@ -148,20 +129,141 @@ def page(file: Path, rows: int) -> str:
         "peak memory, GiB",
         "rate of `lpfs` over this one's",
     ]
-    return "\n".join([*lines, *table(header, second), ""])
+    return table(header, lines)
 
 
-def generated(rows: int, directory: Path) -> Path:
-    """A Criteo TSV of that many rows; made if it is not there."""
-    file = directory / f"{rows}.tsv"
+def megabytes(file: Path) -> str:
+    """Its size."""
+    return f"{file.stat().st_size / 1e6:,.0f} MB"
+
+
+def page(directory: Path, rows: int) -> str:
+    """Measure everything; what bench/data.md says."""
+    import numpy
+    import polars
+    import pyarrow
+    import torch
+
+    load = os.getloadavg()[1]
+    file, wide, text = criteo(rows, directory), wide_log(directory), text_log(directory)
+    trained = measured("train", file)
+    lines = [
+        "# Large logs",
+        "",
+        f"Written by `python -m bench.data --rows {rows}` on {date.today()}; "
+        f"{os.cpu_count()} processors (a load of {load:.1f} by others at the start), "
+        f"{platform.machine()}, Python {platform.python_version()}, "
+        f"torch {torch.__version__}, pyarrow {pyarrow.__version__}, numpy {numpy.__version__}, "
+        f"polars {polars.__version__}. Files are in the page cache. Every line is from fresh "
+        f"processes; lines of a table took turns {ROUNDS} times, and a ratio is the median of "
+        "those within a turn.",
+        "",
+        "## A log in Criteo's format",
+        "",
+        f"{rows:,} generated rows of 40 columns, {megabytes(file)}.",
+        "",
+    ]
+    first = [["peak memory", f"{trained['peak GiB']:.2f} GiB"]]
+    for order in ("in order", "shuffled"):
+        first += [
+            [f"a step, {order}", f"{trained[f'{order} ms']:.2f} ms"],
+            ["of which waiting for data", f"{100 * trained[f'{order} wait']:.1f} %"],
+        ]
+    title = f"cached, then trained for 2 × {STEPS:,} steps of {BATCH} rows in one process"
+    lines += [*table([title, ""], first), "", *beside_polars(file, rows, "scan_csv"), ""]
+    lines += [
+        "## A wide Parquet file",
+        "",
+        f"{WIDE_ROWS:,} rows of {WIDE_COLUMNS:,} columns besides the label, {megabytes(wide)}: two "
+        "fifths reals, three tenths whole numbers, three tenths dictionaries of words.",
+        "",
+        *beside_polars(wide, WIDE_ROWS, "scan_parquet"),
+        "",
+        "## A CSV file of text",
+        "",
+        f"{TEXT_ROWS:,} rows of {TEXT_COLUMNS} columns of quoted text besides the label, "
+        f"{megabytes(text)}: from 10 to 100,000 different values each, a tenth missing.",
+        "",
+        *beside_polars(text, TEXT_ROWS, "scan_csv"),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def kept(file: Path, write: Callable[[Path], None]) -> Path:
+    """A file that is made if it is not there."""
     if not file.exists():
-        from lpfs.data import ClickLog, Recipe
-
-        directory.mkdir(parents=True, exist_ok=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_name(f"partial-{file.name}")
-        ClickLog(Recipe.criteo(rows=rows)).write(partial)
+        write(partial)
         partial.rename(file)
     return file
+
+
+def criteo(rows: int, directory: Path) -> Path:
+    """A Criteo TSV of that many rows."""
+    from lpfs.data import ClickLog, Recipe
+
+    return kept(directory / f"{rows}.tsv", ClickLog(Recipe.criteo(rows=rows)).write)
+
+
+def wide_log(directory: Path) -> Path:
+    """A Parquet file of many columns of three types, in row groups of 10,000."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    def column(rng: np.random.Generator, i: int, rows: int) -> pa.Array:
+        if i % 10 < 4:
+            return pa.array(rng.normal(size=rows).astype(np.float32))
+        if i % 10 < 7:
+            return pa.array(rng.integers(0, 10 ** (1 + i % 3), rows))
+        words = pa.array([f"value {k}" for k in range(10 ** (1 + i % 4))])
+        return pa.DictionaryArray.from_arrays(rng.integers(0, len(words), rows, "i4"), words)
+
+    def write(file: Path) -> None:
+        writer = None
+        for group in range(WIDE_ROWS // 10_000):
+            rng = np.random.default_rng(group)
+            columns = {"label": pa.array(rng.integers(0, 2, 10_000))}
+            columns |= {f"c{i}": column(rng, i, 10_000) for i in range(WIDE_COLUMNS)}
+            rows = pa.table(columns)
+            writer = writer or pa.parquet.ParquetWriter(file, rows.schema)
+            writer.write_table(rows)
+        assert writer is not None
+        writer.close()
+
+    return kept(directory / f"{WIDE_ROWS}x{WIDE_COLUMNS}.parquet", write)
+
+
+def text_log(directory: Path) -> Path:
+    """A CSV file with columns of text alone, from few values to many."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.csv
+
+    def write(file: Path) -> None:
+        writer = None
+        sizes = np.geomspace(10, 100_000, TEXT_COLUMNS).astype(int)
+        words = [
+            np.array(
+                [f"{k * 2654435761 % 2**32:x}, of {k % 97} kinds" for k in range(size)], object
+            )
+            for size in sizes
+        ]
+        for part in range(10):
+            rng, rows = np.random.default_rng(part), TEXT_ROWS // 10
+            columns = {"label": pa.array(rng.integers(0, 2, rows))}
+            for i, values in enumerate(words):
+                some = values[rng.integers(0, len(values), rows)]
+                columns[f"c{i}"] = pa.array(some, mask=rng.random(rows) < 0.1)
+            table = pa.table(columns)
+            writer = writer or pa.csv.CSVWriter(file, table.schema)
+            writer.write_table(table)
+        assert writer is not None
+        writer.close()
+
+    return kept(directory / f"{TEXT_ROWS}x{TEXT_COLUMNS}.csv", write)
 
 
 def main() -> None:
@@ -180,8 +282,7 @@ def main() -> None:
         figures["peak GiB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)
         print(json.dumps(figures))
         return
-    file = generated(options.rows, options.dir)
-    PAGE.write_text(page(file, options.rows))
+    PAGE.write_text(page(options.dir, options.rows))
 
 
 if __name__ == "__main__":

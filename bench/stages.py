@@ -21,7 +21,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from bench.data import generated
+from bench.data import criteo
 from bench.markdown import table
 
 PAGE = Path(__file__).with_name("stages.md")
@@ -133,7 +133,7 @@ def main() -> None:
     if options.file:
         print(json.dumps(run(options.file)))
         return
-    file = generated(options.rows, options.dir)
+    file = criteo(options.rows, options.dir)
     command = [sys.executable, "-m", "bench.stages", "--file", str(file)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     PAGE.write_text(page(file, options.rows, json.loads(done.stdout)))
