@@ -168,7 +168,7 @@ def main() -> None:
         ),
         "",
         "AUC on test rows as removal leaves the network. *main* and *each* take a pass backward "
-        "for every label.",
+        "for every label. Labels of this log are independent given the row.",
         "",
     ]
     PAGE.write_text("\n".join(lines))

@@ -16,9 +16,11 @@ from torch import Tensor, nn
 
 from lpfs import Settings, select
 from lpfs.data import InOrder, Part, load
+from lpfs.lifecycle import distributed
 from lpfs.lifecycle.curve import Curve
 from lpfs.lifecycle.training import EarlyStopping, evaluate, forward_loss, score
 from lpfs.models.industrial import Industrial
+from lpfs.models.named import new
 from lpfs.run import load_summary
 
 from ..command import lpfs, succeed
@@ -180,3 +182,33 @@ def test_labels_must_be_there_whatever_they_weigh() -> None:
     logits = torch.tensor([0.0, 1.0, -1.0])
     metrics = score(logits, np.array([0, 1, 1]), np.array([1.0, 1.0, 0.0]))
     assert metrics.auc == 1
+
+
+def test_processes_share_a_batch_by_its_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The terms of two processes, and what gates hear in them, are those of one."""
+    weighed, _ = weighed_and_repeated()
+    (batch,) = weighed[:65].batches(65)
+    torch.manual_seed(0)
+    model = new("dlrm", dict.fromkeys("abcd", 70) | {"e": 0, "f": 0}, dim=4, top=(8,))
+    gate = model.insert_gate("concat").gate
+    assert gate is not None
+    gate.watch()
+    assert gate.moments is not None
+
+    def heard() -> tuple[float, Tensor]:
+        assert gate.moments is not None
+        gate.moments.grad = None
+        loss = forward_loss(model, batch)
+        loss.backward()
+        assert gate.moments.grad is not None
+        return loss.item(), gate.moments.grad
+
+    whole, moments = heard()
+    monkeypatch.setattr(distributed, "size", lambda: 2)
+    parts = []
+    for rank in range(2):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        parts.append(heard())
+    # Sums of 65 terms below 1 in fp32, in another order.
+    assert sum(loss for loss, _ in parts) == pytest.approx(whole, abs=65 * 2**-23)
+    torch.testing.assert_close(parts[0][1] + parts[1][1], moments, rtol=2**-20, atol=65 * 2**-23)
