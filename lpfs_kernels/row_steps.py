@@ -146,6 +146,13 @@ def _check_contents(operator: str, weights: Tensors, rows: Tensors, lr: Tensor) 
 
 
 @jit
+def _whole(number):
+    """A whole number from 0 to 2⁵² as an integer: added to 2⁵² it is its last bits. What emulates
+    the kernels in the tests has no instruction that converts."""
+    return (number + 4503599627370496.0).to(tl.int64, bitcast=True) & 0xFFFFFFFFFFFFF
+
+
+@jit
 def _power(base, exponent):
     """base^exponent for an integer ≥ 0, in fp64."""
     result = tl.full((), 1.0, tl.float64)
@@ -267,11 +274,11 @@ def _kernel(
             tl.store(first + at, total, mask=moves)
             change = rate * divide(grad, square_root(total) + _rounded(eps, COMPUTE))
     elif RULE == "adam":
-        count = tl.load(step).to(tl.int64)
-        whole = tl.sqrt(1 - _power(beta2, count))
-        rate = (rate.to(tl.float64) * whole / (1 - _power(beta1, count))).to(COMPUTE)
+        count = _whole(tl.load(step).to(tl.float64))
+        corrected = tl.sqrt(1 - _power(beta2, count))
+        rate = (rate.to(tl.float64) * corrected / (1 - _power(beta1, count))).to(COMPUTE)
         # Where a gradient is sparse ε is added before the bias is corrected, see the reference.
-        small = eps * whole if keys is None else eps
+        small = eps * corrected if keys is None else eps
         mean = tl.load(first + at, mask=moves, other=0.0)
         square = tl.load(second + at, mask=moves, other=0.0)
         mean += (grad - mean) * _rounded(1 - beta1, COMPUTE)
@@ -290,8 +297,9 @@ def _kernel(
     tl.store(weight + at, (value - change).to(weight.dtype.element_ty), mask=moves)
 
 
-TILE = 2048
-"""Bytes of a program's rows: four accesses of 16 bytes for each thread, as in gated_concat."""
+TILE = 512
+"""Numbers of a program's rows: 16 for each thread, as in gated_concat, or 4 of fp64, whose roots
+and quotients take many registers. With 32, or 8 of fp64, some kernels spilled."""
 
 
 def _launch_each(
@@ -329,7 +337,7 @@ def _launch_each(
         elif rowwise:
             count = weight.shape[0]
             width = weight.numel() // count
-        tile = TILE // weight.element_size()
+        tile = TILE if lr.dtype == torch.float32 else TILE // 4
         block_columns = triton.next_power_of_2(width)
         if not rowwise:  # which needs whole rows
             block_columns = min(block_columns, tile)

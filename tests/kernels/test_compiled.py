@@ -31,6 +31,7 @@ gated_concat = import_module("lpfs_kernels.gated_concat")
 gated_cross = import_module("lpfs_kernels.gated_cross")
 gated_embedding = import_module("lpfs_kernels.gated_embedding")
 proximal_sgd = import_module("lpfs_kernels.proximal_sgd")
+row_steps = import_module("lpfs_kernels.row_steps")
 
 NVIDIA = [GPUTarget("cuda", capability, 32) for capability in (80, 90, 100)]
 AMD = GPUTarget("hip", "gfx942", 64)
@@ -222,6 +223,39 @@ def test_proximal_sgd(sizes: list[int], target: GPUTarget, tmp_path: Path) -> No
         asm = compiled(proximal_sgd, "_kernel", launch, target)
         assert_no_spills(asm, target, tmp_path)
         assert_fp64_only_for(dtype, asm, target)
+
+
+ROW_STEPS = [
+    (rule, looked_up, width, dtype)
+    for rule in ("adagrad", "row-wise adagrad", "adam", "sgd")
+    for looked_up, width in ((True, 16), (True, 7), (True, 128), (False, 16))
+    for dtype in (torch.float32, torch.bfloat16, torch.float64)
+]
+
+
+@pytest.mark.parametrize(("case", "target"), on_some([(case,) for case in ROW_STEPS]))
+def test_row_steps(
+    case: tuple[str, bool, int, torch.dtype], target: GPUTarget, tmp_path: Path
+) -> None:
+    rule, looked_up, width, dtype = case
+    compute = torch.float64 if dtype == torch.float64 else torch.float32
+    weight = torch.empty(100, width, dtype=dtype)
+    state = torch.empty(100, 1 if rule == "row-wise adagrad" else width, dtype=compute)
+    step, lr = torch.empty((), dtype=compute), torch.empty((), dtype=compute)
+    rows = [torch.zeros(300, dtype=torch.int64)] if looked_up else []
+    grads = [torch.empty(300 if looked_up else 100, width, dtype=dtype)]
+    decay, last = 0.0 if looked_up else 0.1, False
+    if rule == "adam":
+        data = [weight], [state], [state.clone()], [step], rows, grads, lr
+        launch = partial(row_steps.launch_adam, *data, 0.9, 0.999, 1e-8, decay, last)
+    elif rule == "sgd":
+        momentum, buffers = (0.0, []) if looked_up else (0.9, [state])
+        data = [weight], buffers, rows, grads, lr
+        launch = partial(row_steps.launch_sgd, *data, momentum, 0.1, decay, not looked_up, last)
+    else:
+        data = [weight], [state], [step], rows, grads, lr
+        launch = partial(row_steps.launch_adagrad, *data, 0.1, 1e-10, decay, last)
+    assert_no_spills(compiled(row_steps, "_kernel", launch, target), target, tmp_path)
 
 
 def cross_arguments(
