@@ -39,7 +39,7 @@ class Library:
     """Called with the kind, codes `[B]` by name, histories `[B, STEPS]` and clicks `[B]`."""
     predict: Callable[[Any, Any], Tensor]
     """The probabilities of a batch, `[B]`."""
-    loss: Callable[[Any, Any], Tensor]
+    loss: Callable[[Any, Any], Any]
     """As a user of the library would write it."""
     optimizer: Callable[[Any], torch.optim.Optimizer]
     """Of a model's parameters."""
@@ -53,13 +53,12 @@ def attach(model: nn.Module, fields: Fields) -> lpfs.AttachedGate:
     return lpfs.attach(model, {name: tables.embedding_layers[name] for name in fields})
 
 
-def loss(model: Any, batch: Any) -> Tensor:
+def loss(model: Any, batch: Any) -> Any:
     return F.binary_cross_entropy(model(batch[0]).flatten(), batch[1])
 
 
-def own_loss(model: Any, batch: Any) -> Tensor:
-    mean: Tensor = model.compute_loss(model(batch), model.get_labels(batch))
-    return mean
+def own_loss(model: Any, batch: Any) -> Any:
+    return model.compute_loss(model(batch), model.get_labels(batch))
 
 
 def _rechub(kind: str, fields: Fields, dim: int) -> nn.Module:
