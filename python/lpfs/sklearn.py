@@ -208,10 +208,10 @@ class FieldSelector(SelectorMixin, BaseEstimator):  # type: ignore[misc]
             name = ".".join(map(str, first["loc"])).replace("keep", "n_fields", 1)
             raise ValueError(f"{name}: {first['msg']}, got {first['input']!r}") from None
 
-    def _table_of(self, X: Any, y: ArrayLike) -> tuple[pa.Table, NDArray[np.int64]]:
+    def _table_of(self, X: Any, y: Any) -> tuple[pa.Table, NDArray[np.int64]]:
         """The columns of X by name, and the clicks."""
         if _is_frame(X):
-            X, y = validate_data(self, X, y, skip_check_array=True)
+            X, y = validate_data(self, _known(X), y, skip_check_array=True)
             y = column_or_1d(y, warn=True)
             check_consistent_length(X, y)
             # An index, which pandas shows as a column too, comes last.
@@ -226,6 +226,8 @@ class FieldSelector(SelectorMixin, BaseEstimator):  # type: ignore[misc]
             table = table.rename_columns([*self.feature_names_in_])
         else:
             table = table.rename_columns([f"x{i}" for i in range(self.n_features_in_)])
+        if y.dtype == object and (rows := [i for i, one in enumerate(y) if one is None]):
+            raise ValueError(f"expected a class in every row of y, got None in row {rows[0] + 1}")
         check_classification_targets(y)
         self.classes_, clicks = np.unique(y, return_inverse=True)
         if len(self.classes_) != 2:
@@ -282,15 +284,18 @@ class FieldSelector(SelectorMixin, BaseEstimator):  # type: ignore[misc]
         Raises ValueError where X has not the columns that it had in `fit`.
         """
         check_is_fitted(self, "support_")
-        wanted = _get_output_config("transform", estimator=self)["dense"]
-        if wanted == "default" or not _is_frame(X) or hasattr(X, "iloc"):
+        if hasattr(X, "iloc") or not _is_frame(X):
             return super().transform(X)
+        table, wanted = _known(X), _get_output_config("transform", estimator=self)["dense"]
+        if wanted == "default":
+            return super().transform(table)
         # Through an array, columns would lose their types.
-        validate_data(self, X, reset=False, skip_check_array=True)
+        validate_data(self, table, reset=False, skip_check_array=True)
         columns = self.get_support(indices=True).tolist()
-        if wanted == "polars":
-            return X[:, columns] if hasattr(X, "to_arrow") else X.select(columns)
-        return table_of(X).select(columns).to_pandas()
+        if wanted == type(X).__module__.partition(".")[0] == "polars":
+            return X[:, columns]
+        table = table.select(columns)
+        return table if wanted == "polars" else table.to_pandas()
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
@@ -304,6 +309,11 @@ class FieldSelector(SelectorMixin, BaseEstimator):  # type: ignore[misc]
 
 def _is_frame(X: Any) -> bool:
     return hasattr(X, "__arrow_c_stream__") or hasattr(X, "__dataframe__")
+
+
+def _known(frame: Any) -> Any:
+    """A frame as every version of scikit-learn knows one: of pandas, or a table of Arrow."""
+    return frame if hasattr(frame, "iloc") else table_of(frame)
 
 
 def _unused(name: str, table: pa.Table) -> str:

@@ -1,9 +1,12 @@
 """Models of three libraries, without a changed line of theirs; skipped where these are not
-installed. See `zoo` for what to install.
+installed. See `zoo` for what to install. LPFS_FULL=1 also restores each in a fresh process.
 """
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,19 @@ INFORMATIVE = ["f1", "f3", "f4", "f6"]
 VALUES, DIM = 20, 8
 FIELDS = dict.fromkeys(NAMES, VALUES)
 MODELS = [(library, kind) for library in LIBRARIES for kind in library.kinds]
+
+ROOT = Path(__file__).parents[3]
+FULL = os.environ.get("LPFS_FULL") == "1"
+RESTORE = """
+import sys, torch, lpfs
+from tests.toolkit.method import test_real_models as here
+place, package, kind = sys.argv[1:]
+library, = (one for one in here.LIBRARIES if one.package == package)
+model = lpfs.restore(library.build(kind, here.FIELDS, here.DIM), place).eval()
+with torch.no_grad():
+    scores = library.predict(model, here.batches(library, kind, 30_000)[0])
+torch.save(scores, place + "/scores.pt")
+"""
 
 # What these libraries do when they are imported, and pandas before 3 among it.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -74,6 +90,10 @@ def test_half_of_the_fields_are_found_removed_and_restored(
         # A factor is folded with the rounding that multiplying by it has: fields are the same.
         torch.testing.assert_close(expected, library.predict(model, seen[0]), rtol=0, atol=1e-6)
         assert torch.equal(library.predict(restored, seen[0]), expected)
+    if FULL:
+        command = [sys.executable, "-W", "ignore", "-c", RESTORE, str(tmp_path)]
+        subprocess.run([*command, library.package, kind], cwd=ROOT, check=True)
+        assert torch.equal(torch.load(tmp_path / "scores.pt"), expected)
     gone = parameters(model) - len(gate.x) - parameters(found.model)
     widths = sum(site.module.weight.shape[1] for site in gate.sites["f0"])  # type: ignore[union-attr, misc]
     assert gone >= 4 * VALUES * widths
