@@ -287,7 +287,7 @@ def measured(package: str, kind: str, kept: Sequence[str]) -> dict[str, Estimate
 
 def written(library: zoo.Library, kind: str, fields: zoo.Fields) -> list[str]:
     """The lines that a user writes."""
-    lines = inspect.getsource(library.loss).splitlines()
+    lines = [*inspect.getsource(library.loss).splitlines(), "", ""]
     optimizer = "model.optimizer" if library.package == "fuxictr" else "optimizer"
     # What the others do with their one line, `zoo.attach` does by name for this one.
     named = (library.package, kind) == ("fuxictr", "DCN")
@@ -376,10 +376,10 @@ def main() -> None:
         f"The demo's log, {ROWS:,} rows, {len(log.fields)} fields, {KEEP} to keep, Adam, batches "
         f"of {BATCH}, embeddings of {DIM}, one pass, seed 0. *All fields*: the same model, the "
         "same batches, no gates; *pruned*: as selection leaves it, not trained on. AUC and the "
-        "largest change of a logit at removal on the last 20 % of the rows, with a standard error of "
-        "an AUC of .004; libraries return probabilities in single precision, of which logits are "
-        "made. A removed field's table returns zeros and a kept one has the product that the gate "
-        "made, so by hooks not a bit changes. The history of a DIN "
+        "largest change of a logit at removal are of the last 20 % of the rows, on which the "
+        "standard error of an AUC is about .005; libraries return probabilities in single "
+        "precision, of which logits are made. A removed field's table returns zeros, and a kept "
+        "one the product that the gate made, so by hooks not a bit changes. The history of a DIN "
         "and the items of FuxiCTR's DCN-v2 are random: they say nothing. The last two lines are "
         "one network: gates by hooks, and by the protocol, which also cuts its first layer.",
         "",
@@ -387,7 +387,7 @@ def main() -> None:
         "",
     ]
     for text, names in texts.items():
-        count = len(text.splitlines())
+        count = sum(map(bool, text.splitlines()))
         page += [f"{', '.join(names)}: {count} lines", "", "```python", text, "```", ""]
     page += [
         "## A step",
