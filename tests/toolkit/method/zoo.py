@@ -1,7 +1,6 @@
 """Models of other libraries as they are, and how each wants its batches.
 
-`pip install --no-deps torch-rechub deepctr-torch fuxictr tqdm requests` and `pip install ray h5py
-polars` are what they need beside lpfs.
+CONTRIBUTING.md says what to install.
 """
 
 from __future__ import annotations
