@@ -1,12 +1,13 @@
 """What the README says of large logs: rate of caching, peak memory, time spent waiting for data.
 
-    python -m bench.data [--rows 5000000] [--dir DIR]
+    python -m bench.data [--rows 5000000] [--dir DIR] [--logs criteo,parquet,csv]
 
 generates a Criteo TSV in DIR (kept for the next time), caches it and trains lpfs's own network on
 it for 1,000 steps of 512 rows, in order and shuffled, in a fresh process; then caches it and scans
 it with polars in turns, each in a fresh process. The same turns for a Parquet file of 1,000 columns
-and a CSV file that is nearly all text. It writes bench/data.md. The scans parse every value: one
-counts those that are not missing, the other the different ones, which is what vocabularies need.
+and a CSV file that is nearly all text. It writes these logs' sections of bench/data.md. The scans
+parse every value: one counts those that are not missing, the other the different ones, which is
+what vocabularies need.
 """
 
 from __future__ import annotations
@@ -137,32 +138,25 @@ def megabytes(file: Path) -> str:
     return f"{file.stat().st_size / 1e6:,.0f} MB"
 
 
-def page(directory: Path, rows: int) -> str:
-    """Measure everything; what bench/data.md says."""
+def measured_on(command: str) -> str:
+    """When and where, for a section."""
     import numpy
     import polars
     import pyarrow
     import torch
 
-    load = os.getloadavg()[1]
-    file, wide, text = criteo(rows, directory), wide_log(directory), text_log(directory)
+    return (
+        f"Measured by `python -m bench.data {command}` on {date.today()}; {os.cpu_count()} "
+        f"processors (load at the start: {os.getloadavg()[1]:.1f}), {platform.machine()}, Python "
+        f"{platform.python_version()}, torch {torch.__version__}, pyarrow {pyarrow.__version__}, "
+        f"numpy {numpy.__version__}, polars {polars.__version__}." + BUSY * (os.getloadavg()[1] > 1)
+    )
+
+
+def criteo_section(directory: Path, rows: int) -> list[str]:
+    """A log in Criteo's format, and training on it."""
+    said, file = measured_on(f"--logs criteo --rows {rows}"), criteo(rows, directory)
     trained = measured("train", file)
-    lines = [
-        "# Large logs",
-        "",
-        f"Written by `python -m bench.data --rows {rows}` on {date.today()}; "
-        f"{os.cpu_count()} processors (a load of {load:.1f} by others at the start), "
-        f"{platform.machine()}, Python {platform.python_version()}, "
-        f"torch {torch.__version__}, pyarrow {pyarrow.__version__}, numpy {numpy.__version__}, "
-        f"polars {polars.__version__}. Files are in the page cache. Every line is from fresh "
-        f"processes; lines of a table took turns {ROUNDS} times, and a ratio is the median of "
-        "those within a turn.",
-        "",
-        "## A log in Criteo's format",
-        "",
-        f"{rows:,} generated rows of 40 columns, {megabytes(file)}.",
-        "",
-    ]
     first = [["peak memory", f"{trained['peak GiB']:.2f} GiB"]]
     for order in ("in order", "shuffled"):
         first += [
@@ -170,32 +164,64 @@ def page(directory: Path, rows: int) -> str:
             ["of which waiting for data", f"{100 * trained[f'{order} wait']:.1f} %"],
         ]
     title = f"cached, then trained for 2 × {STEPS:,} steps of {BATCH} rows in one process"
-    lines += [*table([title, ""], first), "", *beside_polars(file, rows, "scan_csv"), ""]
-    lines += [
-        "## A wide Parquet file",
+    return [
+        f"{rows:,} generated rows of 40 columns, {megabytes(file)}. {said}",
         "",
-        f"{WIDE_ROWS:,} rows of {WIDE_COLUMNS:,} columns besides the label, {megabytes(wide)}: two "
-        "fifths reals, three tenths whole numbers, three tenths dictionaries of words.",
+        *table([title, ""], first),
         "",
-        *beside_polars(wide, WIDE_ROWS, "scan_parquet"),
-        "",
-        "## A CSV file of text",
-        "",
-        f"{TEXT_ROWS:,} rows of {TEXT_COLUMNS} columns of quoted text besides the label, "
-        f"{megabytes(text)}: from 10 to 100,000 different values each, a tenth missing.",
-        "",
-        *beside_polars(text, TEXT_ROWS, "scan_csv"),
-        "",
+        *beside_polars(file, rows, "scan_csv"),
     ]
-    return "\n".join(lines)
 
 
-def kept(file: Path, write: Callable[[Path], None]) -> Path:
+def parquet_section(directory: Path, _: int) -> list[str]:
+    """A wide Parquet file."""
+    said, file = measured_on("--logs parquet"), wide_log(directory)
+    return [
+        f"{WIDE_ROWS:,} rows of {WIDE_COLUMNS:,} columns besides the label, {megabytes(file)}: two "
+        "fifths reals, three tenths whole numbers, three tenths dictionaries of words. " + said,
+        "",
+        *beside_polars(file, WIDE_ROWS, "scan_parquet"),
+    ]
+
+
+def csv_section(directory: Path, _: int) -> list[str]:
+    """A CSV file of text."""
+    said, file = measured_on("--logs csv"), text_log(directory)
+    return [
+        f"{TEXT_ROWS:,} rows of {TEXT_COLUMNS} columns of quoted text besides the label, "
+        f"{megabytes(file)}: from 10 to 100,000 different values each, a tenth missing. {said}",
+        "",
+        *beside_polars(file, TEXT_ROWS, "scan_csv"),
+    ]
+
+
+SECTIONS: dict[str, tuple[str, Callable[[Path, int], list[str]]]] = {
+    "criteo": ("A log in Criteo's format", criteo_section),
+    "parquet": ("A wide Parquet file", parquet_section),
+    "csv": ("A CSV file of text", csv_section),
+}
+BUSY = " Other programs were at work: processor seconds say more than rates."
+TOP = f"""# Large logs
+
+Files are in the page cache. Every line is from fresh processes; those of a table took turns
+{ROUNDS} times, and a ratio is the median of those within a turn.
+"""
+
+
+def write(sections: dict[str, str]) -> None:
+    """Put the sections that were measured in the place of those that the page has."""
+    old = PAGE.read_text().split("\n## ")[1:] if PAGE.exists() else []
+    found = dict(part.split("\n", 1) for part in old) | sections
+    titles = [title for title, _ in SECTIONS.values() if title in found]
+    PAGE.write_text("\n## ".join([TOP, *(f"{title}\n{found[title]}" for title in titles)]))
+
+
+def kept(file: Path, fill: Callable[[Path], None]) -> Path:
     """A file that is made if it is not there."""
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_name(f"partial-{file.name}")
-        write(partial)
+        fill(partial)
         partial.rename(file)
     return file
 
@@ -221,7 +247,7 @@ def wide_log(directory: Path) -> Path:
         words = pa.array([f"value {k}" for k in range(10 ** (1 + i % 4))])
         return pa.DictionaryArray.from_arrays(rng.integers(0, len(words), rows, "i4"), words)
 
-    def write(file: Path) -> None:
+    def fill(file: Path) -> None:
         writer = None
         for group in range(WIDE_ROWS // 10_000):
             rng = np.random.default_rng(group)
@@ -233,7 +259,7 @@ def wide_log(directory: Path) -> Path:
         assert writer is not None
         writer.close()
 
-    return kept(directory / f"{WIDE_ROWS}x{WIDE_COLUMNS}.parquet", write)
+    return kept(directory / f"{WIDE_ROWS}x{WIDE_COLUMNS}.parquet", fill)
 
 
 def text_log(directory: Path) -> Path:
@@ -242,7 +268,7 @@ def text_log(directory: Path) -> Path:
     import pyarrow as pa
     import pyarrow.csv
 
-    def write(file: Path) -> None:
+    def fill(file: Path) -> None:
         writer = None
         sizes = np.geomspace(10, 100_000, TEXT_COLUMNS).astype(int)
         words = [
@@ -263,7 +289,7 @@ def text_log(directory: Path) -> Path:
         assert writer is not None
         writer.close()
 
-    return kept(directory / f"{TEXT_ROWS}x{TEXT_COLUMNS}.csv", write)
+    return kept(directory / f"{TEXT_ROWS}x{TEXT_COLUMNS}.csv", fill)
 
 
 def main() -> None:
@@ -271,6 +297,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=5_000_000)
     parser.add_argument("--dir", type=Path, default=Path(tempfile.gettempdir(), "lpfs-bench"))
+    parser.add_argument("--logs", default=",".join(SECTIONS))
     parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
     parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -282,7 +309,9 @@ def main() -> None:
         figures["peak GiB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)
         print(json.dumps(figures))
         return
-    PAGE.write_text(page(options.dir, options.rows))
+    for log in options.logs.split(","):
+        title, measure = SECTIONS[log]
+        write({title: "\n".join(["", *measure(options.dir, options.rows), ""])})
 
 
 if __name__ == "__main__":
