@@ -14,19 +14,57 @@ from lpfs.optim.rows import row_shape
 
 Model = TypeVar("Model", bound=nn.Module)
 
-GRADIENT_POWER: dict[type[torch.optim.Optimizer], dict[str, int]] = {
-    torch.optim.SGD: {"momentum_buffer": 1},
-    torch.optim.Adagrad: {"sum": 2},
-    torch.optim.Adam: {"exp_avg": 1, "exp_avg_sq": 2, "max_exp_avg_sq": 2},
-    torch.optim.AdamW: {"exp_avg": 1, "exp_avg_sq": 2, "max_exp_avg_sq": 2},
-    torch.optim.SparseAdam: {"exp_avg": 1, "exp_avg_sq": 2},
-    torch.optim.RMSprop: {"square_avg": 2, "grad_avg": 1, "momentum_buffer": 0},
-}
-"""The power of the gradient in each piece of optimiser state that has the parameter's shape.
+Scaling = Callable[[Tensor], Tensor]
+"""From the factors of a weight's rows or columns to those of a piece of optimiser state."""
 
-Scaling a weight by s scales its gradient by 1/s, so such a piece is divided by s to this power.
-With power 0 it is a sum of gradients over their own magnitude, and only the sign of s changes it.
-"""
+
+def _weight(factor: Tensor) -> Tensor:
+    return factor
+
+
+def _gradient(factor: Tensor) -> Tensor:
+    return 1 / factor
+
+
+def _magnitude(factor: Tensor) -> Tensor:
+    return 1 / factor.abs()
+
+
+def _square(factor: Tensor) -> Tensor:
+    return factor.pow(-2)
+
+
+def _direction(factor: Tensor) -> Tensor:
+    """Of gradients over their own magnitude."""
+    return factor.sign()
+
+
+def _no_scale(factor: Tensor) -> Tensor:
+    """Of squares or steps that do not depend on the size of gradients."""
+    return torch.ones_like(factor)
+
+
+_ADAM: dict[str, Scaling] = {"exp_avg": _gradient, "exp_avg_sq": _square, "max_exp_avg_sq": _square}
+STATES: dict[type[torch.optim.Optimizer], dict[str, Scaling]] = {
+    torch.optim.SGD: {"momentum_buffer": _gradient},
+    torch.optim.ASGD: {"ax": _weight},
+    torch.optim.Adagrad: {"sum": _square},
+    torch.optim.Adadelta: {"square_avg": _square, "acc_delta": _no_scale},
+    torch.optim.Adam: _ADAM,
+    torch.optim.AdamW: _ADAM,
+    torch.optim.NAdam: _ADAM,
+    torch.optim.RAdam: _ADAM,
+    torch.optim.SparseAdam: _ADAM,
+    torch.optim.Adamax: {"exp_avg": _gradient, "exp_inf": _magnitude},
+    torch.optim.RMSprop: {
+        "square_avg": _square,
+        "grad_avg": _gradient,
+        "momentum_buffer": _direction,
+    },
+    torch.optim.Rprop: {"prev": _gradient, "step_size": _no_scale},
+}
+"""How each piece of state scales that has the parameter's shape, or a number for each of its rows,
+where a weight is scaled by a factor and its gradient by the factor's inverse."""
 
 
 @dataclass
@@ -43,11 +81,10 @@ class Slice:
         remains = torch.ones(size, dtype=torch.bool, device=parameter.device)
         return cls(dim, remains, torch.ones(size, dtype=parameter.dtype, device=parameter.device))
 
-    def take(self, values: Tensor, power: int) -> Tensor:
-        """The remaining part, divided by factor^power."""
+    def take(self, values: Tensor, scaling: Scaling = _weight) -> Tensor:
+        """The remaining part, scaled as the factor says."""
         index = self.remains.nonzero().flatten()
-        factor = self.factor[index]
-        factor = factor.pow(-power) if power else factor.sign()
+        factor = scaling(self.factor[index])
         shape = [-1 if d == self.dim else 1 for d in range(values.ndim)]
         return values.index_select(self.dim, index) * factor.view(shape)
 
@@ -68,21 +105,41 @@ def cut_copy(
         slices: parameter → what remains of it.
         instead: id → what stands in the copy in place of the object with that id.
         finish: called with the copy, before it is seen which parameters it has.
+
+    Raises TypeError for state that cannot be cut and scaled, ValueError for a parameter that the
+    optimiser does not hold but hooks may update in backward.
     """
     memo = dict(instead)
     for parameter, parts in slices.items():
         value = parameter.detach()
         for part in parts:
-            value = part.take(value, power=-1)
+            value = part.take(value)
         memo[id(parameter)] = nn.Parameter(value, requires_grad=parameter.requires_grad)
-    if optimizer is not None:
-        _slice_state(optimizer, slices, memo)
-    smaller, smaller_optimizer = copy.deepcopy((model, optimizer), memo)
+    inner = None if optimizer is None else inner_of(optimizer)
+    if inner is not None:
+        _slice_state(inner, slices, memo)
+    smaller, smaller_inner = copy.deepcopy((model, inner), memo)
     finish(smaller)
-    if smaller_optimizer is not None:
-        copies = [memo[id(p)] for p in (*slices, *model.parameters()) if id(p) in memo]
-        _forget(smaller_optimizer, smaller, copies)
-    return smaller, smaller_optimizer
+    if optimizer is None or smaller_inner is None:
+        return smaller, None
+    _require_held(model, optimizer, {id(p) for p in smaller.parameters()}, memo)
+    copies = [memo[id(p)] for p in (*slices, *model.parameters()) if id(p) in memo]
+    _forget(smaller_inner, smaller, copies)
+    return smaller, _wrapped_alike(optimizer, smaller_inner, memo)
+
+
+def _require_held(
+    model: nn.Module, optimizer: torch.optim.Optimizer, present: set[int], memo: Mapping[int, Any]
+) -> None:
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        stays = id(memo.get(id(parameter))) in present
+        if stays and parameter._post_accumulate_grad_hooks and id(parameter) not in held:
+            raise ValueError(
+                f"{name}: the optimiser does not hold it, but a hook is called where its gradient "
+                "is there, as of optimisers that step in backward. Its copy would have none and "
+                "never move: hand all parameters to one optimiser that steps after backward"
+            )
 
 
 def _slice_state(
@@ -97,10 +154,10 @@ def _slice_state(
                 continue
             whole = value.shape == parameter.shape
             if whole or value.shape == row_shape(parameter):
-                power, remaining = _gradient_power(optimizer, name), value
+                scaling, remaining = _scaling(optimizer, name), value
                 for part in parts:
                     if whole or part.dim == 0:
-                        remaining = part.take(remaining, power)
+                        remaining = part.take(remaining, scaling)
                 memo[id(value)] = remaining
             elif value.numel() > 1:
                 raise TypeError(
@@ -109,13 +166,52 @@ def _slice_state(
                 )
 
 
-def _gradient_power(optimizer: torch.optim.Optimizer, name: str) -> int:
-    for kind in type(optimizer).__mro__:
-        if name in GRADIENT_POWER.get(kind, {}):
-            return GRADIENT_POWER[kind][name]
+WITHIN = "_optimizer", "optimizer"
+"""Where wrappers of optimisers, such as TorchRec's KeyedOptimizerWrapper, have the other one."""
+
+
+def _within(optimizer: torch.optim.Optimizer) -> str | None:
+    for name in WITHIN:
+        if isinstance(vars(optimizer).get(name), torch.optim.Optimizer):
+            return name
+    return None
+
+
+def inner_of(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """The optimiser that keeps the state: of a wrapper, the one within."""
+    name = _within(optimizer)
+    return optimizer if name is None else inner_of(getattr(optimizer, name))
+
+
+def _wrapped_alike(
+    optimizer: torch.optim.Optimizer, inner: torch.optim.Optimizer, memo: Mapping[int, Any]
+) -> torch.optim.Optimizer:
+    """A copied optimiser in a wrapper like that of the first, whose own copying loses what it
+    wraps. Of the wrapper's parameters by name those remain that are in the copy."""
+    name = _within(optimizer)
+    if name is None:
+        return inner
+    wrapper = object.__new__(type(optimizer))
+    own = dict(vars(optimizer))
+    own[name] = within = _wrapped_alike(own[name], inner, memo)
+    own |= {key: getattr(within, key) for key in ("state", "param_groups") if key in own}
+    if isinstance(named := own.get("params"), Mapping):
+        left = {id(p) for group in inner.param_groups for p in group["params"]}
+        copies = {key: memo.get(id(parameter)) for key, parameter in named.items()}
+        own["params"] = {key: each for key, each in copies.items() if id(each) in left}
+    vars(wrapper).update(own)
+    return wrapper
+
+
+def _scaling(optimizer: torch.optim.Optimizer, name: str) -> Scaling:
+    kind = type(optimizer)
+    for known in kind.__mro__:
+        if name in STATES.get(known, {}):
+            return STATES[known][name]
     raise TypeError(
-        f"{type(optimizer).__name__}: how the state {name!r} scales with the gradient is not "
-        "known; add it to lpfs.method.cutting.GRADIENT_POWER"
+        f"{kind.__name__}: how the state {name!r} scales with the gradient is not known. Of "
+        f"PyTorch's optimisers it is of {', '.join(sorted(each.__name__ for each in STATES))}; "
+        "what is kept of a row but depends on all its columns, as in Adafactor, cannot be cut"
     )
 
 
