@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from lpfs.baselines.gates import FieldGate, Recorder, train_weights
 from lpfs.baselines.method import Method, Outcome, Task
-from lpfs.data import Batch, Part
+from lpfs.data import Part
 from lpfs.lifecycle.training import score
 from lpfs.method.keeping import gate_in
 
@@ -150,9 +150,7 @@ class _Swap(FieldGate):
 
 def _rows(model: nn.Module, part: Part, rows: np.ndarray) -> tuple[Tensor, Tensor]:
     device = next(model.parameters()).device
-    batch = Batch(
-        torch.from_numpy(part.codes[rows]), torch.from_numpy(part.numbers[rows]), torch.empty(0)
-    )
+    batch = part.batch(rows)
     return batch.codes.to(device), batch.numbers.to(device)
 
 

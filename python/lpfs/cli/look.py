@@ -16,7 +16,9 @@ from lpfs.cli.options import (
     Encoding,
     Ignored,
     Label,
+    Last,
     LastRows,
+    Lists,
     NoHeader,
     Null,
     Numbers,
@@ -30,6 +32,8 @@ from lpfs.cli.options import (
     Weight,
     expanded,
     names,
+    numbered,
+    separators,
 )
 from lpfs.cli.processes import console
 from lpfs.cli.refusals import (
@@ -61,6 +65,8 @@ def look(
     category: Categories = None,
     number: Numbers = None,
     time: Times = None,
+    list_: Lists = None,
+    last: Last = None,
     ignore: Ignored = None,
     out: Annotated[
         Path | None,
@@ -79,6 +85,7 @@ def look(
     if out is not None:
         require_new_file(out, ".json")
     require_split(split, test, in_order)
+    lists, longest = separators(list_), numbered("--last", "value", last)
     require_data(data)
     from lpfs.cli.reading import reading_for, rows_for, say
     from lpfs.data import load
@@ -98,6 +105,8 @@ def look(
                 categories=names(category),
                 numbers=names(number),
                 times=names(time),
+                lists=lists,
+                last=longest,
                 ignore=names(ignore),
                 progress=bars.reading,
             )

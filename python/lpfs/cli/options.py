@@ -67,20 +67,38 @@ def names(texts: Sequence[str] | None) -> list[str]:
     return [name.strip() for line in found for name in line if name.strip()]
 
 
-def buckets(texts: Sequence[str] | None) -> dict[str, int]:
-    """`--hash`: column → how many.
+def numbered(option: str, what: str, texts: Sequence[str] | None) -> dict[str, int]:
+    """`--hash` and `--last`: column → how many.
 
-    >>> buckets(["id=1000,ip=50"])
+    >>> numbered("--hash", "bucket", ["id=1000,ip=50"])
     {'id': 1000, 'ip': 50}
     """
     pairs = [name.rpartition("=") for name in names(texts)]
     for column, equals, number in pairs:
         if not column or not number.isascii() or not number.isdigit():
             got = f"{column}{equals}{number}"
-            refuse(f"--hash: expected COL=BUCKETS,… with whole numbers, got {got!r}")
+            refuse(f"{option}: expected COL={what.upper()}S,… with whole numbers, got {got!r}")
         if int(number) < 1:
-            refuse(f"column {column!r}: expected at least 1 bucket, got {number}")
+            refuse(f"column {column!r}: expected at least 1 {what}, got {number}")
     return {column: int(number) for column, _, number in pairs}
+
+
+def separators(texts: Sequence[str] | None) -> dict[str, str]:
+    """`--list`: column → what is between its values.
+
+    >>> separators(["tags=|", "words=space", "a=b=,", "pairs=="])
+    {'tags': '|', 'words': ' ', 'a=b': ',', 'pairs': '='}
+    """
+    found: dict[str, str] = {}
+    for text in texts or ():
+        column, _, sign = text[:-1].rpartition("=")
+        sign += text[-1:]
+        if not column or not sign:
+            refuse(f"--list: expected COL=SIGN, got {text!r}")
+        if column in found:
+            refuse(f"--list: {column!r} is given twice")
+        found[column] = {"tab": "\t", "\\t": "\t", "space": " ", "comma": ","}.get(sign, sign)
+    return found
 
 
 def costs(text: str) -> dict[str, float]:
@@ -284,6 +302,26 @@ Numbers = Annotated[Columns, typer.Option(metavar="COL,…", help="Columns of qu
 Times = Annotated[
     Columns,
     typer.Option("--time", metavar="COL,…", help="Columns of times: text, dates, Unix times."),
+]
+Lists = Annotated[
+    Columns,
+    typer.Option(
+        "--list",
+        metavar="COL=SIGN",
+        help="A column of text with several values in a row, and what is between them; may be "
+        "given again. Lists in Parquet and JSON are known by their type.",
+    ),
+]
+Last = Annotated[
+    Columns,
+    typer.Option(metavar="COL=VALUES,…", help="Read only so many of a list's last values."),
+]
+Bags = Annotated[
+    str,
+    typer.Option(
+        help="What the embeddings of a list's values become: mean or sum.",
+        callback=one_of("mean", "sum"),
+    ),
 ]
 Ignored = Annotated[Columns, typer.Option(metavar="COL,…", help="Columns to leave out.")]
 Separator = Annotated[

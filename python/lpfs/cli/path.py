@@ -9,6 +9,7 @@ import typer
 
 from lpfs.cli.options import (
     Also,
+    Bags,
     BatchSize,
     CacheDirectory,
     Categories,
@@ -18,8 +19,10 @@ from lpfs.cli.options import (
     Encoding,
     Ignored,
     Label,
+    Last,
     LastRows,
     Learn,
+    Lists,
     Model,
     NoHeader,
     Null,
@@ -38,6 +41,8 @@ from lpfs.cli.options import (
     expanded,
     names,
     require_heads,
+    numbered,
+    separators,
 )
 from lpfs.cli.processes import console
 from lpfs.cli.refusals import (
@@ -85,8 +90,11 @@ def path(
     category: Categories = None,
     number: Numbers = None,
     time: Times = None,
+    list_: Lists = None,
+    last: Last = None,
     ignore: Ignored = None,
     model: Model = "dlrm",
+    bags: Bags = "mean",
     batch_size: BatchSize = None,
     within: Within = None,
     cost: Cost = "",
@@ -102,6 +110,7 @@ def path(
         refuse(f"--keep: expected whole numbers with commas between them, got {keep!r}")
     require_heads(also, model)
     prices = costs(cost)
+    lists, longest = separators(list_), numbered("--last", "value", last)
     require_split(split, test, in_order)
     require_directory("--cache", cache)
     require_data(data)
@@ -117,6 +126,7 @@ def path(
         cost=prices,
         learn=learn,
         model=model,
+        bags=bags,
         batch_size=batch_size,
         seed=seed,
     )
@@ -136,6 +146,8 @@ def path(
                     categories=names(category),
                     numbers=names(number),
                     times=names(time),
+                    lists=lists,
+                    last=longest,
                     ignore=names(ignore),
                     accept=accepts(settings, "bins"),
                     cache=cache,

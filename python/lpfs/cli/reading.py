@@ -57,7 +57,8 @@ def accepts(settings: Settings, transform: Transform) -> Callable[[dict[str, Kin
         bins = transform == "bins"
         fields = {name: int(bins or kind != "number") for name, kind in kinds.items()}
         with torch.device("meta"):
-            model = model_for(fields, settings)
+            lists = [name for name, kind in kinds.items() if kind == "list"]
+            model = model_for(fields, settings, lists=lists)
         require_gates(model, settings)
 
     return look

@@ -10,6 +10,7 @@ import typer
 from lpfs.cli import options
 from lpfs.cli.options import (
     Also,
+    Bags,
     BatchSize,
     CacheDirectory,
     Categories,
@@ -22,8 +23,10 @@ from lpfs.cli.options import (
     Ignored,
     Label,
     Lam,
+    Last,
     LastRows,
     Learn,
+    Lists,
     Model,
     NoHeader,
     Null,
@@ -89,6 +92,8 @@ def select(
     category: Categories = None,
     number: Numbers = None,
     time: Times = None,
+    list_: Lists = None,
+    last: Last = None,
     ignore: Ignored = None,
     hash_: Annotated[
         Columns,
@@ -126,6 +131,7 @@ def select(
         ),
     ] = None,
     model: Model = "dlrm",
+    bags: Bags = "mean",
     operator: Annotated[
         str,
         typer.Option(
@@ -182,7 +188,9 @@ def select(
     require_split(split, test, in_order)
     if numbers not in ("bins", "log", "quantile", "mlp"):
         refuse(f"--numbers must be bins, log, quantile or mlp, got {numbers}")
-    hashed = options.buckets(hash_)
+    hashed = options.numbered("--hash", "bucket", hash_)
+    separators = options.separators(list_)
+    longest = options.numbered("--last", "value", last)
     require_directory("--cache", cache)
     if not (resume and is_taken(out)):
         require_data(data)
@@ -207,6 +215,7 @@ def select(
         tau=tau,
         rescale=rescale,
         model=model,
+        bags=bags,
         operator=operator,
         dim=dim,
         numbers="mlp" if numbers == "mlp" else "fields",
@@ -233,6 +242,8 @@ def select(
                 categories=names(category),
                 numbers=names(number),
                 times=names(time),
+                lists=separators,
+                last=longest,
                 ignore=names(ignore),
                 hashed=hashed,
                 min_count=min_count,

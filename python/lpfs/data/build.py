@@ -63,9 +63,7 @@ def build(
     if not raw.rows:
         raise DataError(sources[0].name, "no rows")
     meta, tables = fit(raw, sources[0].name, settings)
-    unknown = iter(
-        (write(out, raw, meta, tables, report) / max(meta.rows["validation"], 1)).tolist()
-    )
+    unknown = iter(write(out, raw, meta, tables, report).tolist())
     fields = [
         field.model_copy(update={"unknown": next(unknown)}) if field.cardinality else field
         for field in meta.fields

@@ -31,7 +31,7 @@ from lpfs.data.times import is_iso, is_time, is_unix, named_like_a_time
 
 __all__ = ["FEW", "SAMPLE_ROWS", "STRAY", "Decision", "Kind", "decide"]
 
-Kind = Literal["category", "number", "time"]
+Kind = Literal["category", "number", "time", "list"]
 
 FEW = 64
 SAMPLE_ROWS = 100_000

@@ -3,7 +3,7 @@
 A category becomes an integer code: 0 unknown, 1 missing, 2 and up the values seen in training, the
 most frequent first. A number becomes the code of its bin, or a float32 of about mean 0 and variance
 1 on the training rows, NaN where it is missing (null, NaN or infinite). A time becomes three codes:
-of its hour, weekday and age. One pass of the same
+of its hour, weekday and age. A list becomes the codes of its values. One pass of the same
 network over Census-Income gave a test AUC of .953 with bins, .948 with quantiles, .947 with logs.
 
 >>> encoder = fit_categories("colour", {"red": 3, "blue": 9, "mauve": 1}, min_count=2)
@@ -28,6 +28,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from lpfs.data.forms import Form, canonical
+from lpfs.data.further import Ragged
+from lpfs.data.lists import LONGEST, lists_of
 from lpfs.data.times import DAY
 from lpfs.data.words import Buckets, distinct
 
@@ -40,6 +42,7 @@ __all__ = [
     "CategoryEncoder",
     "Encoder",
     "HashEncoder",
+    "ListEncoder",
     "NumberEncoder",
     "TimeEncoder",
     "Transform",
@@ -115,6 +118,34 @@ class HashEncoder(_Encoder):
         """Codes `[rows]` int32 of a column of strings, a dictionary or anything that prints."""
         buckets = Buckets(self.buckets, self.form, self.nulls)
         return np.asarray(buckets.number(column) + np.int32(MISSING))
+
+
+class ListEncoder(_Encoder):
+    """A field with several values in a row, see `lpfs.data.lists`; `of` has their codes.
+
+    >>> of = CategoryEncoder(name="tags", values=["new", "long"])
+    >>> tags = ListEncoder(name="tags", of=of, separator="|", last=2)
+    >>> codes, sizes = tags.encode(pa.array(["new|long", "", "old|long|new"]))
+    >>> codes.tolist(), sizes.tolist()
+    ([2, 3, 3, 2], [2, 0, 2])
+    """
+
+    kind: Literal["list"] = "list"
+    of: CategoryEncoder | HashEncoder = Field(discriminator="kind")
+    separator: str | None = None
+    """Between the values of text."""
+    last: int = LONGEST
+    """How many of a row's last values are read."""
+
+    @property
+    def cardinality(self) -> int:
+        """How many codes there are; 1, missing, is that of a row without a value."""
+        return self.of.cardinality
+
+    def encode(self, column: pa.Array) -> Ragged:
+        """Codes of all rows, one row after the other, and how many each row has."""
+        found = lists_of(column, self.of.form, self.of.nulls, self.separator, self.last)
+        return self.of.encode(found.values), found.sizes
 
 
 class NumberEncoder(_Encoder):
@@ -240,7 +271,7 @@ class TimeEncoder(_Encoder):
 _EPOCH, _THURSDAY = date(1970, 1, 1), 3
 
 Encoder = Annotated[
-    CategoryEncoder | HashEncoder | BinEncoder | NumberEncoder | TimeEncoder,
+    CategoryEncoder | HashEncoder | ListEncoder | BinEncoder | NumberEncoder | TimeEncoder,
     Field(discriminator="kind"),
 ]
 

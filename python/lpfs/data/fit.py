@@ -17,6 +17,7 @@ from lpfs.data.encode import (
     CategoryEncoder,
     Encoder,
     HashEncoder,
+    ListEncoder,
     TimeEncoder,
     fit_bins,
     fit_categories,
@@ -24,6 +25,8 @@ from lpfs.data.encode import (
     fit_times,
 )
 from lpfs.data.error import DataError
+from lpfs.data.further import Ragged
+from lpfs.data.lists import LONGEST
 from lpfs.data.raw import Raw
 from lpfs.data.schema import PARTS, Column, Field, Meta, Settings
 from lpfs.data.split import TRAIN
@@ -54,23 +57,22 @@ def fit(raw: Raw, name: str, settings: Settings) -> tuple[Meta, list[Table]]:
                 f"expected 0 and 1, all {counts.sum()} {part} rows have {counts.argmax()}",
             )
     counts = [np.zeros(len(words), dtype=np.int64) for words in raw.words]
+    lists = _Lists(raw)
     train = int(classes[TRAIN].sum())
     stride, seen, values = -(-train // FIT_ROWS), 0, []
     step, looked = -(-train // LOOKED_AT), []
     missing = np.zeros(len(raw.numbers), dtype=np.int64)
     times = [raw.numbers.index(column.name) for column in raw.columns if column.kind == "time"]
     first_and_last = np.full((2, len(times)), np.nan)
-    for _, (codes, numbers, labels, parts) in ahead(
-        raw.pieces("codes", "numbers", "labels", "parts")
+    for (_, (codes, numbers, labels, parts)), ragged in ahead(
+        zip(raw.pieces("codes", "numbers", "labels", "parts"), raw.ragged(), strict=True)
     ):
+        lists.add(ragged, parts)
         chosen = parts == TRAIN
         if not chosen.all():
             codes, numbers, labels = codes[chosen], numbers[chosen], labels[chosen]
         for j, count in enumerate(counts):
-            if len(count) <= len(codes):
-                count += np.bincount(codes[:, j], minlength=len(count))
-            else:  # where bincount would make an array of all words for every piece
-                np.add.at(count, codes[:, j], 1)
+            _add(count, codes[:, j])
         missing += (~np.isfinite(numbers)).sum(0)
         if times and len(numbers):
             seen_times = np.vstack([first_and_last, numbers[:, times]])
@@ -96,6 +98,18 @@ def fit(raw: Raw, name: str, settings: Settings) -> tuple[Meta, list[Table]]:
             looked_at = some_codes[:, j].astype(np.int64)
             if isinstance(known := raw.words[j], Words):
                 words = [*islice(known.numbers, 1, 101)]
+        elif column.kind == "list":
+            j = raw.lists.index(column.name)
+            category, table = _category(column, raw.list_words[j], lists.counts[j], settings)
+            made = [
+                ListEncoder(
+                    name=column.name,
+                    of=category,
+                    separator=settings.lists.get(column.name),
+                    last=settings.last.get(column.name, LONGEST),
+                )
+            ]
+            distinct, empty, odd = int((lists.counts[j] > 0).sum()), int(lists.empty[j]), 0
         else:
             j = raw.numbers.index(column.name)
             finite = sample[np.isfinite(sample[:, j]), j]
@@ -117,10 +131,10 @@ def fit(raw: Raw, name: str, settings: Settings) -> tuple[Meta, list[Table]]:
             if isinstance(encoder, TimeEncoder):
                 looked_at = encoder.apply(some_numbers[:, j]).astype(np.int64)
                 distinct = len(np.unique(encoder.apply(finite)))
-            elif column.kind != "category":
+            elif column.kind not in ("category", "list"):
                 # As numbers that are equal where the values are.
                 _, looked_at = np.unique(some_numbers[:, j], return_inverse=True)
-            tables.append((j, table if column.kind == "category" else None))
+            tables.append((j, table if column.kind in ("category", "list") else None))
             field = Field(
                 name=encoder.name,
                 kind=column.kind,
@@ -132,6 +146,9 @@ def fit(raw: Raw, name: str, settings: Settings) -> tuple[Meta, list[Table]]:
             )
             encoders.append(encoder)
             fields.append(field)
+            if column.kind == "list":
+                warnings += lists.suspicions(j, settings)
+                continue
             warnings += suspicions(field, encoder, words, looked_at, some_labels, train)
     if not fields:
         raise DataError(name, f"no column but {settings.label!r} has a value")
@@ -147,6 +164,7 @@ def fit(raw: Raw, name: str, settings: Settings) -> tuple[Meta, list[Table]]:
         notes.append(f"{_counted(raw.weightless, 'row')} of weight 0 left out")
     meta = Meta(
         rows=rows,
+        further=dict(zip(PARTS, lists.further.tolist(), strict=True)),
         fields=fields,
         encoders=encoders,
         left_out=left_out,
@@ -154,6 +172,52 @@ def fit(raw: Raw, name: str, settings: Settings) -> tuple[Meta, list[Table]]:
         warnings=warnings,
     )
     return meta, tables
+
+
+def _add(counts: NDArray[np.int64], numbers: NDArray[np.int32]) -> None:
+    """Count numbers."""
+    if len(counts) <= len(numbers):
+        counts += np.bincount(numbers, minlength=len(counts))
+    else:  # where bincount would make an array of all words for every piece
+        np.add.at(counts, numbers, 1)
+
+
+class _Lists:
+    """What the lists of the training rows hold."""
+
+    def __init__(self, raw: Raw) -> None:
+        self.raw = raw
+        self.counts = [np.zeros(len(words), dtype=np.int64) for words in raw.list_words]
+        """How often each word occurs."""
+        self.empty = np.zeros(len(raw.lists), dtype=np.int64)
+        """Rows without a value."""
+        self.longest = np.zeros(len(raw.lists), dtype=np.int64)
+        self.further = np.zeros(len(PARTS), dtype=np.int64)
+        """Values beyond the first of each row, of every part."""
+
+    def add(self, lists: Sequence[Ragged], parts: NDArray[np.uint8]) -> None:
+        """Count those of a piece."""
+        chosen = parts == TRAIN
+        for k, (numbers, sizes) in enumerate(lists):
+            _add(self.counts[k], numbers[np.repeat(chosen, sizes)])
+            self.empty[k] += int((sizes[chosen] == 0).sum())
+            self.longest[k] = max(self.longest[k], sizes[chosen].max(initial=0))
+            for part in range(len(PARTS)):
+                self.further[part] += np.maximum(sizes[parts == part] - 1, 0).sum()
+
+    def suspicions(self, k: int, settings: Settings) -> list[str]:
+        """What is odd about a list."""
+        name, found = self.raw.lists[k], list[str]()
+        separator, last = settings.lists.get(name), settings.last.get(name)
+        if self.longest[k] == 1 and separator is not None and last != 1:
+            found.append(f"{name!r} has at most one value in a row: is {separator!r} between them?")
+        if self.raw.cut[k] and last is None:
+            found.append(
+                f"{name!r} has more than {LONGEST:,} values in "
+                f"{_counted(int(self.raw.cut[k]), 'row')}, of which the last {LONGEST:,} are read "
+                "(last says how many)"
+            )
+        return found
 
 
 def _counted(count: int, what: str) -> str:

@@ -12,6 +12,7 @@ from lpfs.data.columns import SAMPLE_ROWS, Decision, Kind, decide
 from lpfs.data.encode import TimePart
 from lpfs.data.error import DataError
 from lpfs.data.labels import UNLABELLED, Labels
+from lpfs.data.lists import flat, is_list
 from lpfs.data.raw import named_parts
 from lpfs.data.read import chunks, convertible
 from lpfs.data.schema import Column, Settings
@@ -37,6 +38,9 @@ def infer(sources: Sequence[Source], settings: Settings) -> tuple[list[Column], 
     _claim(taken, "hashed", list(settings.hashed))
     _claim(taken, "numbers", settings.numbers)
     _claim(taken, "times", settings.times)
+    # Whose values are hashed may be in a list.
+    values_of = {*settings.hashed, *settings.categories}
+    _claim(taken, "lists", [name for name in settings.lists if name not in values_of])
     for name, option in taken.items():
         # Labels, parts and weights must be everywhere; what else a file lacks is missing there.
         given = option in ("label", "split", "auxiliary label", "weight")
@@ -51,7 +55,7 @@ def infer(sources: Sequence[Source], settings: Settings) -> tuple[list[Column], 
             )
     left_out: dict[str, str] = {}
     decided: dict[str, Decision | None] = {}
-    look: list[str] = []
+    look, lists = list[str](), list[str]()
     untyped = {name for file in sources for name in file.untyped}
     nameless = {name for file in sources for name in file.nameless}
     for name, kinds in types.items():
@@ -60,6 +64,7 @@ def infer(sources: Sequence[Source], settings: Settings) -> tuple[list[Column], 
             *settings.categories,
             *settings.numbers,
             *settings.times,
+            *settings.lists,
         )
         if name in taken and not chosen:
             continue
@@ -69,8 +74,10 @@ def infer(sources: Sequence[Source], settings: Settings) -> tuple[list[Column], 
             left_out[name] = "the file has no name for it"
         elif kinds == {pa.null()}:
             left_out[name] = "no value in it"
-        elif name in sources[0].kinds:
+        elif name in sources[0].kinds and name not in settings.lists:
             decided[name] = Decision("category", "option", "text")
+        elif name in settings.lists or any(map(_is_flat_list, kinds)):
+            lists.append(name)
         else:
             # Columns whose types differ from file to file are what their values are.
             text = name in untyped or len(kinds - {pa.null()}) > 1
@@ -82,11 +89,17 @@ def infer(sources: Sequence[Source], settings: Settings) -> tuple[list[Column], 
         for name, found in decided.items()
         if found is None and name not in (*settings.categories, *settings.hashed)
     }
-    unreadable |= {n: kind for n in decided for kind in types[n] if pa.types.is_nested(kind)}
+    unreadable |= {
+        name: kind
+        for name in [*decided, *lists]
+        for kind in types[name]
+        if pa.types.is_nested(kind) and not (name in lists and _is_flat_list(kind))
+    }
     if unreadable:
         raise _unreadable(sources, unreadable)
-    if look:
-        sample = _sample(sources, look, settings)
+    _refuse_misused_lists(sources, settings, lists)
+    if look or lists:
+        sample = _sample(sources, look, lists, settings)
         for name in look:
             text = name in untyped or len(types[name] - {pa.null()}) > 1
             values = _joined(sample[name])
@@ -98,8 +111,18 @@ def infer(sources: Sequence[Source], settings: Settings) -> tuple[list[Column], 
                 thousands=settings.reading.thousands,
                 nulls=settings.reading.nulls,
             )
+        listed = {
+            n: _list(n, sample[n], n in untyped or len(types[n] - {pa.null()}) > 1, settings)
+            for n in lists
+        }
+        if wrong := [name for name, found in listed.items() if found is None]:
+            raise _no_values(sources, wrong)
+        # In file order.
+        decided = {n: listed.get(n, decided.get(n)) for n in types if n in decided or n in listed}
     for name, found in decided.items():
         form = "text" if found is None else found.form
+        if name in lists:
+            continue
         if name in settings.hashed:
             why = f"option, {settings.hashed[name]} buckets"
             decided[name] = Decision("category", why, form)
@@ -122,6 +145,60 @@ def infer(sources: Sequence[Source], settings: Settings) -> tuple[list[Column], 
                 f"has the name of a field that the time {column.name!r} becomes",
             )
     return columns, left_out
+
+
+def _is_flat_list(kind: pa.DataType) -> bool:
+    return is_list(kind) and not pa.types.is_nested(kind.value_type)
+
+
+def _refuse_misused_lists(
+    sources: Sequence[Source], settings: Settings, lists: Sequence[str]
+) -> None:
+    """Raise for lists that an option takes for something else, and for what is none but should."""
+    for option, names in (("numbers", settings.numbers), ("times", settings.times)):
+        for name in names:
+            if name in lists:
+                raise DataError(
+                    sources[0].name, f"column {name!r} ({option})", "has several values in a row"
+                )
+    for name in settings.last:
+        if name not in lists:
+            raise DataError(
+                sources[0].name, f"column {name!r} (last)", "expected several values in a row"
+            )
+
+
+def _list(name: str, parts: list[pa.Array], text: bool, settings: Settings) -> Decision | None:
+    """A column with several values in a row; None where they are no values, but reals or times that
+    no option makes categories."""
+    separator = settings.lists.get(name)
+    values = _joined([flat(part, separator)[0] for part in parts])
+    found = decide(
+        name,
+        values,
+        (text or separator is not None) and pa.types.is_string(values.type),
+        nulls=settings.reading.nulls,
+    )
+    asked = name in settings.categories or name in settings.hashed
+    if found is None or (not asked and (found.kind == "time" or found.why.startswith("reals"))):
+        return None
+    form = "number" if found.why == "Unix times" else found.form
+    of = {"number": "whole numbers", "truth": "truth values", "text": "words"}[form]
+    if name in settings.hashed:
+        of += f", {settings.hashed[name]} buckets"
+    return Decision("list", f"lists of {of}", form)
+
+
+def _no_values(sources: Sequence[Source], names: Sequence[str]) -> DataError:
+    """What is to be said of lists that are vectors."""
+    listed = ", ".join(map(repr, names[:20]))
+    listed += f" and {len(names) - 20} more" if len(names) > 20 else ""
+    return DataError(
+        sources[0].name,
+        f"column{'s' * (len(names) > 1)} {listed}",
+        "expected lists of strings, booleans or integers (leave them out: ignore "
+        f"{','.join(names)}; or take each number as a value: category {','.join(names)})",
+    )
 
 
 def _types(sources: Sequence[Source]) -> dict[str, set[pa.DataType]]:
@@ -186,12 +263,13 @@ def _joined(column: list[pa.Array]) -> pa.Array:
 
 
 def _sample(
-    sources: Sequence[Source], look: Sequence[str], settings: Settings
+    sources: Sequence[Source], look: Sequence[str], lists: Sequence[str], settings: Settings
 ) -> dict[str, list[pa.Array]]:
     """The training rows among the first rows; of a longer file they are training rows too, but for
     some of a label that is rare in it."""
     split = settings.split
     wanted: dict[str, Kind] = dict.fromkeys(look, "category")
+    wanted |= dict.fromkeys(lists, "list")
     wanted[settings.label] = "category"
     if isinstance(split, ByColumn):
         wanted[split.column] = "category"
@@ -236,5 +314,5 @@ def _sample(
             batch[name].filter(pa.array(train[start : start + len(batch)]))
             for start, batch in zip(starts.tolist(), batches, strict=False)
         ]
-        for name in look
+        for name in (*look, *lists)
     }

@@ -1,4 +1,5 @@
-"""JSON lines: an object in each, with a value of its own type or none for every column."""
+"""JSON lines: an object in each, with a value of its own type, a list of some, or none for every
+column."""
 
 from __future__ import annotations
 
@@ -39,11 +40,11 @@ class Lines:
         with readable(self.name):
             for _, record in itertools.islice(self._records(), LOOK):
                 for name, value in record.items():
-                    nested = isinstance(value, list | dict)
-                    kind = pa.list_(pa.null()) if isinstance(value, list) else pa.struct([])
-                    if nested or name not in self.columns:
-                        self.columns[name] = kind if nested else pa.string()
-        self.untyped = frozenset(n for n, kind in self.columns.items() if kind == pa.string())
+                    kind, before = _kind(value), self.columns.get(name, pa.string())
+                    self.columns[name] = max(kind, before, key=_KINDS.index)
+        self.untyped = frozenset(
+            n for n, kind in self.columns.items() if kind in (pa.string(), _KINDS[1])
+        )
 
     def identity(self) -> object:
         """What changes when the content, or what is made of it, does."""
@@ -63,7 +64,8 @@ class Lines:
             while some := list(itertools.islice(records, ROWS)):
                 columns, strays = [], dict[str, Stray]()
                 for name, kind in wanted.items():
-                    values = pa.array([_word(r.get(name)) for _, r in some], pa.string())
+                    found = [record.get(name) for _, record in some]
+                    values = self._column(found, kind == "list", name, first)
                     if kind == "number":
                         values, stray = numbers_of(self.name, first, name, values, self.reading)
                         if stray:
@@ -72,6 +74,28 @@ class Lines:
                 rows = pa.RecordBatch.from_arrays(columns, names=list(wanted))
                 yield Chunk(self.name, first, rows, some[-1][0], strays)
                 first += len(some)
+
+    def _column(self, values: Sequence[Any], listed: bool, name: str, first: int) -> pa.Array:
+        """Words, or lists of words, of rows from `first` on. Raises DataError for a value that is
+        neither."""
+        for row, value in enumerate(values):
+            inside = value if listed and isinstance(value, list) else [value]
+            if any(isinstance(one, list | dict) for one in inside):
+                expected = "single values in its lists" if listed else "single values"
+                raise DataError(
+                    self.name,
+                    f"row {first + row + 1}",
+                    f"column {name!r}",
+                    f"expected {expected}, as in the {LOOK:,} rows before it, got "
+                    f"{json.dumps(value)[:40]}",
+                )
+        if not listed:
+            return pa.array(map(_word, values), pa.string())
+        lists = [
+            value if value is None else [*map(_word, value if isinstance(value, list) else [value])]
+            for value in values
+        ]
+        return pa.array(lists, pa.list_(pa.string()))
 
     def _records(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """How much of the file is read, and each object, its numbers as text."""
@@ -106,9 +130,18 @@ def _lines(file: Utf8) -> Iterator[bytes]:
         yield left
 
 
+# The later ones hold the earlier ones.
+_KINDS = [pa.string(), pa.list_(pa.string()), pa.list_(pa.list_(pa.string())), pa.struct([])]
+
+
+def _kind(value: object) -> pa.DataType:
+    if isinstance(value, list):
+        return _KINDS[2 if any(isinstance(one, list | dict) for one in value) else 1]
+    return _KINDS[3 if isinstance(value, dict) else 0]
+
+
 def _word(value: object) -> str | None:
-    if value is None or isinstance(value, str):
-        return value
     if isinstance(value, bool):
         return "true" if value else "false"
-    return json.dumps(value)
+    # Numbers are text already.
+    return None if value is None else str(value)

@@ -18,6 +18,7 @@ from lpfs.data.build import build
 from lpfs.data.columns import Kind
 from lpfs.data.encode import Encoder, TimeEncoder, Transform
 from lpfs.data.error import DataError
+from lpfs.data.further import Further
 from lpfs.data.part import Part
 from lpfs.data.read import Format, Frame, Input, open_source
 from lpfs.data.schema import PARTS, Field, Meta, Report, Settings
@@ -70,8 +71,13 @@ class Data:
         return found
 
     @property
+    def lists(self) -> tuple[str, ...]:
+        """The fields with several values in a row."""
+        return tuple(f.name for f in self.fields if f.kind == "list")
+
+    @property
     def coded(self) -> tuple[Field, ...]:
-        """The fields of the columns of `codes`: categories, numbers in bins, and times."""
+        """The fields of the columns of `codes`: categories, lists, numbers in bins, and times."""
         return tuple(f for f in self.fields if f.cardinality)
 
     @property
@@ -99,6 +105,8 @@ def load(
     auxiliary: Sequence[str] = (),
     weight: str | None = None,
     positive: Sequence[str] = (),
+    lists: Mapping[str, str] | None = None,
+    last: Mapping[str, int] | None = None,
     reading: Reading | None = None,
     strict: bool = False,
     accept: Callable[[dict[str, Kind]], object] | None = None,
@@ -140,6 +148,9 @@ def load(
             from 0 up. Rows of weight 0 are left out. Vocabularies, bins and `min_count` go by rows.
         positive: the values of the label that are a click, `>3` among them, where they are not 1,
             true or yes (see `lpfs.data.labels`).
+        lists: columns of text with several values in a row, and what is between them. Columns of
+            lists, in Parquet and JSON, are known by their type.
+        last: of which lists only so many of a row's last values are read; else 1,000.
         reading: how text is written.
         strict: whether `warnings`, and values of numbers that are none, are errors.
         accept: called with the fields' names and kinds as soon as they are known, before the log is
@@ -164,6 +175,12 @@ def load(
     for column, buckets in (hashed or {}).items():
         if buckets < 1:
             raise DataError(f"column {column!r}", f"expected at least 1 bucket, got {buckets}")
+    for column, count in (last or {}).items():
+        if count < 1:
+            raise DataError(f"column {column!r}", f"last: expected at least 1 value, got {count}")
+    for column, separator in (lists or {}).items():
+        if not separator:
+            raise DataError(f"column {column!r}", "lists: expected what is between values")
     reading = reading or Reading()
     sources = open_source(source, format, reading)
     settings = Settings(
@@ -182,6 +199,8 @@ def load(
         auxiliary=tuple(auxiliary),
         weight=weight,
         positive=tuple(positive),
+        lists=dict(lists or {}),
+        last=dict(last or {}),
         reading=reading,
     )
     options: dict[str, Any] = asdict(settings) | {"split": repr(settings.split)}
@@ -211,10 +230,12 @@ def load(
             shutil.rmtree(root, ignore_errors=True)
     meta = Meta.model_validate_json((path / "meta.json").read_text())
     kinds = ("codes", "numbers", "labels", *(["auxiliary"] if settings.auxiliary else []))
+    count = sum(field.kind == "list" for field in meta.fields)
     train, validation_part, test = (
         Part(
             **{kind: _array(path / f"{part}.{kind}.npy") for kind in kinds},
             weights=_array(path / f"{part}.weights.npy")[:, 0] if weight else None,
+            further=_further(path, part, count) if count else None,
         )
         for part in PARTS
     )
@@ -237,6 +258,11 @@ def load(
     if strict and (strays or meta.warnings):
         raise DataError(sources[0].name, *(strays + meta.warnings)[:1], "strict")
     return data
+
+
+def _further(path: Path, part: str, lists: int) -> Further:
+    values, starts = (_array(path / f"{part}.{kind}.npy") for kind in ("further", "starts"))
+    return Further(values, starts, lists)
 
 
 def _array(path: Path) -> Any:

@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lpfs.data.further import Further
+
 __all__ = ["Batch", "Part"]
 
 # Rows that stay together when rows are shuffled: pages of the file are read whole.
@@ -23,7 +25,9 @@ class Batch(NamedTuple):
     """Some rows; columns in the order of the fields of that kind."""
 
     codes: Tensor
-    """`[rows, categories]` int32."""
+    """`[rows, categories + lists · more]` int32. Of a list, its column holds the first value;
+    behind all columns come the further values, list by list, of each as many as the longest of the
+    batch has, −1 where there is none."""
     numbers: Tensor
     """`[rows, numbers]` float32, NaN where missing."""
     labels: Tensor
@@ -46,7 +50,7 @@ class Part:
     """The training, validation or test rows, in file order, as memory-mapped arrays."""
 
     codes: NDArray[np.int32]
-    """`[rows, categories]`."""
+    """`[rows, categories]`; of a list, the first value."""
     numbers: NDArray[np.float32]
     """`[rows, numbers]`, NaN where missing."""
     labels: NDArray[np.uint8]
@@ -55,6 +59,8 @@ class Part:
     """`[rows, tasks]`, 0 or 1, where the log has further tasks."""
     weights: NDArray[np.float64] | None = None
     """`[rows]`, above 0, where rows do not count alike."""
+    further: Further | None = None
+    """The other values of lists, where the log has some."""
 
     def __repr__(self) -> str:
         return (
@@ -69,7 +75,9 @@ class Part:
         copy."""
         auxiliary = None if self.auxiliary is None else self.auxiliary[rows]
         weights = None if self.weights is None else self.weights[rows]
-        return Part(self.codes[rows], self.numbers[rows], self.labels[rows], auxiliary, weights)
+        further = None if self.further is None else self.further[rows]
+        some = self.codes[rows], self.numbers[rows], self.labels[rows]
+        return Part(*some, auxiliary, weights, further)
 
     def batches(
         self, batch_size: int, *, start: int = 0, seed: int | None = None
@@ -92,7 +100,7 @@ class Part:
             raise ValueError(f"start must be between 0 and {len(self)} rows, got {start}")
         if seed is None:
             for first in range(start, len(self), batch_size):
-                yield self._batch(slice(first, first + batch_size))
+                yield self.batch(slice(first, first + batch_size))
             return
         pending = np.empty(0, dtype=np.int64)
         for rows in self._shuffled(seed):
@@ -101,10 +109,10 @@ class Part:
                 continue
             pending, start = np.concatenate([pending, rows[start:]]), 0
             while len(pending) >= batch_size:
-                yield self._batch(pending[:batch_size])
+                yield self.batch(pending[:batch_size])
                 pending = pending[batch_size:]
         if len(pending):
-            yield self._batch(pending)
+            yield self.batch(pending)
 
     def _shuffled(self, seed: int) -> Iterator[NDArray[np.int64]]:
         rng = np.random.default_rng(seed)
@@ -113,14 +121,21 @@ class Part:
             rows = (runs[first : first + RUNS, None] * RUN + np.arange(RUN)).ravel()
             yield rng.permutation(rows[rows < len(self)])
 
-    def _batch(self, rows: Any) -> Batch:
+    def batch(self, rows: Any) -> Batch:
+        """Some rows: a slice of them or their numbers."""
         labels = self.labels[rows]
         if self.auxiliary is not None:
             labels = np.column_stack([labels, self.auxiliary[rows]])
         # A copy: a tensor on a read-only map would be a trap for in-place operators.
         return Batch(
-            torch.from_numpy(np.array(self.codes[rows])),
+            torch.from_numpy(self._codes(rows)),
             torch.from_numpy(np.array(self.numbers[rows])),
             torch.from_numpy(labels.astype(np.float32)),
             None if self.weights is None else torch.from_numpy(np.array(self.weights[rows])),
         )
+
+    def _codes(self, rows: Any) -> NDArray[np.int32]:
+        codes = np.array(self.codes[rows])
+        if self.further is None:
+            return codes
+        return np.concatenate([codes, self.further[rows].padded()], axis=1)

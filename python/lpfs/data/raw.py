@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lpfs.data.error import DataError
+from lpfs.data.further import Ragged
 from lpfs.data.labels import UNLABELLED, Labels
+from lpfs.data.lists import lists_of
 from lpfs.data.read import convertible
 from lpfs.data.schema import Column, Settings
 from lpfs.data.source import Chunk, Stray, misfit
@@ -39,7 +41,7 @@ PIECE = 1 << 19
 
 class Raw:
     """`codes`, the numbers of words in each category; `numbers`; `labels`; `auxiliary`, the labels
-    of further tasks; `weights`; `parts`.
+    of further tasks; `weights`; `parts`. Beside them the words of lists, see `ragged`.
 
     Used as a context while rows are added, read in pieces afterwards. A piece lies in its file
     column by column, as it comes and as it is used; only the parts' arrays are row by row.
@@ -54,12 +56,19 @@ class Raw:
         self.numbers = [c.name for c in columns if c.kind in ("number", "time")]
         """Times are seconds here."""
         forms, nulls = {c.name: c.form for c in columns}, settings.reading.nulls
-        self.words = [
-            Buckets(settings.hashed[name], forms[name], nulls)
-            if name in settings.hashed
-            else Words(forms[name], nulls)
-            for name in self.categories
-        ]
+        self.lists = [c.name for c in columns if c.kind == "list"]
+        self.words, self.list_words = (
+            [
+                Buckets(settings.hashed[name], forms[name], nulls)
+                if name in settings.hashed
+                else Words(forms[name], nulls)
+                for name in names
+            ]
+            for names in (self.categories, self.lists)
+        )
+        self.cut = np.zeros(len(self.lists), dtype=np.int64)
+        """Rows of each list that have more values than are read."""
+        self._forms = forms
         self.unlabelled = 0
         """Rows without a label, which are left out."""
         self.weightless = 0
@@ -77,9 +86,10 @@ class Raw:
             (self.path / name).open("wb")
             for name in ("codes", "numbers", "labels", "auxiliary", "weights", "parts")
         ]
+        self._sizes, self._values = ((self.path / n).open("wb") for n in ("sizes", "values"))
 
     def __exit__(self, *error: object) -> None:
-        for file in self._files:
+        for file in (*self._files, self._sizes, self._values):
             file.close()
 
     def add(self, chunk: Chunk) -> None:
@@ -90,6 +100,7 @@ class Raw:
         for words, name in zip(self.words, self.categories, strict=True):
             with convertible(chunk, name):
                 codes.append(words.number(chunk.rows[name]))
+        lists = [self._list(chunk, k, name) for k, name in enumerate(self.lists)]
         for j, name in enumerate(self.numbers):
             column = chunk.rows[name]
             if isinstance(column, np.ndarray):  # nothing but whole numbers
@@ -124,14 +135,42 @@ class Raw:
         if not chosen.all():
             size = int(chosen.sum())
             columns = [[array[chosen] for array in arrays] for arrays in columns]
-        most = max(1024, PIECE // max(len(self.columns), 1))
+            lists = [(v[np.repeat(chosen, sizes)], sizes[chosen]) for v, sizes in lists]
+        in_lists = sum(len(numbers_of) for numbers_of, _ in lists)
+        most = max(1024, PIECE // max(len(self.columns) + in_lists // max(size, 1), 1))
+        ends = [np.cumsum([0, *sizes]) for _, sizes in lists]
         rows = -(-size // -(-size // most)) if size else 1
         for first in range(0, size, rows):
             self._pieces.append(min(rows, size - first))
             for file, arrays in zip(self._files, columns, strict=False):
                 for array in arrays:
                     file.write(np.ascontiguousarray(array[first : first + rows]).data)
+            for (numbers_of, sizes), end in zip(lists, ends, strict=True):
+                last = min(first + rows, size)
+                self._sizes.write(np.ascontiguousarray(sizes[first:last], dtype=np.int64).data)
+                self._values.write(np.ascontiguousarray(numbers_of[end[first] : end[last]]).data)
         self.rows += size
+
+    def _list(self, chunk: Chunk, k: int, name: str) -> Ragged:
+        """The numbers of the words of a column of lists."""
+        lists, last = self.settings.lists, self.settings.last
+        nulls = self.settings.reading.nulls
+        with convertible(chunk, name):
+            found = lists_of(
+                chunk.rows[name], self._forms[name], nulls, lists.get(name), last.get(name)
+            )
+            self.cut[k] += found.cut
+            return self.list_words[k].number(found.values), found.sizes
+
+    def ragged(self) -> Iterator[list[Ragged]]:
+        """The lists' numbers and sizes, in the same pieces."""
+        with (self.path / "sizes").open("rb") as sizes, (self.path / "values").open("rb") as values:
+            for rows in self._pieces:
+                found = []
+                for _ in self.lists:
+                    counts = np.fromfile(sizes, np.int64, rows)
+                    found.append((np.fromfile(values, np.int32, int(counts.sum())), counts))
+                yield found
 
     def pieces(self, *names: str) -> Iterator[tuple[int, list[NDArray[Any]]]]:
         """Row number and arrays of the named files, some rows at a time.

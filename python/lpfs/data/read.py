@@ -1,8 +1,8 @@
 """Any log as a stream of record batches.
 
 Whatever the format, a chunk has categories as strings (or a dictionary, integers, booleans),
-numbers as float64 and times as seconds, float64 too. Memory is bounded by a few chunks. Whatever is
-wrong with a file is a `DataError` that names it.
+numbers as float64, times as seconds, float64 too, and lists as the file has them. Memory is bounded
+by a few chunks. Whatever is wrong with a file is a `DataError` that names it.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from lpfs.data.columns import Kind
 from lpfs.data.error import DataError
 from lpfs.data.generate import ClickLog
 from lpfs.data.lines import Lines
+from lpfs.data.lists import is_list
 from lpfs.data.places import Place, Utf8, expand, opened, packing, readable, sniffed, suffix
 from lpfs.data.plain import LIBRARY, PlainReader
 from lpfs.data.source import Chunk, Reading, Source, Stray
@@ -192,7 +193,7 @@ def chunks(
     times = [name for name, kind in wanted.items() if kind == "time"]
     readers = (
         [PlainReader(i, columns, wanted) for i in range(2)]
-        if plain and not times and LIBRARY is not None
+        if plain and not times and "list" not in wanted.values() and LIBRARY is not None
         else []
     )
     before = 0
@@ -270,7 +271,7 @@ def convertible(chunk: Chunk, column: str) -> Iterator[None]:
         raise undecodable(chunk.file, chunk.first, column, chunk.rows[column]) from error
     except pa.ArrowException as error:
         type_ = chunk.rows[column].type
-        if is_bytes(type_):
+        if is_bytes(type_.value_type if is_list(type_) else type_):
             raise undecodable(chunk.file, chunk.first, column, chunk.rows[column]) from error
         raise DataError(
             chunk.file, f"column {column!r}", f"cannot be a category, its type is {type_}"

@@ -49,6 +49,8 @@ class Settings:
     min_count: int
     transform: Transform
     auxiliary: tuple[str, ...] = ()
+    lists: dict[str, str] = field(default_factory=dict)
+    last: dict[str, int] = field(default_factory=dict)
     positive: tuple[str, ...] = ()
     weight: str | None = None
     reading: Reading = field(default_factory=Reading)
@@ -62,7 +64,7 @@ class Column:
     kind: Kind
     why: str
     form: Form
-    """Of a category's values."""
+    """Of the values of a category or list."""
 
 
 class Field(BaseModel):
@@ -74,8 +76,8 @@ class Field(BaseModel):
     kind: Kind
     why: str
     cardinality: int
-    """Codes of a category, of a number's bins or of a time, unknown and missing among them; 0 for a
-    number that stays one."""
+    """Codes of a category, of a list's values, of a number's bins or of a time, unknown and missing
+    among them; 0 for a number that stays one."""
     distinct: int
     """Different values in the training rows; of a number in at most 2¹⁷ of them, of a hashed field
     its buckets in use."""
@@ -84,7 +86,8 @@ class Field(BaseModel):
     not_finite: int
     """Rows of all parts with NaN or an infinity, which count as missing."""
     unknown: float = 0.0
-    """The share of the validation rows with a value that training did not see, or rarely."""
+    """The share of the validation rows (of a list, of their values) with a value that training did
+    not see, or rarely."""
 
 
 class Meta(BaseModel):
@@ -92,6 +95,8 @@ class Meta(BaseModel):
 
     model_config = ConfigDict(frozen=True)
     rows: dict[str, int]
+    further: dict[str, int] = {}
+    """Part → values of lists beyond the first of each row."""
     fields: list[Field]
     encoders: list[Encoder]
     left_out: dict[str, str] = {}

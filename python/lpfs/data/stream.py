@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from operator import itemgetter
 
 import numpy as np
 import pyarrow as pa
 import torch
 
 from lpfs.data.columns import STRAY, Kind
-from lpfs.data.encode import BinEncoder, Encoder, NumberEncoder, TimeEncoder
+from lpfs.data.encode import (
+    MISSING,
+    BinEncoder,
+    Encoder,
+    ListEncoder,
+    NumberEncoder,
+    TimeEncoder,
+)
 from lpfs.data.error import DataError
+from lpfs.data.further import Further, Ragged, parted
 from lpfs.data.labels import UNLABELLED, Labels
+from lpfs.data.lists import is_list
 from lpfs.data.part import Batch
 from lpfs.data.read import Format, Frame, Input, as_times, chunks, convertible, open_source
 from lpfs.data.schema import Progress, Report
@@ -21,6 +31,9 @@ from lpfs.data.typed import as_numbers, is_text
 from lpfs.data.weights import weights_of
 
 __all__ = ["stream", "stream_with"]
+
+# Codes of lists in a batch.
+PADDED = 1 << 22
 
 
 def stream(
@@ -85,8 +98,12 @@ def stream_with(
                 raise DataError(file.name, f"expected a column {name!r}, there is none{hint}")
     schema = _schema_of(sources, ids)
     # An id comes as it is written; if the model reads a number or a time in it, that is made here.
-    read_too = {name: wanted[name] for name in ids if wanted.get(name, "category") != "category"}
-    wanted |= dict.fromkeys(ids, "category")
+    read_too = {name: wanted[name] for name in ids if wanted.get(name) in ("number", "time")}
+    for name in ids:
+        several = wanted.get(name) == "list" or any(
+            map(is_list, (f.columns[name] for f in sources))
+        )
+        wanted[name] = "list" if several else "category"
     if weight is not None:
         if wanted.get(weight, "number") != "number":
             raise DataError(f"column {weight!r}", "cannot be a weight and something else")
@@ -97,12 +114,16 @@ def stream_with(
         size = chunk.rows.num_rows
         made, odd = _made(chunk, read_too, reading or Reading())
         columns: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
+        lists: list[Ragged] = []
         for encoder in encoders:
             name = encoder.column
             with convertible(chunk, name):
                 column = made[name] if name in made else chunk.rows[name]
-                values = torch.from_numpy(encoder.encode(column))
-            columns[isinstance(encoder, NumberEncoder)].append(values)
+                values = encoder.encode(column)
+            if isinstance(values, tuple):
+                lists.append(values)
+                values = parted([values], MISSING)[0][:, 0]
+            columns[isinstance(encoder, NumberEncoder)].append(torch.from_numpy(values))
         codes, numbers = (
             torch.stack(part, 1) if part else torch.empty(size, 0, dtype=type_)
             for part, type_ in zip(columns, (torch.int32, torch.float32), strict=True)
@@ -114,7 +135,14 @@ def stream_with(
         weights = None
         if weight is not None:
             weights = torch.from_numpy(weights_of(chunk, weight, np.full(size, True)))
-        yield Batch(codes, numbers, labels.float(), weights), _carried(chunk, schema)
+        carried = _carried(chunk, schema)
+        further = parted(lists, MISSING)[1] if lists else None
+        for some in _bounded(size, further):
+            batch = Batch(codes, numbers, labels.float(), weights).map(itemgetter(some))
+            if further is not None:
+                padded = torch.from_numpy(further[some].padded())
+                batch = batch._replace(codes=torch.cat([batch.codes, padded], 1))
+            yield batch, carried[some]
         rows += size
         for name, stray in (*chunk.strays.items(), *odd.items()):
             error = misfit(chunk.file, chunk.first, name, stray)
@@ -127,8 +155,20 @@ def stream_with(
             raise error
 
 
+def _bounded(rows: int, further: Further | None) -> Iterator[slice]:
+    """A chunk's rows in parts in which what is padded to the longest list has its limit."""
+    size = max(rows, 1)
+    if further is not None:
+        longest = int(np.diff(further.starts).max(initial=0))
+        size = min(size, max(1, PADDED // max(1, further.lists * longest)))
+    for first in range(0, max(rows, 1), size):
+        yield slice(first, first + size)
+
+
 def _kind(encoder: Encoder) -> Kind:
     """What a reader makes of the column."""
+    if isinstance(encoder, ListEncoder):
+        return "list"
     if isinstance(encoder, TimeEncoder):
         return "time"
     return "number" if isinstance(encoder, BinEncoder | NumberEncoder) else "category"

@@ -13,6 +13,7 @@ from lpfs.data.encode import (
     CategoryEncoder,
     Encoder,
     HashEncoder,
+    ListEncoder,
     NumberEncoder,
     TimeEncoder,
 )
@@ -102,7 +103,10 @@ def suspicions(
         return found
     elif isinstance(encoder, CategoryEncoder):
         found += _misread(name, encoder)
-    if not isinstance(encoder, HashEncoder | NumberEncoder) and _used(field, encoder) < 2:
+    if (
+        not isinstance(encoder, HashEncoder | ListEncoder | NumberEncoder)
+        and _used(field, encoder) < 2
+    ):
         found.append(f"{name} has one value in all training rows, or none but rare ones")
     return found
 

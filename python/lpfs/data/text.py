@@ -319,7 +319,13 @@ def undecodable(file: str, first: int, column: str, values: pa.Array) -> DataErr
     """What is to be said of a column of strings in which one is no UTF-8."""
     if pa.types.is_dictionary(values.type):
         values = values.dictionary_decode()
-    words = values.cast(pa.large_binary()).to_pylist()
+    if pa.types.is_nested(values.type):
+        words = [
+            b"".join(value or ())
+            for value in values.cast(pa.large_list(pa.large_binary())).to_pylist()
+        ]
+    else:
+        words = values.cast(pa.large_binary()).to_pylist()
     row = next(row for row, word in enumerate(words) if word and not _decodable(word))
     return DataError(
         file,

@@ -60,7 +60,7 @@ class Parquet:
                 self.path, read_dictionary=strings, page_checksum_verification=True
             ) as file:
                 total = max(file.metadata.num_rows, 1)
-                for rows in file.iter_batches(ROWS, columns=list(wanted)):
+                for rows in file.iter_batches(_rows_at_a_time(file, wanted), columns=list(wanted)):
                     # A damaged page can hold indices past its dictionary.
                     rows.validate(full=True)
                     typed, strays = _typed(self.name, first, rows, wanted, self.reading)
@@ -69,6 +69,17 @@ class Parquet:
                     first += rows.num_rows
         except UNREADABLE as error:
             raise DataError(self.name, "cannot be read", str(error).split("\n")[0]) from error
+
+
+def _rows_at_a_time(file: pa.parquet.ParquetFile, wanted: Mapping[str, Kind]) -> int:
+    """Fewer where lists have many values."""
+    most = ROWS
+    for i in range(file.metadata.num_row_groups if "list" in wanted.values() else 0):
+        group = file.metadata.row_group(i)
+        for column in map(group.column, range(group.num_columns)):
+            if wanted.get(column.path_in_schema.split(".")[0]) == "list" and column.num_values:
+                most = min(most, ROWS * group.num_rows // column.num_values)
+    return max(1, most)
 
 
 class Memory:

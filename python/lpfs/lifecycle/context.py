@@ -199,13 +199,18 @@ def new_model(
     """A network for all fields of the data; equal seeds give equal weights."""
     fields = {field.name: field.cardinality for field in data.fields}
     if build is None:
-        return model_for(fields, settings, data.tasks)
+        return model_for(fields, settings, data.tasks, data.lists)
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
-        return build(fields, dim=settings.dim, top=settings.top, numbers=settings.numbers)
+        several = {"lists": data.lists, "bags": settings.bags} if data.lists else {}
+        return build(
+            fields, dim=settings.dim, top=settings.top, numbers=settings.numbers, **several
+        )
 
 
-def model_for(fields: Fields, settings: Settings, tasks: Sequence[str] = ()) -> Network:
+def model_for(
+    fields: Fields, settings: Settings, tasks: Sequence[str] = (), lists: Sequence[str] = ()
+) -> Network:
     """The network that the settings name, for these fields. Raises ValueError if it cannot be."""
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
@@ -216,4 +221,6 @@ def model_for(fields: Fields, settings: Settings, tasks: Sequence[str] = ()) -> 
             top=settings.top,
             numbers=settings.numbers,
             tasks=tasks,
+            lists=lists,
+            bags=settings.bags,
         )

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from lpfs.method.operators import Operator
 from lpfs.method.plan import Learn
+from lpfs.models.bags import Mode
 from lpfs.models.named import Name
 
 ENOUGH_STEPS = 750
@@ -66,6 +67,7 @@ class Settings(BaseModel):
     dim: int = Field(default=16, ge=1, description="width of every embedding")
     top: tuple[int, ...] = (256, 128)
     numbers: Literal["fields", "mlp"] = "fields"
+    bags: Mode = Field(default="mean", description="of the values of a list: mean or sum")
     lr: float = Field(default=0.01, gt=0, description="Adagrad's learning rate for the weights")
     batch_size: int | None = Field(default=None, ge=1, description="default: by the number of rows")
     epochs: int = Field(default=1, ge=0, description="passes over the rows after pruning, at most")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lpfs.method.pruning import Place
+from lpfs.models.bags import Mode
 from lpfs.models.crosses import OPERATORS, Crosses
 from lpfs.models.dlrm import DLRM
 
@@ -23,7 +24,8 @@ class CrossedDLRM(DLRM):
     stays as long as a living feature needs it, so a field may be dead and its crosses alive.
 
     Args:
-        fields, dim, top, numbers: see `DLRM`; the paper's 13 numbers are one field, `mlp`.
+        fields, dim, top, numbers, lists, bags: see `DLRM`; the paper's 13 numbers are one field,
+            `mlp`.
         terms: the features, each one field or two; all by default. Pruned models have fewer.
 
     Raises:
@@ -44,10 +46,12 @@ class CrossedDLRM(DLRM):
         top: Sequence[int] = (256, 128),
         numbers: Literal["fields", "mlp"] = "fields",
         terms: Collection[Sequence[str]] | None = None,
+        lists: Sequence[str] = (),
+        bags: Mode = "mean",
     ) -> None:
         # Known before the base class asks for the features to size the first layer.
         self.terms: list[Term] | None = None if terms is None else [tuple(term) for term in terms]
-        super().__init__(fields, dim=dim, top=top, numbers=numbers)
+        super().__init__(fields, dim=dim, top=top, numbers=numbers, lists=lists, bags=bags)
         embedded = list(self.embedded)
         if self.terms is None:
             self.terms = _every_term(embedded)

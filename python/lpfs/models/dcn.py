@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lpfs.method.pruning import Cut, Place
+from lpfs.models.bags import Mode
 from lpfs.models.dlrm import DLRM
 from lpfs.models.wide_deep import require_fields
 
@@ -22,7 +23,7 @@ class DCNv2(DLRM):
     per data set; the defaults are small ones.
 
     Args:
-        fields, dim, top: see `DLRM`.
+        fields, dim, top, lists, bags: see `DLRM`.
         crosses: the number of cross layers.
 
     >>> model = DCNv2({"city": 3, "age": 0}, dim=4, top=(8,), crosses=2)
@@ -38,11 +39,13 @@ class DCNv2(DLRM):
         top: Sequence[int] = (256, 128),
         crosses: int = 2,
         numbers: str = "fields",
+        lists: Sequence[str] = (),
+        bags: Mode = "mean",
     ) -> None:
         require_fields(type(self).__name__, numbers)
         if crosses < 0:
             raise ValueError(f"crosses must not be negative, got {crosses}")
-        super().__init__(fields, dim=dim, top=top)
+        super().__init__(fields, dim=dim, top=top, lists=lists, bags=bags)
         width = self.first_layer.in_features
         self.crosses = nn.ModuleList(nn.Linear(width, width) for _ in range(crosses))
 

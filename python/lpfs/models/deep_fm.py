@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
+from lpfs.models.bags import Mode
 from lpfs.models.wide_deep import WideDeep
 
 
@@ -17,7 +18,7 @@ class DeepFM(WideDeep):
     is weighed by the product of its two gates. The paper's MLP is 400-400-400 on embeddings of 10.
 
     Args:
-        fields, dim, top: see `DLRM`.
+        fields, dim, top, lists, bags: see `DLRM`.
 
     >>> model = DeepFM({"city": 3, "age": 0}, dim=4, top=(8,))
     >>> model.features
@@ -31,8 +32,10 @@ class DeepFM(WideDeep):
         dim: int = 10,
         top: Sequence[int] = (400, 400, 400),
         numbers: str = "fields",
+        lists: Sequence[str] = (),
+        bags: Mode = "mean",
     ) -> None:
-        super().__init__(fields, dim=dim, top=top, numbers=numbers)
+        super().__init__(fields, dim=dim, top=top, numbers=numbers, lists=lists, bags=bags)
 
     def head(self, gated: Tensor) -> Tensor:
         """Logits `[B]` of the gated embeddings."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lpfs.method.gate import FeatureGate
 from lpfs.method.operators import choose_operator
 from lpfs.method.pruning import Place
+from lpfs.models.bags import Bags, Mode
 
 DENSE = "numbers"
 """The name of the one feature that all numeric columns become with `numbers="mlp"`."""
@@ -30,9 +31,12 @@ class DLRM(nn.Module):
         dim: the width of every embedding.
         top: the hidden sizes of the MLP.
         numbers: `fields` (each its own field) or `mlp` (one feature).
+        lists: the fields with several values in a row, whose embeddings become one.
+        bags: their `mean` or `sum`.
 
     Raises:
-        ValueError: without fields, or for a category named like the one feature of all numbers.
+        ValueError: without fields, for a category named like the one feature of all numbers, or a
+            list that is no field with codes.
 
     >>> model = DLRM({"city": 3, "age": 0}, dim=4)
     >>> codes, numbers = torch.tensor([[0], [2]]), torch.tensor([[0.5], [float("nan")]])
@@ -52,6 +56,8 @@ class DLRM(nn.Module):
         dim: int = 16,
         top: Sequence[int] = (256, 128),
         numbers: Literal["fields", "mlp"] = "fields",
+        lists: Sequence[str] = (),
+        bags: Mode = "mean",
     ) -> None:
         super().__init__()
         self.categories = {name: size for name, size in fields.items() if size}
@@ -60,6 +66,7 @@ class DLRM(nn.Module):
             raise ValueError("a model needs at least one field")
         if numbers == "mlp" and self.numbers and DENSE in self.categories:
             raise ValueError(f"{DENSE!r} is the feature of all numbers, and a category's name")
+        self.bags = Bags(self.categories, lists, bags)
         self.dim, self.hidden = dim, tuple(top)
         self.width = dim + self.FIRST_ORDER
         self.gate: FeatureGate | None = None
@@ -140,7 +147,8 @@ class DLRM(nn.Module):
 
     def forward(self, codes: Tensor, numbers: Tensor) -> Tensor:
         """Logits `[B]` of codes `[B, categories]` (integers) and numbers `[B, numbers]` (fp32, NaN
-        where missing), a column for every field the model was built with, removed ones included."""
+        where missing), a column for every field the model was built with, removed ones included.
+        With lists, the codes have further columns, see `lpfs.data.Batch`."""
         if self.gate is None:
             return self.head(self.embed(codes, numbers))
         if self.operator == "linear":
@@ -161,8 +169,15 @@ class DLRM(nn.Module):
         """What `head` reads, of codes that the gate looks up itself."""
         assert self.table is not None
         count = len(self.categories)
-        codes = _columns(codes, self._category_columns, range(count))
-        looked_up = gate.embedding(self.table, codes, self._first_rows, fields=slice(0, count))
+        columns, lookup = self._chosen(range(count)), dict[str, Any]()
+        if self.bags.occur(codes, columns):
+            flat, bags = self.bags.of(codes, columns)
+            lookup = {"bags": bags, "mode": self.bags.mode}
+        else:
+            flat = _columns(codes, columns)
+        looked_up = gate.embedding(
+            self.table, flat, self._first_rows, fields=slice(0, count), **lookup
+        )
         if count == len(self.embedded):
             return looked_up
         others = self.embed(codes, numbers, range(count, len(self.embedded)))
@@ -177,11 +192,15 @@ class DLRM(nn.Module):
         blocks = []
         if coded:
             assert self.table is not None
-            codes = _columns(codes, self._category_columns, coded)
-            offsets = self._offsets if len(coded) == count else self._offsets[coded]
-            blocks.append(self.table(codes + offsets).flatten(1))
+            columns = self._chosen(coded)
+            if self.bags.occur(codes, columns):
+                first_rows = [self._first_rows[i] for i in coded]
+                blocks.append(self.bags.look_up(self.table.weight, codes, columns, first_rows))
+            else:
+                offsets = self._offsets if len(coded) == count else self._offsets[coded]
+                blocks.append(self.table(_columns(codes, columns) + offsets).flatten(1))
         if others and self.number_table is not None:
-            numbers = _columns(numbers, self._number_columns, others)
+            numbers = _columns(numbers, _of(self._number_columns, others))
             missing = numbers.isnan()
             value = numbers.masked_fill(missing, 0.0)
             table = self.number_table.view(-1, 2, self.width)
@@ -190,7 +209,8 @@ class DLRM(nn.Module):
             embedded = value[..., None] * table[:, 0] + missing[..., None] * table[:, 1]
             blocks.append(embedded.flatten(1))
         elif others and self.dense is not None:
-            numbers = _columns(numbers, self._number_columns, range(len(self.numbers)))
+            every = _of(self._number_columns, range(len(self.numbers)))
+            numbers = _columns(numbers, every)
             missing = numbers.isnan()
             blocks.append(self.dense(torch.cat([numbers.masked_fill(missing, 0.0), missing], 1)))
         if not blocks:
@@ -205,11 +225,13 @@ class DLRM(nn.Module):
     def config(self) -> dict[str, Any]:
         """The arguments that build a model of this shape; it can be written as JSON."""
         numbers = self.numbers if self.number_table is not None or self.dense is not None else []
+        columns = self._chosen(range(len(self.categories)))
         return {
             "fields": {**self.categories, **dict.fromkeys(numbers, 0)},
             "dim": self.dim,
             "top": list(self.hidden),
             "numbers": "fields" if self.dense is None else "mlp",
+            **self.bags.config(dict(zip(columns, self.categories, strict=True))),
         }
 
     @torch.no_grad()
@@ -254,6 +276,10 @@ class DLRM(nn.Module):
             self.dense = None
         self._offsets = self._row_offsets().to(self._offsets.device)
 
+    def _chosen(self, fields: Sequence[int]) -> list[int]:
+        """The columns of some fields with codes."""
+        return _of(self._category_columns, fields)
+
     @property
     def _first_rows(self) -> list[int]:
         """Of every category in the table."""
@@ -263,10 +289,14 @@ class DLRM(nn.Module):
         return torch.tensor(self._first_rows, dtype=torch.int64)
 
 
-def _columns(batch: Tensor, columns: Sequence[int] | None, chosen: Sequence[int]) -> Tensor:
+def _of(columns: Sequence[int] | None, chosen: Sequence[int]) -> list[int]:
     """The batch's columns of the chosen fields; `columns` holds those of all the model reads."""
-    found = list(chosen) if columns is None else [columns[i] for i in chosen]
-    return batch if found == list(range(batch.shape[1])) else batch[:, found]
+    return list(chosen) if columns is None else [columns[i] for i in chosen]
+
+
+def _columns(batch: Tensor, columns: Sequence[int]) -> Tensor:
+    """Some of a batch's columns."""
+    return batch if columns == list(range(batch.shape[1])) else batch[:, list(columns)]
 
 
 def _remaining(columns: list[int] | None, names: Iterable[str], kept: Collection[str]) -> list[int]:

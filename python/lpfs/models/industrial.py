@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from lpfs.method.gate import FeatureGate
 from lpfs.method.operators import choose_operator
 from lpfs.method.pruning import Cut, Place
+from lpfs.models.bags import Bags, Mode
 from lpfs.models.crosses import OPERATORS, Crosses
 
 NOTHING = slice(0, 0)
@@ -39,6 +40,7 @@ class Industrial(nn.Module):
         auxiliary: task → weight of its loss beside the main one's 1.
         crosses: pairs of a user and an item field; all by default. Pruned models have fewer.
         gates: `fields` or `crosses`.
+        lists, bags: see `DLRM`.
         order: the fields with codes in the order of the columns of `codes`, if it is another. It is
             no part of `config`: a model that is made again takes its columns in its own order.
 
@@ -69,6 +71,8 @@ class Industrial(nn.Module):
         crosses: Sequence[Sequence[str]] | None = None,
         gates: Literal["fields", "crosses"] = "fields",
         order: Sequence[str] | None = None,
+        lists: Sequence[str] = (),
+        bags: Mode = "mean",
     ) -> None:
         super().__init__()
         names = [*user, *item, *combined, *numbers]
@@ -107,6 +111,7 @@ class Industrial(nn.Module):
         if sorted(order) != sorted(coded):
             raise ValueError(f"order: expected each of {coded} once, got {order}")
         self._columns = [order.index(name) for name in coded]
+        self.bags = Bags(order, lists, bags)
         self.products = Crosses(self._pairs(), before=gates == "fields")
         self.operator = OPERATORS[0]
         for name in ("_offsets", "_codes_read"):
@@ -206,7 +211,13 @@ class Industrial(nn.Module):
 
     def shared(self, codes: Tensor, numbers: Tensor) -> Tensor:
         """What the branches read, `[B, H]`."""
-        embedded = self.table(codes[:, self._codes_read] + self._offsets)
+        if self.bags.occur(codes, self._columns):
+            looked_up = self.bags.look_up(
+                self.table.weight, codes, self._columns, self._offsets.tolist()
+            )
+            embedded = looked_up.unflatten(1, (-1, self.dim))
+        else:
+            embedded = self.table(codes[:, self._codes_read] + self._offsets)
         beside = None
         if self.numbers:
             beside = numbers.masked_fill(numbers.isnan(), 0.0).to(embedded.dtype)
@@ -232,6 +243,7 @@ class Industrial(nn.Module):
             "auxiliary": self.auxiliary,
             "gates": self.gates,
             "crosses": [list(pair) for pair in self.crosses],
+            **self.bags.config(dict(zip(self._columns, self.coded, strict=True))),
         }
 
     @torch.no_grad()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
+from lpfs.models.bags import Mode
 from lpfs.models.dcn import DCNv2
 from lpfs.models.deep_fm import DeepFM
 from lpfs.models.dlrm import DLRM
@@ -34,6 +35,8 @@ def new(
     top: Sequence[int],
     numbers: str = "fields",
     tasks: Sequence[str] = (),
+    lists: Sequence[str] = (),
+    bags: Mode = "mean",
 ) -> Network:
     """A new model for the fields of a log.
 
@@ -44,6 +47,8 @@ def new(
         top: the hidden sizes; in an industrial network the last one is that of the branches.
         numbers: `fields` or `mlp`, see `DLRM`.
         tasks: further labels; an industrial network has a branch for each, others take no notice.
+        lists: the fields with several values in a row.
+        bags: what their embeddings become, `mean` or `sum`.
 
     Raises:
         ValueError: if the model cannot have such fields, or is no such model.
@@ -52,12 +57,21 @@ def new(
     {'city': 5, 'age': 5}
     """
     if name != "industrial":
-        return MODELS[name](fields, dim=dim, top=top, numbers=numbers)
+        several = {"lists": lists, "bags": bags}
+        return MODELS[name](fields, dim=dim, top=top, numbers=numbers, **several)
     if numbers != "fields":
         raise ValueError(f"numbers must be 'fields' for Industrial, got {numbers!r}")
     bottom, branch = (top[:-1], top[-1:]) if len(top) > 1 else (top, ())
     auxiliary = dict.fromkeys(tasks, 1.0)
-    return Industrial(**grouped(fields), dim=dim, bottom=bottom, branch=branch, auxiliary=auxiliary)
+    return Industrial(
+        **grouped(fields),
+        dim=dim,
+        bottom=bottom,
+        branch=branch,
+        auxiliary=auxiliary,
+        lists=lists,
+        bags=bags,
+    )
 
 
 def name_of(model: object) -> Name:

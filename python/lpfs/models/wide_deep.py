@@ -9,6 +9,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from lpfs.method.pruning import Place
+from lpfs.models.bags import Mode
 from lpfs.models.dlrm import DLRM
 
 
@@ -21,7 +22,7 @@ class WideDeep(DLRM):
     crosses, which here are fields of the data like any other.
 
     Args:
-        fields, dim, top: see `DLRM`.
+        fields, dim, top, lists, bags: see `DLRM`.
 
     >>> model = WideDeep({"city": 3, "age": 0}, dim=4, top=(8,)).insert_gate()
     >>> model.features, model.first_layer.in_features
@@ -37,9 +38,11 @@ class WideDeep(DLRM):
         dim: int = 32,
         top: Sequence[int] = (1024, 512, 256),
         numbers: str = "fields",
+        lists: Sequence[str] = (),
+        bags: Mode = "mean",
     ) -> None:
         require_fields(type(self).__name__, numbers)
-        super().__init__(fields, dim=dim, top=top)
+        super().__init__(fields, dim=dim, top=top, lists=lists, bags=bags)
 
     @property
     def operators(self) -> list[str]:

@@ -165,7 +165,12 @@ def print_columns(console: Console, fields: Sequence[Field]) -> None:
         )
     console.print(table)
     if rest := Counter(field.kind for field in fields[shown:]):
-        kinds = {"category": "categories", "number": "numbers", "time": "parts of times"}
+        kinds = {
+            "category": "categories",
+            "number": "numbers",
+            "time": "parts of times",
+            "list": "lists",
+        }
         counts = " and ".join(f"{count:,} {kinds[kind]}" for kind, count in sorted(rest.items()))
         console.print(f"… and {counts}.", highlight=False)
 

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lpfs.data import Batch, DataError, Encoder, Reading
-from lpfs.data.encode import MISSING, UNKNOWN
+from lpfs.data.encode import MISSING, UNKNOWN, ListEncoder
+from lpfs.data.further import NONE
 from lpfs.data.read import Frame, Input
 from lpfs.data.schema import Report
 from lpfs.data.stream import stream_with
@@ -43,7 +44,7 @@ class Scores:
     rows: int
     metrics: Metrics | None
     unknown: dict[str, float]
-    """Field → the share of rows whose value has no code."""
+    """Field → the share of rows (of a list, of their values) whose value has no code."""
     missing: dict[str, float]
     """Field → the share of rows without a value."""
     warnings: list[str]
@@ -166,7 +167,9 @@ def score_file(
     model = load_model(directory, device)
     coded = [encoder.name for encoder in model.encoders if encoder.cardinality]
     scaled = [encoder.name for encoder in model.encoders if not encoder.cardinality]
+    lists = [i for i, name in enumerate(coded) if name in _lists(model.encoders)]
     counts = np.zeros((2, len(coded)), dtype=np.int64)
+    values = np.zeros(len(coded), dtype=np.int64)
     blank = np.zeros(len(scaled), dtype=np.int64)
     judged, rows = list[tuple[Tensor, Tensor, Tensor]](), 0
     scored = model.logits(
@@ -182,8 +185,13 @@ def score_file(
         for batch, columns, logits in scored:
             rows += len(logits)
             write(columns, _probabilities(logits))
-            codes = batch.codes.numpy()
+            codes, further = np.split(batch.codes.numpy(), [len(coded)], axis=1)
             counts += np.stack([(codes == code).sum(0) for code in (UNKNOWN, MISSING)])
+            values += len(codes)
+            if lists:
+                further = further.reshape(len(codes), len(lists), -1)
+                values[lists] += (further != NONE).sum((0, 2))
+                counts[0, lists] += (further == UNKNOWN).sum((0, 2))
             blank += batch.numbers.isnan().sum(0).numpy()
             if label is not None:
                 weights = batch.weights
@@ -192,11 +200,15 @@ def score_file(
         if not rows:
             raise DataError(str(source), "no rows")
         metrics = None if label is None else _judge(str(source), label, rows, judged)
-    unknown = dict(zip(coded, (counts[0] / rows).tolist(), strict=True))
+    unknown = dict(zip(coded, (counts[0] / values).tolist(), strict=True))
     missing = dict(zip(coded, (counts[1] / rows).tolist(), strict=True))
     missing |= dict(zip(scaled, (blank / rows).tolist(), strict=True))
     far = _far(model.summary.values, unknown, missing)
     return Scores(rows, metrics, unknown, missing, far)
+
+
+def _lists(encoders: Sequence[Encoder]) -> set[str]:
+    return {encoder.name for encoder in encoders if isinstance(encoder, ListEncoder)}
 
 
 def _probabilities(logits: Tensor) -> NDArray[np.float64]:

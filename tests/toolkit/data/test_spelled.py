@@ -243,7 +243,7 @@ def test_json_lines_that_are_none(tmp_path: Path) -> None:
         (tmp_path / "log.jsonl").write_text(content)
         with pytest.raises(DataError, match=rf"log\.jsonl: {message}"):
             load(tmp_path / "log.jsonl")
-    (tmp_path / "log.jsonl").write_text('{"label": 1, "a": [1], "b": {"c": 2}, "d": "x"}\n')
+    (tmp_path / "log.jsonl").write_text('{"label": 1, "a": [[1]], "b": {"c": 2}, "d": "x"}\n')
     with pytest.raises(DataError, match=r"'a' \(list.*'b' \(struct.*ignore a,b"):
         load(tmp_path / "log.jsonl")
 
@@ -285,8 +285,8 @@ def test_types_that_differ_from_file_to_file(tmp_path: Path) -> None:
     assert sorted(data.encoders[0].values) == [*"01234"]  # type: ignore[union-attr]
     lists = pa.table({"label": [0, 1], "c": [[1], [2]], "d": [1, 2]})
     pa.parquet.write_table(lists, tmp_path / "5.parquet")
-    with pytest.raises(DataError, match=r"5\.parquet: column 'c' \(list"):
-        load(tmp_path, numbers=["d"])
+    data = load(tmp_path, numbers=["d"])
+    assert [(field.kind, field.distinct) for field in data.fields] == [("list", 5), ("number", 5)]
 
 
 def test_a_number_with_one_value_in_a_hundred_that_is_none(tmp_path: Path) -> None:
