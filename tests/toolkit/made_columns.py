@@ -28,3 +28,26 @@ def log_of_times(rows: int = 6000, seed: int = 0) -> pa.Table:
             "city": [f"c{i}" for i in rng.integers(0, 30, rows)],
         }
     )
+
+
+def log_of_lists(rows: int = 6000, seed: int = 0) -> pa.Table:
+    """The click depends on the mean worth of `tags` and of the last three values of `clicked`, of
+    up to 29; `seen`, as long, `hour`, `user` and `city` are noise."""
+    rng = np.random.default_rng(seed)
+    tags = [rng.choice(30, size, replace=False) for size in rng.integers(0, 5, rows)]
+    clicked = [rng.integers(0, 30, size) for size in rng.integers(0, 30, rows)]
+    seen = [rng.integers(0, 30, size) for size in rng.integers(0, 30, rows)]
+    of_tag, of_item = rng.normal(0, 3, (2, 30))
+    logit = np.array([of_tag[some].mean() if len(some) else 0 for some in tags])
+    logit += [of_item[some[-3:]].mean() if len(some) else 0 for some in clicked]
+    return pa.table(
+        {
+            "label": (rng.random(rows) < 1 / (1 + np.exp(-logit))).astype(np.int8),
+            "tags": [[f"t{i}" for i in some] for some in tags],
+            "clicked": pa.array([some.tolist() for some in clicked], pa.list_(pa.int64())),
+            "seen": pa.array([some.tolist() for some in seen], pa.list_(pa.int64())),
+            "hour": rng.integers(0, 24, rows),
+            "user": [f"u{i}" for i in rng.integers(0, 400, rows)],
+            "city": [f"c{i}" for i in rng.integers(0, 30, rows)],
+        }
+    )

@@ -28,7 +28,8 @@ def columns_of(model: nn.Module, part: Part) -> dict[str, list[Column]]:
     A model whose features are not named like the data's fields says in `reads()`, a mapping from
     feature to fields, which fields they read.
 
-    Raises ValueError for a feature that reads no column of the part.
+    Raises ValueError for a feature that reads no column of the part, or one with several values in
+    a row.
 
     >>> from lpfs.models import DLRM
     >>> model = DLRM({"city": 3, "age": 0, "income": 0}, numbers="mlp", dim=2)
@@ -38,12 +39,15 @@ def columns_of(model: nn.Module, part: Part) -> dict[str, list[Column]]:
     """
     shown: Any = model
     categories, numbers = list(shown.categories), list(shown.numbers)
+    several = shown.bags.names if hasattr(shown, "bags") else ()
     reads: Mapping[str, Sequence[str]] = shown.reads() if hasattr(shown, "reads") else {}
     found = {}
     for feature in shown.features:
         fields = reads.get(feature, (feature,))
         columns = []
         for name in fields:
+            if name in several:
+                raise ValueError(f"{feature!r} reads {name!r}, which has several values in a row")
             if name in categories:
                 columns.append(Column(part.codes[:, categories.index(name)], True))
             elif name in numbers:

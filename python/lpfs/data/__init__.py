@@ -11,6 +11,7 @@ from lpfs.data.encode import (
     CategoryEncoder,
     Encoder,
     HashEncoder,
+    ListEncoder,
     NumberEncoder,
     TimeEncoder,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "HashEncoder",
     "InOrder",
     "LastFiles",
+    "ListEncoder",
     "NumberEncoder",
     "Part",
     "Progress",

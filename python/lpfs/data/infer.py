@@ -18,6 +18,7 @@ from lpfs.data.read import chunks, convertible
 from lpfs.data.schema import Column, Settings
 from lpfs.data.source import Source
 from lpfs.data.split import TRAIN, ByColumn, ByFraction, LastFiles, assign, carve, first_validation
+from lpfs.data.words import distinct
 
 __all__ = ["infer"]
 
@@ -284,6 +285,9 @@ def _sample(
             if pa.types.is_string(batch[name].type):
                 with convertible(chunk, name):
                     batch[name].unique().to_pylist()
+        for name in lists:
+            with convertible(chunk, name):
+                distinct(flat(batch[name], settings.lists.get(name))[0])[1].to_pylist()
         chosen = label != UNLABELLED
         if isinstance(split, ByColumn):
             parts = named_parts(chunk, split)

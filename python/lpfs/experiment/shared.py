@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from lpfs.baselines import Feed, only, split_rows
-from lpfs.data import ClickLog, Data, InOrder, load
+from lpfs.data import ClickLog, Data, DataError, InOrder, load
 from lpfs.experiment.cells import Cell
 from lpfs.experiment.config import Experiment, File, Network, Synthetic, Training, canonical
 from lpfs.experiment.networks import NETWORKS
@@ -188,6 +188,19 @@ def _read(source: str, cache: Path) -> Log:
         ignore=spec.ignore,
         hashed=spec.hashed,
         format=spec.format,
+        accept=lambda kinds: _refuse_lists(spec.path, [n for n, k in kinds.items() if k == "list"]),
         cache=cache,
     )
+    _refuse_lists(spec.path, data.lists)
     return Log(data, None)
+
+
+def _refuse_lists(path: str | None, names: Sequence[str]) -> None:
+    """Some of the methods that are compared look at the one value that a row has."""
+    if names:
+        raise DataError(
+            str(path),
+            f"column{'s' * (len(names) > 1)} {', '.join(map(repr, names))}",
+            "several values in a row, which not all methods can read "
+            f"(leave out what has them: ignore = {json.dumps(list(names))})",
+        )

@@ -41,6 +41,7 @@ class Bags:
         several = [column for column, name in enumerate(fields) if name in lists]
         self.place = {column: i for i, column in enumerate(several)}
         """Column → place among the lists."""
+        self.names = [fields[column] for column in several]
 
     def config(self, names: Mapping[int, str]) -> dict[str, Any]:
         """The arguments of a model in which these columns remain, nothing without lists."""
