@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv
 
 START = 1_767_225_600
 """Midnight UTC of Thursday, 1 January 2026."""
@@ -51,3 +54,16 @@ def log_of_lists(rows: int = 6000, seed: int = 0) -> pa.Table:
             "city": [f"c{i}" for i in rng.integers(0, 30, rows)],
         }
     )
+
+
+def text_of(table: pa.Table) -> pa.Table:
+    """The same with its lists as text, `|` between their values."""
+    for name in ("tags", "clicked", "seen"):
+        cells = ["|".join(map(str, values or ())) for values in table[name].to_pylist()]
+        table = table.set_column(table.column_names.index(name), name, pa.array(cells))
+    return table
+
+
+if __name__ == "__main__":
+    # `python -m tests.toolkit.made_columns FILE.csv`: the log of `docs/guides/own-log.md`.
+    pa.csv.write_csv(text_of(log_of_lists(20_000)), sys.argv[1])

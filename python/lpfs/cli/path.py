@@ -40,8 +40,8 @@ from lpfs.cli.options import (
     costs,
     expanded,
     names,
-    require_heads,
     numbered,
+    require_heads,
     separators,
 )
 from lpfs.cli.processes import console
