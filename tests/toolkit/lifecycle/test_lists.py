@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,12 @@ import pytest
 from lpfs.data import DataError, load
 from lpfs.experiment.config import File
 from lpfs.experiment.shared import _read
+from lpfs.lifecycle.checkpoint import Checkpoints
 from lpfs.run import load_model, load_summary
 
 from ..command import lpfs, succeed
 from ..made_columns import log_of_lists, text_of
+from .test_distributed import torchrun
 
 OPTIONS = ["--batch-size", 32, "--epochs", 0, "--dim", 4, "--keep", 2]
 
@@ -95,6 +99,43 @@ def test_other_models_with_fewer_negatives(file: Path, model: str) -> None:
     config = json.loads((out / "model.json").read_text())
     assert config["bags"] == "sum"
     assert {*load_summary(out).kept} == {"tags", "clicked"}
+
+
+def test_an_interrupted_run_ends_as_if_it_had_not_been(
+    file: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = 0
+
+    def wishes(checkpoints: Checkpoints) -> tuple[bool, bool]:
+        nonlocal asked
+        asked += 1
+        return asked == 100, True
+
+    command = ["select", file, "--last", "clicked=3", "--out", tmp_path / "run", *OPTIONS]
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "wishes", wishes)
+        assert lpfs(*command).status == 130
+    assert "Going on after step" in succeed(*command, "--resume")
+    for name in ("model.safetensors", "encoders.json", "model.json"):
+        assert (tmp_path / "run" / name).read_bytes() == (run / name).read_bytes()
+
+
+@pytest.mark.skipif(
+    sys.platform == "win32" or os.environ.get("LPFS_FULL") != "1",
+    reason="a quarter of a minute; LPFS_FULL=1 asks for it",
+)
+def test_two_processes_find_what_one_finds(file: Path, run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    options = ["--last", "clicked=3", "--out", out, *OPTIONS]
+    ended = torchrun(tmp_path, "-m", "lpfs", "select", file, *options)
+    assert ended.returncode == 0, ended.stderr
+    one, two = load_summary(run), load_summary(out)
+    assert two.kept == one.kept
+    assert two.steps == one.steps
+    # Sums over the halves of a batch, rounded another way at each step.
+    assert two.gates == pytest.approx(one.gates, rel=0.05)
+    for name, metrics in one.metrics.items():
+        assert two.metrics[name].log_loss == pytest.approx(metrics.log_loss, abs=2e-3)
 
 
 @pytest.mark.parametrize(
