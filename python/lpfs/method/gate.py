@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from lpfs.method.forms import taken_apart
 from lpfs_kernels import KINDS, gated_concat, gated_embedding_concat, gated_linear, reference
 
 EPSILON_START = 0.1
@@ -24,7 +25,7 @@ AMPLITUDES = 0.25, 4.0
 
 class FeatureGate(nn.Module):
     """Multiply every field by its gate and concatenate: a list of `[B, Dᵢ]`, or one packed
-    `[B, ΣD]`, becomes `[B, ΣD]`.
+    `[B, ΣD]`, becomes `[B, ΣD]`. Other forms of embeddings are gated as they are, see `forward`.
 
     A field's factor is `a · g(x; ε) / c / rms`: the gate, over its value at the start
     `c = g(1; ε₀)`, so that inserting gates into a trained model changes nothing, over the RMS
@@ -140,21 +141,34 @@ class FeatureGate(nn.Module):
         )
         self.register_load_state_dict_post_hook(_refresh_after_loading)  # type: ignore[no-untyped-call]
 
-    def forward(self, embeddings: Sequence[Tensor] | Tensor, fields: slice = EVERY) -> Tensor:
+    def forward(self, embeddings: Any, fields: slice = EVERY) -> Any:
         """`[B, ΣD]` from a list of `[B, Dᵢ]` or one packed `[B, ΣD]`, in the embeddings' dtype; of
-        some of the fields where they are named by place."""
-        packed = isinstance(embeddings, Tensor)
+        some of the fields where they are named by place.
+
+        In other forms embeddings come back as they were given: `[B, F, D]`, a list of `[B, 1, Dᵢ]`,
+        a mapping of names, a KeyedTensor of TorchRec's. Raises ValueError where names, shapes or
+        widths are not those of the fields.
+
+        >>> gate = FeatureGate({"age": 2, "city": 3})
+        >>> gated = gate({"city": torch.ones(1, 3), "age": torch.ones(1, 2)})
+        >>> {name: list(each.shape) for name, each in gated.items()}
+        {'city': [1, 3], 'age': [1, 2]}
+        """
+        names, widths = list(self.fields)[fields], self.widths[fields]
+        held, back = taken_apart(embeddings, names, widths)
+        packed = isinstance(held, Tensor)
         x, scale, ungated = self._of(fields)
-        return gated_concat(
-            [embeddings] if isinstance(embeddings, Tensor) else embeddings,
+        gated = gated_concat(
+            [held] if isinstance(held, Tensor) else held,
             x,
             self.epsilon,
-            self.widths[fields] if packed else (),
+            widths if packed else (),
             scale,
             ungated,
             **self.asked(fields),
             **self._shape,
         )
+        return back(gated)
 
     def linear(
         self, embeddings: Sequence[Tensor] | Tensor, weight: Tensor, bias: Tensor | None = None
