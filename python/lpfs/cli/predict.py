@@ -14,6 +14,7 @@ from lpfs.cli.options import (
     Decimal,
     Device,
     Encoding,
+    Lists,
     NoHeader,
     Null,
     Run,
@@ -24,6 +25,7 @@ from lpfs.cli.options import (
     expanded,
     located,
     names,
+    separators,
 )
 from lpfs.cli.processes import console
 from lpfs.cli.refusals import (
@@ -68,6 +70,7 @@ def predict(
     encoding: Encoding = None,
     no_header: NoHeader = False,
     null: Null = None,
+    list_: Lists = None,
     batch_size: Annotated[
         int, typer.Option(help="Rows in the network at a time.", callback=at_least(1))
     ] = 8192,
@@ -82,6 +85,7 @@ def predict(
     if not streams:
         require_new_file(out, ".parquet", ".csv")
     require_run(run, "model.json")
+    lists = separators(list_)
     require_data(data)
     from rich.console import Console
 
@@ -105,6 +109,7 @@ def predict(
                 label=label,
                 weight=weight,
                 ids=names(ids),
+                lists=lists,
                 reading=reading,
                 batch_size=batch_size,
                 device=device,

@@ -136,6 +136,7 @@ def score_file(
     label: str | None = None,
     weight: str | None = None,
     ids: Sequence[str] = (),
+    lists: Mapping[str, str] | None = None,
     reading: Reading | None = None,
     batch_size: int = ROWS,
     device: str = "cpu",
@@ -152,6 +153,7 @@ def score_file(
         label: the column with clicks, if the scores are to be judged, by the rows that have one.
         weight: the column with what each row counts there.
         ids: columns of the source to write beside the scores.
+        lists: what is between the values of lists that are text here; default: as in training.
         reading: how text is written; default: as when the model was trained.
         batch_size: rows that are in the network at a time.
         device: where it computes.
@@ -165,9 +167,10 @@ def score_file(
     if PROBABILITY in ids:
         raise DataError(f"column {PROBABILITY!r}", "is what the model adds, it cannot be an id")
     model = load_model(directory, device)
+    model.encoders = _separated(model, lists or {})
     coded = [encoder.name for encoder in model.encoders if encoder.cardinality]
     scaled = [encoder.name for encoder in model.encoders if not encoder.cardinality]
-    lists = [i for i, name in enumerate(coded) if name in _lists(model.encoders)]
+    several = [i for i, name in enumerate(coded) if name in _lists(model.encoders)]
     counts = np.zeros((2, len(coded)), dtype=np.int64)
     values = np.zeros(len(coded), dtype=np.int64)
     blank = np.zeros(len(scaled), dtype=np.int64)
@@ -188,10 +191,10 @@ def score_file(
             codes, further = np.split(batch.codes.numpy(), [len(coded)], axis=1)
             counts += np.stack([(codes == code).sum(0) for code in (UNKNOWN, MISSING)])
             values += len(codes)
-            if lists:
-                further = further.reshape(len(codes), len(lists), -1)
-                values[lists] += (further != NONE).sum((0, 2))
-                counts[0, lists] += (further == UNKNOWN).sum((0, 2))
+            if several:
+                further = further.reshape(len(codes), len(several), -1)
+                values[several] += (further != NONE).sum((0, 2))
+                counts[0, several] += (further == UNKNOWN).sum((0, 2))
             blank += batch.numbers.isnan().sum(0).numpy()
             if label is not None:
                 weights = batch.weights
@@ -205,6 +208,20 @@ def score_file(
     missing |= dict(zip(scaled, (blank / rows).tolist(), strict=True))
     far = _far(model.summary.values, unknown, missing)
     return Scores(rows, metrics, unknown, missing, far)
+
+
+def _separated(model: Model, lists: Mapping[str, str]) -> list[Encoder]:
+    """The encoders of a model, those of some lists with another separator."""
+    for name in lists:
+        known = model.summary.values.get(name)
+        if known is None or known.kind != "list":
+            raise DataError(f"column {name!r} (list)", "the model was not trained on such lists")
+    return [
+        encoder.model_copy(update={"separator": lists[encoder.name]})
+        if encoder.name in lists
+        else encoder
+        for encoder in model.encoders
+    ]
 
 
 def _lists(encoders: Sequence[Encoder]) -> set[str]:

@@ -70,6 +70,14 @@ def test_a_model_scores_every_way_of_writing_and_every_frame(file: Path, run: Pa
         found = pa.parquet.read_table(scored)["probability"].to_numpy()
         np.testing.assert_allclose(found, expected, rtol=1e-4)
         scored.unlink()
+    log = file.parent / "log.csv"
+    succeed("predict", run, log, "--out", scored, *options)
+    found = pa.parquet.read_table(scored)["probability"].to_numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    scored.unlink()
+    ended = lpfs("predict", run, log, "--out", scored, "--list", "hour=|")
+    assert (ended.status, ended.err.count("\n")) == (2, 1)
+    assert "column 'hour' (list): the model was not trained on such lists" in ended.err
     few: dict[str, Any] = {"tags": [["t1", "new"], None, []], "clicked": [[1, 2, 3, 4], [7], None]}
     one, *others = model.predict(few)
     assert one == model.predict({"tags": [["t1", "new"]], "clicked": [[2, 3, 4]]})
