@@ -139,10 +139,10 @@ class Curve:
     def _judge(self, model: nn.Module, keep: int, x: Tensor) -> None:
         gate = self.plan.gate
         now = gate.x.detach().clone()
-        gate.x.copy_(x)
+        gate.x.data.copy_(x)
         gate.refresh_living()
         self._losses[keep], self._kept[keep] = self._losses_of(model, keep), gate.kept()
-        gate.x.copy_(now)
+        gate.x.data.copy_(now)
         gate.refresh_living()
 
     def _levels(self, numbers: Sequence[int]) -> list[float]:

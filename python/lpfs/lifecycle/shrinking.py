@@ -198,25 +198,29 @@ def _learn(
     last batch."""
     gate, taken, steps, batch = plan.gate, 0, before + plan.steps, None
     report = _Reports(progress, loader)
-    for taken, batch in enumerate(islice(loader, steps), start=1):
-        if taken == 1:
-            require_removable(model, functools.partial(_on, batch, loss))
+    try:
+        for taken, batch in enumerate(islice(loader, steps), start=1):
+            if taken == 1:
+                require_removable(model, functools.partial(_on, batch, loss))
+            if isinstance(gate, AttachedGate):
+                gate.disabled = taken <= before
+            value = _train(model, optimizer, loss, batch, taken)
+            if taken == 1:
+                # What the optimiser keeps is known now.
+                with tried(gate):
+                    prune(model, optimizer)
+            if taken > before:
+                plan.optimizer.step()
+                plan.step()
+                if curve is not None:
+                    curve.look(model)
+                report(stage, taken - before, plan.steps, value, gate)
+            else:
+                report("pretrain", taken, before, value)
+            plan.optimizer.zero_grad()
+    finally:
         if isinstance(gate, AttachedGate):
-            gate.disabled = taken <= before
-        value = _train(model, optimizer, loss, batch, taken)
-        if taken == 1:
-            # What the optimiser keeps is known now.
-            with tried(gate):
-                prune(model, optimizer)
-        if taken > before:
-            plan.optimizer.step()
-            plan.step()
-            if curve is not None:
-                curve.look(model)
-            report(stage, taken - before, plan.steps, value, gate)
-        else:
-            report("pretrain", taken, before, value)
-        plan.optimizer.zero_grad()
+            gate.disabled = False
     if taken < steps:
         raise ValueError(f"loader: expected {steps} batches, got {taken}")
     return batch

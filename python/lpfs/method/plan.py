@@ -107,6 +107,7 @@ class Plan:
         self._bound = gate.x.new_zeros(())
         self._taken = torch.zeros(1, dtype=torch.int64, device=gate.x.device)
         self._calls = 0
+        self._version: int | None = None
         self._rescales = bool(gate.rescaled.any())
         self.trajectory = Trajectory(gate, max(1, steps // 1000), costs)
         self._apply()
@@ -129,6 +130,7 @@ class Plan:
         """Go on from what `state_dict` returned, once gate and optimiser have theirs back."""
         self._taken.fill_(state["taken"])
         self._calls = state["taken"]
+        self._version = None
         if self.costs is not None:
             self.costs.load_state_dict(state["costs"])
         self.trajectory.load_state_dict(state["trajectory"])
@@ -137,17 +139,25 @@ class Plan:
 
     @torch.no_grad()
     def step(self) -> None:
-        """Record what the gates did and set what the next step uses."""
+        """Record what the gates did and set what the next step uses. Where anything but the gate's
+        own optimiser and this moves x before that, its next step raises RuntimeError."""
         group = self.optimizer.param_groups[0]
         self.trajectory.record(group["lr"], group.get("used_lam", group["lam"]))
         self._taken += 1
         self._apply()
         self._calls += 1
         self._refresh()
+        self._version = None if torch.compiler.is_compiling() else self.gate.x._version
 
     @torch.no_grad()
     def _before_step(self) -> None:
         """Put what the gates learn from removal costs in the place of x's gradient."""
+        version, self._version = self._version, None
+        if version is not None and version != self.gate.x._version:
+            raise RuntimeError(
+                "something else than ProximalSGD and its plan has moved the gate's x since the "
+                "last step: leave gate.x out of the optimiser of the weights"
+            )
         if self.costs is None:
             return
         gate, costs = self.gate, self.costs.take()

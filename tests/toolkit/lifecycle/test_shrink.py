@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -160,3 +161,31 @@ def test_a_loss_that_is_no_number_stops_it() -> None:
     with pytest.raises(DivergedError, match="became nan at step 9"):
         lpfs.shrink(model, optimizer, batches, breaking, keep=2)
     assert all(p.isfinite().all() for p in model.parameters())
+
+
+def test_a_loader_that_fails_leaves_attached_gates_at_work() -> None:
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tables = nn.ModuleList(nn.Embedding(7, 4) for _ in range(3))
+            self.top = nn.Linear(12, 1)
+
+        def forward(self, codes: Tensor) -> Tensor:
+            found = [table(codes[:, i]) for i, table in enumerate(self.tables)]
+            return self.top(torch.cat(found, 1)).squeeze(1)
+
+    def batches() -> Iterator[Tensor]:
+        for _ in range(3):
+            yield torch.randint(7, (8, 3))
+        raise OSError("the network is gone")
+
+    model = Plain()
+    optimizer = torch.optim.Adagrad(model.parameters(), lr=0.1)
+    gate = lpfs.attach(model)
+
+    def squares(model: nn.Module, codes: Tensor) -> Tensor:
+        return (model(codes) - 1).square().mean()
+
+    with pytest.raises(OSError, match="the network is gone"):
+        lpfs.shrink(model, optimizer, batches(), squares, keep=1, steps=20)
+    assert not gate.disabled

@@ -255,3 +255,35 @@ def test_the_optimizer_must_hold_this_gate_alone() -> None:
 def test_bad_penalties(lam: float) -> None:
     with pytest.raises(ValueError, match=r"lam must be in \[0, inf\)"):
         planned(2, lam, 10, plan=Penalty)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.SGD, torch.optim.Adagrad])
+def test_an_optimiser_that_also_holds_the_gates_is_found_out(
+    kind: type[torch.optim.Optimizer],
+) -> None:
+    """Wherever it steps: before the gates' own or after."""
+    for first in (True, False):
+        plan = planned(4, 2, 20)
+        gate, prox = plan.gate, plan.optimizer
+        weight = torch.nn.Parameter(torch.ones(4))
+        greedy = kind([weight, gate.x], lr=0.1)  # type: ignore[call-arg]
+
+        def step(
+            *, greedy: Any = greedy, plan: Plan = plan, first: bool = first, weight: Any = weight
+        ) -> None:
+            plan.optimizer.zero_grad()
+            (plan.gate(torch.ones(3, 4)) * weight).sum().backward()
+            order = [greedy.step, plan.optimizer.step, plan.step]
+            for each in order if first else [*order[1:], order[0]]:
+                each()
+
+        step()
+        with pytest.raises(RuntimeError, match=r"has moved the gate's x since the last step"):
+            step()
+        # Whoever takes it away goes on.
+        plan.load_state_dict(plan.state_dict())
+        for _ in range(3):
+            prox.zero_grad()
+            gate(torch.ones(3, 4)).sum().backward()
+            prox.step()
+            plan.step()
