@@ -13,6 +13,7 @@ from lpfs.baselines import RowsOfGates, Task, split_rows
 from lpfs.data import ClickLog, Data, InOrder, Recipe, load
 from lpfs.lifecycle.training import train_step
 from lpfs.models import DLRM
+from lpfs.optim import Adagrad
 
 RECIPE = Recipe(
     rows=8_000,
@@ -64,7 +65,7 @@ def task_of(data: Data, rows_of_gates: RowsOfGates = "one-pass") -> Task:
     """A tiny DLRM after one pass over the first rows."""
     torch.manual_seed(0)
     model = DLRM({field.name: field.cardinality for field in data.fields}, dim=4, top=(16,))
-    optimizer = torch.optim.Adagrad(model.parameters(), lr=0.05)
+    optimizer = Adagrad(model.parameters(), lr=0.05)
     first, feed = split_rows(data.train, rows_of_gates, BATCH_SIZE, epochs=2)
     for step, batch in enumerate(first.batches(BATCH_SIZE), start=1):
         train_step(model, optimizer, batch, "pretrain", step)

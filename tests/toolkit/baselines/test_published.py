@@ -25,6 +25,7 @@ from lpfs.baselines.permutation import importances
 from lpfs.data import ClickLog, InOrder, Part, Recipe, load
 from lpfs.lifecycle.training import evaluate, train_step
 from lpfs.models import DLRM
+from lpfs.optim import Adagrad
 
 Scores = Mapping[str, float]
 
@@ -71,7 +72,7 @@ def pretrained(
     for parameter in model.parameters():
         std = parameter.shape[1] ** -0.5 if parameter.ndim > 1 else 0.1
         torch.nn.init.normal_(parameter, std=std)
-    optimizer = torch.optim.Adagrad(model.parameters(), lr=0.05)
+    optimizer = Adagrad(model.parameters(), lr=0.05)
     border = int(pretrain * len(train))
     for step, batch in enumerate(train[:border].batches(batch_size), start=1):
         train_step(model, optimizer, batch, "pretrain", step)
