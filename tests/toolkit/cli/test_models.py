@@ -132,3 +132,11 @@ def test_scores_of_frames_need_the_models_columns_alone(place: Path, tmp_path: P
     np.testing.assert_array_equal(
         model.predict(table.select(read[::-1])), model.predict(table), strict=True
     )
+
+
+def test_the_option_takes_every_model_and_no_other(place: Path) -> None:
+    """It spells the names itself: `--help` does not wait for torch."""
+    ended = lpfs("select", place / "plain.parquet", "--model", "another")
+    assert ended.status == 2
+    *first, last = map(repr, MODELS)
+    assert f"{', '.join(first)} or {last}, got 'another'" in ended.err
