@@ -272,7 +272,7 @@ def test_wrong_rows_are_refused(fitted: FieldSelector) -> None:
         selector.fit(table[:0], clicks[:0])
     with pytest.raises(ValueError, match="too few training rows"):
         selector.fit(table[:6], ["no", "yes"] * 3)
-    nested = table.append_column("nested", pa.array([[1]] * 60))
+    nested = table.append_column("nested", pa.array([{"a": 1}] * 60))
     with pytest.raises(DataError, match=r"column 'nested' .*: expected strings"):
         selector.fit(nested, clicks)
     objects = np.array([[1, "a"], [{}, "b"]] * 30, dtype=object)

@@ -83,9 +83,17 @@ def _without_view(array: pa.Array) -> pa.Array:
     if pa.types.is_dictionary(array.type):
         words = _without_view(array.dictionary)
         return pa.DictionaryArray.from_arrays(array.indices, words, ordered=array.type.ordered)
-    if pa.types.is_string_view(array.type):
-        return array.cast(pa.large_string())
-    return array.cast(pa.large_binary()) if pa.types.is_binary_view(array.type) else array
+    own = _type_without_view(array.type)
+    return array if own == array.type else array.cast(own)
+
+
+def _type_without_view(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        words = _type_without_view(kind.value_type)
+        return kind if words == kind.value_type else pa.large_list(words)
+    if pa.types.is_string_view(kind):
+        return pa.large_string()
+    return pa.large_binary() if pa.types.is_binary_view(kind) else kind
 
 
 def _array(name: str, values: Any) -> pa.Array | pa.ChunkedArray:
