@@ -147,9 +147,9 @@ def measured_on(command: str) -> str:
 
     return (
         f"Measured by `python -m bench.data {command}` on {date.today()}; {os.cpu_count()} "
-        f"processors (load at the start: {os.getloadavg()[1]:.1f}), {platform.machine()}, Python "
+        f"processors (load at the start: {LOAD:.1f}), {platform.machine()}, Python "
         f"{platform.python_version()}, torch {torch.__version__}, pyarrow {pyarrow.__version__}, "
-        f"numpy {numpy.__version__}, polars {polars.__version__}." + BUSY * (os.getloadavg()[1] > 1)
+        f"numpy {numpy.__version__}, polars {polars.__version__}." + BUSY * (LOAD > 1)
     )
 
 
@@ -200,6 +200,8 @@ SECTIONS: dict[str, tuple[str, Callable[[Path, int], list[str]]]] = {
     "parquet": ("A wide Parquet file", parquet_section),
     "csv": ("A CSV file of text", csv_section),
 }
+LOAD = os.getloadavg()[0]
+"""Of the minute before this program."""
 BUSY = " Other programs were at work: processor seconds say more than rates."
 TOP = f"""# Large logs
 
