@@ -35,7 +35,6 @@ struct Tile {
 constexpr Tile kListForward{512, 16, 16}, kListBackward{128, 64, 32};
 constexpr Tile kNarrow{1 << 15, 1, 0}, kWide{1 << 15, 2, 2}, kGaps{2048, 8, 8};
 constexpr int64_t kWideBytes = 4096;
-static_assert(2 * kWide.group_bytes <= kBufferBytes);  // sums of fp16 take twice its space
 // What a thread takes at a time, and what one partial sum of backward covers: of few rows, such as
 // those of a weight, little enough that there is something for every thread.
 constexpr int64_t kBlockRows = 256, kFewRows = 1024, kSmallBlockRows = 64;

@@ -465,6 +465,7 @@ Gradients sparse_backward(const Checks& checks, const Call& call, const Rows& gr
       }
       int64_t* living = index + before[b];
       const int64_t middle = std::clamp(watched ? watched->plan.dead_rows() : 0, row, end_row);
+      int64_t left = entries;
       for (const auto& [begin, stop] : {std::pair(row, middle), std::pair(middle, end_row)}) {
         if (begin == stop) continue;
         Block& own = begin < middle ? *sampled : block;
@@ -473,8 +474,9 @@ Gradients sparse_backward(const Checks& checks, const Call& call, const Rows& gr
                       upstream.data + (begin - row) * upstream.row_stride * item,
                       upstream.row_stride, stop - begin, target, way == Way::past,
                       sums.from(begin));
-        int64_t number = 0;
-        for (int64_t r = begin; r < stop; ++r) number += call.entries_of(r);
+        int64_t number = left;
+        for (int64_t r = stop; r < end_row; ++r) number -= call.entries_of(r);
+        left -= number;
         const int64_t index_bytes = number * static_cast<int64_t>(sizeof(int64_t));
         if (streams) {
           stream(living, own.living_rows(), index_bytes);
