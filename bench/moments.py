@@ -7,7 +7,6 @@ A line a case: the median time of both, forward and backward, and the median of 
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 import lpfs_kernels
+from bench.turns import seconds_of_each
 
 Run = Callable[[Tensor | None], Tensor]
 Case = tuple[str, Run, Tensor, Tensor, list[Tensor]]
@@ -127,15 +127,11 @@ def rounds(case: Case, seconds: float) -> Iterator[tuple[float, float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=10.0)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    seconds = seconds_of_each(__doc__, 10.0)
     for make in CASES:
         torch.manual_seed(0)
         case = make()
-        without, having = zip(*rounds(case, options.seconds), strict=True)
+        without, having = zip(*rounds(case, seconds), strict=True)
         ratio = statistics.median(b / a for a, b in zip(without, having, strict=True))
         times = statistics.median(without), statistics.median(having)
         print(f"{case[0]}: {times[0]:,.0f} µs, {times[1]:,.0f} µs, {ratio:.3f}", flush=True)

@@ -8,7 +8,6 @@ makes it. A line a case: median times of both, and the median of their ratios.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from itertools import product
@@ -17,6 +16,7 @@ import torch
 from torch import nn
 
 import lpfs
+from bench.turns import seconds_of_each
 
 FIELDS, WIDTH = 27, 16
 PAIRS: dict[str, tuple[type[torch.optim.Optimizer], type[torch.optim.Optimizer]]] = {
@@ -67,14 +67,10 @@ def compare(name: str, rows: int, batch: int, seconds: float) -> tuple[float, fl
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=3.0)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    seconds = seconds_of_each(__doc__, 3.0)
     torch.sparse.check_sparse_tensor_invariants.disable()
     for name, rows, batch in product(PAIRS, (1_000, 40_000), (32, 128, 512, 4_096)):
-        theirs, ours, ratio = compare(name, rows, batch, options.seconds)
+        theirs, ours, ratio = compare(name, rows, batch, seconds)
         tables = f"{FIELDS} tables of {rows:,} × {WIDTH}"
         print(f"{name}, {tables}, {batch:,} rows: {theirs:,.0f} µs, {ours:,.0f} µs, {ratio:.2f}×")
 

@@ -10,7 +10,6 @@ times as fast ours are as the faster one of PyTorch's.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import statistics
 import time
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from bench.turns import seconds_of_each
 from lpfs import Budget, ProximalSGD, optim
 from lpfs.method.schedule import Constant
 from lpfs.models import DLRM
@@ -121,13 +121,9 @@ def compare(rows: int, batch: int, seconds: float) -> dict[str, list[float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=3.0)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    seconds = seconds_of_each(__doc__, 3.0)
     for rows, batch in itertools.product((1_000, 40_000), (32, 64, 128, 512, 4096)):
-        times = compare(rows, batch, options.seconds)
+        times = compare(rows, batch, seconds)
         medians = {name: statistics.median(each) for name, each in times.items()}
         best = min("a table for each", "one table", key=lambda name: medians[name])
         ratios = {
