@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +23,23 @@ def appearing(out: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             place.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def directory_appearing(directory: Path, scratch: Path) -> Iterator[Path]:
+    """A directory in `scratch`, on the same disk; it takes the wanted name once it is complete."""
+    with parents_made(directory):
+        place = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=scratch))
+        try:
+            yield place
+            place.chmod(0o755)
+            for path in (*place.iterdir(), place):
+                sync(path)
+            place.rename(directory)
+            sync(directory.parent)
+        except BaseException:
+            shutil.rmtree(place, ignore_errors=True)
+            raise
 
 
 @contextlib.contextmanager

@@ -40,7 +40,7 @@ def working_on(out: Path) -> Iterator[Path]:
     with parents_made(place):
         new = not place.exists()
         place.mkdir(exist_ok=True)
-        with _locked(place):
+        with locked(place):
             try:
                 yield place
             except BaseException:
@@ -51,7 +51,7 @@ def working_on(out: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _locked(place: Path) -> Iterator[None]:
+def locked(place: Path) -> Iterator[None]:
     """Keep other processes out for as long as this one lives."""
     if sys.platform == "win32":
         yield

@@ -32,6 +32,7 @@ PACKAGES = (
     "lpfs.models",
     "lpfs.baselines",
     "lpfs.run",
+    "lpfs.serving",
     "lpfs.sklearn",
     "lpfs_kernels",
 )

@@ -18,6 +18,7 @@ FLOORS = [
     ("lifecycle",),
     ("baselines",),
     ("run", "sklearn"),
+    ("serving",),
     ("experiment", "report"),
     ("cli",),
 ]

@@ -84,7 +84,7 @@ def predict(
     streams = str(out) == "-"
     if not streams:
         require_new_file(out, ".parquet", ".csv")
-    require_run(run, "model.json")
+    require_run(run, "model.json", "present")
     lists = separators(list_)
     require_data(data)
     from rich.console import Console

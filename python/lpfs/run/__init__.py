@@ -7,6 +7,7 @@ from lpfs.run.directory import (
     History,
     Illustrate,
     Summary,
+    Values,
     load_encoders,
     load_history,
     load_pretrained,
@@ -16,6 +17,7 @@ from lpfs.run.directory import (
 )
 from lpfs.run.replacing import Replacement, replaced_by
 from lpfs.run.scoring import Model, load_model
+from lpfs.run.version import Version, load_version, present
 
 __all__ = [
     "Cut",
@@ -26,11 +28,15 @@ __all__ = [
     "Model",
     "Replacement",
     "Summary",
+    "Values",
+    "Version",
     "load_encoders",
     "load_history",
     "load_model",
     "load_pretrained",
     "load_summary",
+    "load_version",
+    "present",
     "replaced_by",
     "save",
     "summarise",

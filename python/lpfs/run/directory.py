@@ -18,8 +18,6 @@ import contextlib
 import json
 import math
 import platform
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -35,7 +33,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 import lpfs
 from lpfs.data import Data, DataError, Encoder
 from lpfs.data.columns import Kind
-from lpfs.files import parents_made, sync
+from lpfs.files import directory_appearing
 from lpfs.lifecycle.curve import Judged
 from lpfs.lifecycle.pretrained import Pretrained
 from lpfs.lifecycle.selection import Scored, Selection
@@ -285,65 +283,74 @@ def save(
     history["loss"] = [selection.losses[int(step) - 1] for step in history["step"]]
     model = selection.model
     assert isinstance(model, Network)
-    config = {"model": name_of(model), **model.config()}
-    encoders = {encoder.name: encoder for encoder in data.encoders}
-    read = fields_read(model, [field.name for field in data.scaled])
-    with _appearing(directory, scratch or directory.parent) as place:
+    with directory_appearing(directory, scratch or directory.parent) as place:
         (place / "selection.json").write_text(summary.model_dump_json(indent=2) + "\n")
         pyarrow.parquet.write_table(pa.table(history), place / "history.parquet")
-        weights = {name: value.contiguous() for name, value in model.state_dict().items()}
-        (place / "model.safetensors").write_bytes(safetensors.torch.save(weights))
-        (place / "model.json").write_text(json.dumps(config, indent=2) + "\n")
+        write_model(place, model, data.encoders)
         selection.pretrained.write(place / "pretrained.safetensors")
-        (place / "encoders.json").write_bytes(
-            ENCODERS.dump_json([encoders[name] for name in read]) + b"\n"
-        )
         if illustrate is not None:
             illustrate(summary, history, place)
     return summary
 
 
+def write_model(place: Path, network: Network, encoders: Sequence[Encoder]) -> None:
+    """Write the files from which raw rows are scored: `model.json`, `model.safetensors` and
+    `encoders.json`, with those of the encoders whose fields the network reads.
+
+    Raises OSError, TypeError for a network without a name, KeyError for a field without encoder.
+    """
+    config = {"model": name_of(network), **network.config()}
+    weights = {name: value.contiguous() for name, value in network.state_dict().items()}
+    (place / "model.safetensors").write_bytes(safetensors.torch.save(weights))
+    (place / "model.json").write_text(json.dumps(config, indent=2) + "\n")
+    named = {encoder.name: encoder for encoder in encoders}
+    read = fields_read(network, [encoder.name for encoder in encoders if not encoder.cardinality])
+    (place / "encoders.json").write_bytes(
+        ENCODERS.dump_json([named[name] for name in read]) + b"\n"
+    )
+
+
 def load_summary(directory: str | Path) -> Summary:
     """Read `selection.json`. Raises DataError where there is none or it is not one."""
-    with _readable(directory, "selection.json") as path:
+    with readable(directory, "selection.json") as path:
         return Summary.model_validate_json(path.read_bytes())
 
 
 def load_history(directory: str | Path) -> dict[str, list[float]]:
     """The columns of `history.parquet`. Raises DataError."""
-    with _readable(directory, "history.parquet") as path:
+    with readable(directory, "history.parquet") as path:
         columns: dict[str, list[float]] = pa.parquet.read_table(path).to_pydict()
         return columns
 
 
 def load_network(directory: str | Path) -> Network:
     """The pruned and hot-started model of a run, without its optimiser. Raises DataError."""
-    with _readable(directory, "model.json") as path:
+    with readable(directory, "model.json") as path:
         config: dict[str, Any] = json.loads(path.read_bytes())
         name = config.pop("model")
         if name not in MODELS:
             raise ValueError(f"expected one of {', '.join(MODELS)}, got the model {name!r}")
         model = MODELS[name](**config)
-    with _readable(directory, "model.safetensors") as path:
+    with readable(directory, "model.safetensors") as path:
         model.load_state_dict(safetensors.torch.load_file(path))
     return model
 
 
 def load_pretrained(directory: str | Path) -> Pretrained:
     """The pre-trained model of a run, for `lpfs.select` to start from. Raises DataError."""
-    with _readable(directory, "pretrained.safetensors") as path:
+    with readable(directory, "pretrained.safetensors") as path:
         return Pretrained.read(path)
 
 
 def load_encoders(directory: str | Path) -> list[Encoder]:
     """The encoders of the fields that the model reads, in the order of its columns. Raises
     DataError."""
-    with _readable(directory, "encoders.json") as path:
+    with readable(directory, "encoders.json") as path:
         return ENCODERS.validate_json(path.read_bytes())
 
 
 @contextlib.contextmanager
-def _readable(directory: str | Path, name: str) -> Iterator[Path]:
+def readable(directory: str | Path, name: str) -> Iterator[Path]:
     """Around the reading of a file: whatever is wrong with it is a DataError that names it."""
     path = Path(directory) / name
     if not path.is_file():
@@ -365,20 +372,3 @@ def _readable(directory: str | Path, name: str) -> Iterator[Path]:
         safetensors.SafetensorError,
     ) as error:
         raise DataError(str(path), "cannot be read", str(error)[:200]) from error
-
-
-@contextlib.contextmanager
-def _appearing(directory: Path, scratch: Path) -> Iterator[Path]:
-    """A directory in `scratch`, which takes the wanted name once it is complete."""
-    with parents_made(directory):
-        place = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=scratch))
-        try:
-            yield place
-            place.chmod(0o755)
-            for path in (*place.iterdir(), place):
-                sync(path)
-            place.rename(directory)
-            sync(directory.parent)
-        except BaseException:
-            shutil.rmtree(place, ignore_errors=True)
-            raise

@@ -25,7 +25,8 @@ from lpfs.data.schema import Report
 from lpfs.data.stream import stream_with
 from lpfs.files import appearing
 from lpfs.lifecycle.training import Metrics, score
-from lpfs.run.directory import Summary, Values, load_encoders, load_network, load_summary
+from lpfs.run.directory import Summary, Values, load_encoders, load_network
+from lpfs.run.version import Version, load_record, present
 
 ROWS = 8192
 """Rows that are in the network at a time, unless another number is said."""
@@ -57,12 +58,15 @@ class Model:
     Made by `load_model`. Values that training did not see and missing ones are treated as there.
     """
 
-    def __init__(self, network: nn.Module, encoders: Sequence[Encoder], summary: Summary) -> None:
+    def __init__(
+        self, network: nn.Module, encoders: Sequence[Encoder], summary: Summary | Version
+    ) -> None:
         self.network = network.eval()
         """The pruned and hot-started network."""
         self.encoders = list(encoders)
         """Those of the fields that it reads, in the order of its columns."""
         self.summary = summary
+        """What the run, or the version, says of itself."""
 
     def predict(self, frame: Frame, *, batch_size: int = ROWS) -> NDArray[np.float64]:
         """The probability of a click for every row of a frame, `[rows]` float64.
@@ -118,14 +122,18 @@ class Model:
 
 
 def load_model(directory: str | Path, device: str | torch.device = "cpu") -> Model:
-    """The pruned and hot-started model of a run, which scores raw rows. Raises DataError.
+    """The model of a run, or the present one of those that were published; it scores raw rows.
 
     Args:
-        directory: of the run.
+        directory: of the run, of a version, or in which versions are published.
         device: where it computes.
+
+    Raises:
+        DataError: where there is none, or a file is not what it should be.
     """
+    directory = present(directory)
     network = load_network(directory).to(device)
-    return Model(network, load_encoders(directory), load_summary(directory))
+    return Model(network, load_encoders(directory), load_record(directory))
 
 
 def score_file(
@@ -145,7 +153,7 @@ def score_file(
     """Write the probability of a click for every row of a source.
 
     Args:
-        directory: of the run.
+        directory: as for `load_model`.
         source: as for `lpfs.data.load`.
         out: a Parquet or CSV file, by its name, with the columns `ids` and `probability` (float64),
             in the order of the rows. It appears whole or not at all. `-` is CSV on the standard
