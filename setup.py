@@ -47,6 +47,7 @@ extension = CppExtension(
         "csrc/gated_embedding.cpp",
         "csrc/gated_embedding_loops.cpp",
         "csrc/proximal_sgd.cpp",
+        "csrc/removal_costs.cpp",
         "csrc/row_steps.cpp",
         "csrc/row_steps_loops.cpp",
     ],

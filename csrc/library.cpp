@@ -58,6 +58,10 @@ STABLE_TORCH_LIBRARY_FRAGMENT(lpfs, library) {
       "Tensor lr, Tensor lam, Tensor? budget, float momentum, float dampening, bool nesterov, "
       "bool maximize, bool nonnegative=False) -> (Tensor live, Tensor lam)");
   library.def(
+      "removal_costs_(Tensor(a!) known, Tensor moments, Tensor x, Tensor epsilon, Tensor? scale, "
+      "Tensor? ungated, Tensor? field_of_unit, float horizon, bool mean, float loss_scale, "
+      "float per_row, int kind, float alpha, float tau) -> Tensor");
+  library.def(
       "rows_adagrad_(Tensor(a!)[] weights, Tensor(b!)[] sums, Tensor(c!)[] steps, Tensor[] rows, "
       "Tensor[] grads, Tensor lr, float lr_decay, float eps, float weight_decay, bool maximize) -> ()");
   library.def(

@@ -8,6 +8,7 @@ from .gated_linear import gated_linear
 from .launch import check_values
 from .proximal_sgd import proximal_sgd_
 from .reference import KINDS
+from .removal_costs import removal_costs_
 from .row_steps import rows_adagrad_, rows_adam_, rows_sgd_
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "gated_embedding_concat",
     "gated_linear",
     "proximal_sgd_",
+    "removal_costs_",
     "rows_adagrad_",
     "rows_adam_",
     "rows_sgd_",

@@ -231,6 +231,8 @@ class _Watched(torch.autograd.Function):
         scales = None if row_scale is None else row_scale[:rows]
         gates = x, ungated, moments.shape[1], gate_of_field, dead_rows, scales
         result = reference.moments(products, *gates, computed=living)
+        if 0 < len(some) < len(grad):
+            result.mul_(len(grad) / len(some))
         return grad, result, *[None] * 10
 
 
@@ -282,8 +284,8 @@ def gated_cross_linear(
             default. The others add nothing and get no gradient, neither their columns nor their
             gates, so that under LPFS++ none of them comes back before the next, longer list.
         moments: `[3, G]`, of x's dtype: gets sums of row products as its gradient, as in
-            `gated_concat`, but of the first rows alone, whose number is in it. Of pairs that are
-            not in `living` there are none.
+            `gated_concat`, but of the first rows alone, in proportion, as if they were of all. Of
+            pairs that are not in `living` there are none.
         gate_of_field: the column of moments of each pair, as in `gated_concat`.
         dead_rows: from how many of these rows moments of dead pairs are taken; default: all.
         row_scale: `[B]`: how many times the square of each row counts, as in `gated_concat`.

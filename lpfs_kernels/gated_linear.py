@@ -75,13 +75,41 @@ class _Gates(NamedTuple):
         return cast(Tensor, operator(fields, x, epsilon, widths or None, *rest))
 
 
+class _Watch(NamedTuple):
+    """Which moments are wanted, and from how many of the first rows."""
+
+    asked: Asked
+    rows: int | None
+
+    def of(self, chosen: Sequence[bool]) -> _Watch:
+        """Those of some of the fields."""
+        columns = self.asked.gate_of_field
+        kept = _of(range(len(chosen)) if columns is None else columns, chosen)
+        return self._replace(asked=self.asked._replace(gate_of_field=kept))
+
+    def some(self, batch: int) -> int:
+        return min(batch, batch // SHARE if self.rows is None else self.rows)
+
+
 class _Product(torch.autograd.Function):
     """e Ŵᵀ + b. Ŵ is made, and its gradient taken apart, below autograd: on a cache that the
-    product has emptied, a node of its own for Ŵ takes longer than Ŵ (bench/notes.md)."""
+    product has emptied, a node of its own for Ŵ takes longer than Ŵ (bench/notes.md).
+
+    The rows that are watched go backward as if `gated_concat` had come before the layer, through
+    columns without gates: their row products come of that, and no row is multiplied twice."""
 
     @staticmethod
     def forward(
-        packed: Tensor, weight: Tensor, bias: Tensor | None, widths: list[int], *gates: Any
+        packed: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        widths: list[int],
+        moments: Tensor | None,
+        gate_of_field: Sequence[int] | None,
+        dead_rows: Tensor | None,
+        row_scale: Tensor | None,
+        watched: int,
+        *gates: Any,
     ) -> tuple[Tensor, Tensor]:
         x, epsilon, *rest = gates
         operator = torch.ops.lpfs.gated_concat.default
@@ -92,10 +120,12 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        packed, weight, _, ctx.widths, x, epsilon, scale, ungated, *ctx.gate = inputs
+        packed, weight, _, ctx.widths, moments, ctx.gate_of_field, *rows, ctx.watched = inputs[:9]
+        x, epsilon, scale, ungated, *ctx.gate = inputs[9:]
         ctx.mark_non_differentiable(output[1])
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(packed, weight, x, epsilon, scale, ungated, output[1])
+        gates = x, epsilon, scale, ungated
+        ctx.save_for_backward(packed, weight, *gates, output[1], moments, *rows)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
@@ -106,18 +136,56 @@ class _Product(torch.autograd.Function):
 
 def _gradients(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad is None:
-        return (None,) * 11
-    packed, weight, x, epsilon, scale, ungated, columns = ctx.saved_tensors
-    wants_packed, wants_weight, wants_bias, _, wants_x, *_ = ctx.needs_input_grad
-    grad_packed = grad_weight = grad_x = None
+        return (None,) * 16
+    packed, weight, x, epsilon, scale, ungated, columns, *asked = ctx.saved_tensors
+    gates = x, epsilon, scale, ungated
+    wants_packed, wants_weight, wants_bias, _, wants_moments, *_ = ctx.needs_input_grad
+    wants_x = ctx.needs_input_grad[9]
+    grad_packed = grad_weight = grad_x = moments = None
     # What is large comes last: until then the cache holds what the others read.
     if wants_weight or wants_x:
         into = grad.t().mm(packed)
-        grad_weight, grad_x = _apart(ctx, into, weight, x, epsilon, scale, ungated)
+        grad_weight, grad_x = _apart(ctx, into, weight, *gates)
     grad_bias = grad.sum(0) if wants_bias else None
-    if wants_packed:
+    watched = ctx.watched if wants_moments else 0
+    if wants_moments:
+        first, _, moments = _through_gates(ctx, grad, watched, [packed], weight, gates, *asked)
+    if wants_packed and not watched:
         grad_packed = grad.mm(columns)
-    return grad_packed, grad_weight, grad_bias, None, grad_x, *[None] * 6
+    elif wants_packed and watched == len(grad):
+        grad_packed = first
+    elif wants_packed:
+        grad_packed = grad.new_empty(packed.shape)
+        grad_packed[:watched] = first
+        torch.mm(grad[watched:], columns, out=grad_packed[watched:])
+    return grad_packed, grad_weight, grad_bias, None, moments, *[None] * 4, grad_x, *[None] * 6
+
+
+def _through_gates(
+    ctx: Any,
+    grad: Tensor,
+    rows: int,
+    fields: Sequence[Tensor],
+    weight: Tensor,
+    gates: Sequence[Tensor | None],
+    moments: Tensor,
+    dead_rows: Tensor | None,
+    row_scale: Tensor | None,
+) -> list[Tensor]:
+    """Gradients of the first rows of the fields and of their gates, and their moments, in
+    proportion: what `gated_concat` before the layer would make of them."""
+    some = [field[:rows] for field in fields]
+    dtype = reduce(torch.promote_types, (field.dtype for field in some))
+    upstream = grad[:rows].to(weight.dtype).mm(weight).to(dtype)
+    x, epsilon, scale, ungated = gates
+    scales = None if row_scale is None else row_scale[:rows]
+    call = upstream, [field.to(dtype) for field in some], x, epsilon, ctx.widths, scale, ungated
+    asked = moments, ctx.gate_of_field, dead_rows, scales
+    operator = torch.ops.lpfs.gated_concat_backward.moments
+    gradients = cast(list[Tensor], below_autograd(operator, *call, *asked, *ctx.gate))
+    if 0 < rows < len(grad):
+        gradients[-1].mul_(len(grad) / rows)
+    return gradients
 
 
 def _apart(ctx: Any, into: Tensor, weight: Tensor, *gates: Any) -> tuple[Tensor, Tensor]:
@@ -165,7 +233,7 @@ class _Watched(torch.autograd.Function):
         gate_of_field: Sequence[int] | None,
         dead_rows: Tensor | None,
         row_scale: Tensor | None,
-        rows: int | None,
+        watched: int,
         weight: Tensor,
         widths: Sequence[int] | None,
         *gates_and_fields: Any,
@@ -174,7 +242,7 @@ class _Watched(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, moments, ctx.gate_of_field, *rows, ctx.rows, weight, ctx.widths = inputs[:8]
+        _, moments, ctx.gate_of_field, *rows, ctx.watched, weight, ctx.widths = inputs[:8]
         x, epsilon, scale, ungated, *ctx.gate = inputs[8:15]
         ctx.save_for_backward(moments, *rows, weight, x, epsilon, scale, ungated, *inputs[15:])
 
@@ -182,16 +250,8 @@ class _Watched(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         moments, dead_rows, row_scale, weight, *gates = ctx.saved_tensors[:8]
-        fields, (x, epsilon, scale, ungated) = ctx.saved_tensors[8:], gates
-        rows = len(grad) // SHARE if ctx.rows is None else ctx.rows
-        some = [field[:rows] for field in fields]
-        dtype = reduce(torch.promote_types, (field.dtype for field in some))
-        upstream = (grad[:rows].to(weight.dtype) @ weight).to(dtype)
-        scales = None if row_scale is None else row_scale[:rows]
-        asked = moments, ctx.gate_of_field, dead_rows, scales
-        call = upstream, [field.to(dtype) for field in some], x, epsilon, ctx.widths, scale, ungated
-        operator = torch.ops.lpfs.gated_concat_backward.moments
-        *_, own = below_autograd(operator, *call, *asked, *ctx.gate)
+        fields, rows = ctx.saved_tensors[8:], (dead_rows, row_scale)
+        *_, own = _through_gates(ctx, grad, ctx.watched, fields, weight, gates, moments, *rows)
         return grad, own, *[None] * (13 + len(fields))
 
 
@@ -292,9 +352,9 @@ def gated_linear(
         revive: whether the gates of the others get their gradient all the same, which under LPFS++
             may bring them back.
         moments: `[3, G]`, of x's dtype: gets sums of row products as its gradient, as in
-            `gated_concat`, but of the first rows alone: there is no pass over the batch in which
-            they would cost nothing. Their number is in it. Of fields that are neither in `living`
-            nor given, there are none.
+            `gated_concat`, but of the first rows alone, in proportion, as if they were of all:
+            there is no pass over the batch in which they would cost nothing. Of fields that are
+            neither in `living` nor given, there are none.
         gate_of_field: the column of moments of each field, as in `gated_concat`.
         dead_rows: from how many of these rows moments of dead fields are taken; default: all.
         row_scale: `[B]`: how many times the square of each row counts, as in `gated_concat`.
@@ -318,21 +378,17 @@ def gated_linear(
     if kind not in reference.KINDS:
         fault(OPERATOR, "kind", f"be one of {reference.KINDS}", repr(kind))
     gates = _Gates(x, epsilon, scale, ungated, reference.KINDS.index(kind), alpha, tau)
-    asked = None
+    watch = None
     if moments is not None:
         asked = Asked(moments, gate_of_field, dead_rows, row_scale)
         rows = embeddings[0].shape[0] if embeddings else 0
         check_moments(OPERATOR, asked, x, rows, "field")
         if moment_rows is not None and moment_rows < 0:
             fault(OPERATOR, "moment_rows", "be at least 0", moment_rows)
+        if moments.requires_grad:
+            watch = _Watch(asked, moment_rows)
     try:
-        if living is None:
-            y = F.linear(gates.concat(embeddings, widths), weight, bias)
-        else:
-            y = _linear(embeddings, weight, bias, widths, gates, living, revive)
-        if asked is None or not asked.moments.requires_grad:
-            return y
-        return _watch(y, embeddings, weight, list(widths), gates, living, asked, moment_rows)
+        return _linear(embeddings, weight, bias, list(widths), gates, living, revive, watch)
     except (RuntimeError, ValueError, TypeError):
         # What it is made of finds faults too, and calls them by other names.
         _check(embeddings, weight, bias, widths, gates, living)
@@ -343,76 +399,72 @@ def _linear(
     embeddings: Sequence[Tensor],
     weight: Tensor,
     bias: Tensor | None,
-    widths: Sequence[int],
+    widths: list[int],
     gates: _Gates,
-    living: Sequence[int],
+    living: Sequence[int] | None,
     revive: bool,
+    watch: _Watch | None,
 ) -> Tensor:
+    if living is None:
+        y = F.linear(gates.concat(embeddings, widths), weight, bias)
+        return _watched(y, embeddings, weight, widths, gates, watch)
     packed, first = bool(widths), embeddings[0]
-    widths = list(widths) if packed else [field.shape[1] for field in embeddings]
-    alive = _chosen(living, len(widths))
+    own = widths if packed else [field.shape[1] for field in embeddings]
+    alive = _chosen(living, len(own))
     if all(alive):
         if packed:
-            return _product(first, weight, bias, widths, gates)
-        return F.linear(gates.concat(embeddings), weight, bias)
+            return _product(first, weight, bias, widths, gates, watch)
+        y = F.linear(gates.concat(embeddings), weight, bias)
+        return _watched(y, embeddings, weight, widths, gates, watch)
 
     dead = [not a for a in alive]
-    held = first.shape[1] == sum(widths) if packed else True
+    held = first.shape[1] == sum(own) if packed else True
     revives = revive and reference.revives(reference.KINDS[gates.kind], gates.alpha)
     if revives and not held:
-        required = f"have the {sum(widths)} columns of all fields where they may revive"
+        required = f"have the {sum(own)} columns of all fields where they may revive"
         fault(OPERATOR, "embeddings[0]", required, first.shape[1])
-    if packed and held and not revives and _may_stay(first, widths, dead):
+    watches_dead = watch is not None and held and not _is_none(watch.asked.dead_rows)
+    if packed and held and not revives and _may_stay(first, own, dead):
         factor = torch.tensor(alive, dtype=gates.x.dtype)
         scale = factor if gates.scale is None else factor * gates.scale
-        return _product(first, weight, bias, widths, gates._replace(scale=scale))
+        return _product(first, weight, bias, own, gates._replace(scale=scale), watch)
 
-    columns = _select(weight, widths, alive)
+    columns = _select(weight, own, alive)
+    some, of_living = gates.of(alive), None if watch is None else watch.of(alive)
     if not any(alive):
         # Nothing, but a function of x: its gradient is zero and not missing.
-        y = F.linear(first[:, :0], gates.concat([weight], widths)[:, :0], bias)
+        y = F.linear(first[:, :0], gates.concat([weight], own)[:, :0], bias)
+        of_living = None
     elif packed:
-        fields = _select(first, widths, alive) if held else first
-        y = _product(fields, columns, bias, _of(widths, alive), gates.of(alive))
+        fields = _select(first, own, alive) if held else first
+        together = None if watches_dead else of_living
+        y = _product(fields, columns, bias, _of(own, alive), some, together)
     else:
-        y = F.linear(gates.of(alive).concat(_of(embeddings, alive)), columns, bias)
+        listed = _of(embeddings, alive)
+        y = F.linear(some.concat(listed), columns, bias)
+        y = y if watches_dead else _watched(y, listed, columns, [], some, of_living)
+    if watches_dead:
+        y = _watched(y, embeddings, weight, widths, gates, watch)
     if not revives:
         return y
     with torch.no_grad():
-        unread = _select(first, widths, dead) if packed else torch.cat(_of(embeddings, dead), 1)
-        columns, own = _select(weight, widths, dead), _of(widths, dead)
+        unread = _select(first, own, dead) if packed else torch.cat(_of(embeddings, dead), 1)
+        columns, own = _select(weight, own, dead), _of(own, dead)
     return cast(Tensor, apply_as_given(_Revival, y, unread, columns, own, *gates.of(dead)))
 
 
-def _watch(
+def _watched(
     y: Tensor,
     embeddings: Sequence[Tensor],
     weight: Tensor,
     widths: list[int],
     gates: _Gates,
-    living: Sequence[int] | None,
-    asked: Asked,
-    rows: int | None,
+    watch: _Watch | None,
 ) -> Tensor:
-    """y, with moments of the fields whose embeddings are there."""
-    if living is not None and len(living) < len(gates.x):
-        own = widths or [field.shape[1] for field in embeddings]
-        alive = _chosen(living, len(own))
-        held = not widths or embeddings[0].shape[1] == sum(own)
-        if not held or _is_none(asked.dead_rows):
-            with torch.no_grad():
-                weight = _select(weight, own, alive)
-                if not widths:
-                    embeddings = _of(embeddings, alive)
-                elif held:
-                    embeddings = [_select(embeddings[0], own, alive)]
-            widths = _of(widths, alive) if widths else []
-            columns = range(len(alive)) if asked.gate_of_field is None else asked.gate_of_field
-            asked = asked._replace(gate_of_field=_of(list(columns), alive))
-            gates = gates.of(alive)
-            if not any(alive):
-                return y
-    call = y, *asked, rows, weight, widths or None, *gates
+    """y, which leaves the moments of these fields backward."""
+    if watch is None:
+        return y
+    call = y, *watch.asked, watch.some(len(y)), weight, widths or None, *gates
     return cast(Tensor, apply_as_given(_Watched, *call, *embeddings))
 
 
@@ -436,7 +488,12 @@ def _chosen(living: Sequence[int], fields: int) -> list[bool]:
 
 
 def _product(
-    packed: Tensor, weight: Tensor, bias: Tensor | None, widths: list[int], gates: _Gates
+    packed: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    widths: list[int],
+    gates: _Gates,
+    watch: _Watch | None,
 ) -> Tensor:
     """e Ŵᵀ + b, as `_Product` where nobody wants to see what it is made of."""
     if (
@@ -444,8 +501,11 @@ def _product(
         or torch._C._are_functorch_transforms_active()
         or torch.is_autocast_enabled(packed.device.type)
     ):
-        return F.linear(packed, gates.concat([weight], widths), bias)
-    y, _ = apply_as_given(_Product, packed, weight, bias, widths, *gates)
+        y = F.linear(packed, gates.concat([weight], widths), bias)
+        return _watched(y, [packed], weight, widths, gates, watch)
+    asked = (None,) * 4 if watch is None else watch.asked
+    watched = 0 if watch is None else watch.some(len(packed))
+    y, _ = apply_as_given(_Product, packed, weight, bias, widths, *asked, watched, *gates)
     return cast(Tensor, y)
 
 

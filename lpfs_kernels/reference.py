@@ -599,6 +599,66 @@ def proximal_sgd_(
     return live, torch.where(lr == 0, lr, threshold / (2 * lr))
 
 
+RECENT = 0.95
+"""What a step leaves of the recent sums of `removal_costs_`: those of about twenty steps."""
+
+
+def removal_costs_(
+    known: Tensor,
+    moments: Tensor,
+    x: Tensor,
+    epsilon: Tensor,
+    scale: Tensor | None = None,
+    ungated: Tensor | None = None,
+    field_of_unit: Tensor | None = None,
+    *,
+    horizon: float,
+    mean: bool = True,
+    loss_scale: float = 1.0,
+    per_row: float = 1.0,
+    kind: str = "lpfs++",
+    alpha: float = 10.0,
+    tau: float = 2.0,
+) -> Tensor:
+    """What the removal of every unit would cost, of the moments `[3, U]` that a step's passes
+    backward have left, into what is `known` `[8, U]` of it; unit u has the factor φ of field
+    `field_of_unit[u]`. With w = max(φ, 1), m and q the means over rows of s = ∂ℓ/∂φ and of s²,
+
+        c  =  w · ((φ − w/2) · q − m)
+
+    A step's loss is the mean over its rows, as many as the unit has that was watched in most, or
+    their `sum`, times `loss_scale`. Where c is finite, known sums forget a part and get what is
+    new: of the recent steps, which keep `RECENT`, weights, costs, φ·m and φ²·q; of the horizon's,
+    which keep 1 − 1/horizon, weights, squared weights, costs and squared costs.
+
+    Returns `[3, U]`: c, or its recent mean where it is not finite; that mean, 0 of nothing; and the
+    Newton step of log φ towards a smaller loss, held to ±1.
+
+    >>> known, moments = torch.zeros(8, 1), torch.tensor([[-0.2], [0.02], [4.0]])
+    >>> x, epsilon = torch.tensor([1.0]), torch.tensor(1.0)
+    >>> removal_costs_(known, moments, x, epsilon, 2 / x, horizon=10.0, kind="lpfs").flatten()
+    tensor([0.2400, 0.2400, 1.0000])
+    """
+    rows = moments[2]
+    of_row = torch.cat([rows, rows.new_zeros(1)]).max() / loss_scale if mean else 1 / loss_scale
+    factors, _ = _factors(x, epsilon, scale, ungated, kind, alpha, tau)
+    factor = factors if field_of_unit is None else factors[field_of_unit]
+    slope, curvature = of_row * (moments[0] / rows), of_row**2 * (moments[1] / rows)
+    whole = factor.clamp(min=1)
+    costs = per_row * whole * ((factor - whole / 2) * curvature - slope)
+    heard = costs.isfinite()
+    one, keep = torch.ones_like(costs), 1 - 1 / horizon
+    new = torch.stack(
+        [one, costs, factor * slope, factor**2 * curvature, one, one, costs, costs * costs]
+    )
+    forget = known.new_tensor([RECENT] * 4 + [keep, keep * keep, keep, keep])
+    # What a unit is not heard in does not age what is known of it.
+    known.copy_(torch.where(heard, known * forget[:, None] + new, known))
+    recent = known[1] / known[0].clamp(min=1)
+    newton = -(known[2] / known[3].clamp(min=1e-30)).clamp(-1, 1)
+    return torch.stack([torch.where(heard, costs, recent), recent, newton])
+
+
 def rows_adagrad_(
     weights: Sequence[Tensor],
     sums: Sequence[Tensor],

@@ -479,7 +479,7 @@ def test_faults_of_backward(wrong: dict[str, Any], message: str) -> None:
 def test_linear(
     packed: bool, living: tuple[int, ...] | None, dead_rows: Tensor | None, shared: bool
 ) -> None:
-    """What `gated_concat` before the layer would give in the first rows."""
+    """What `gated_concat` before the layer would give in the first rows, as if they were all."""
     call = replace(a_call(80, [3, 1, 2, 4], torch.float64, packed), kind=0)
     x = torch.tensor([0.7, 0.0, -0.3, 1.0], dtype=torch.float64)
     weight = torch.randn(5, 10, dtype=torch.float64)
@@ -503,14 +503,36 @@ def test_linear(
         own = None if scales is None else scales[:taken]
         options = call.widths, None, columns, asked["gate_of_field"], dead_rows, own
         want = reference.gated_concat_moments(c[:taken] @ weight, some, x, *options)
-        torch.testing.assert_close(moments.grad, want)
+        torch.testing.assert_close(moments.grad, want * (80 / taken))
+
+
+@pytest.mark.parametrize("rows", [None, 0, 7, 80, 100])
+@pytest.mark.parametrize("living", [(0, 1, 2, 3), (0, 2, 3)])
+@pytest.mark.parametrize("packed", [False, True])
+def test_gradients_of_a_watched_linear(
+    packed: bool, living: tuple[int, ...], rows: int | None
+) -> None:
+    """In fp64, where rows that are watched and others differ by rounding alone."""
+    call = replace(a_call(80, [3, 1, 2, 4], torch.float64, packed), kind=0)
+    x = torch.tensor([0.7, 0.0, -0.3, 1.0], dtype=torch.float64)
+    leaves = [*call.embeddings, x, torch.randn(5, 10).double(), torch.randn(5).double()]
+    c = torch.randn(80, 5, dtype=torch.float64)
+    moments = torch.zeros(3, 4, dtype=torch.float64, requires_grad=True)
+    gradients = []
+    for asked in ({}, {"moments": moments, "moment_rows": rows}):
+        *embeddings, own, weight, bias = leaves = [a.detach().requires_grad_() for a in leaves]
+        data = embeddings, own, call.epsilon, weight, bias, call.widths
+        y = lpfs_kernels.gated_linear(*data, living=living, kind="lpfs", **asked)
+        gradients.append(torch.autograd.grad(y, leaves, c, allow_unused=True))
+    torch.testing.assert_close(gradients[1], gradients[0])
 
 
 @pytest.mark.parametrize("dead_rows", [None, torch.tensor(2)])
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("living", [None, torch.tensor([0, 1, 3, 5])])
 def test_cross_linear(dead_rows: Tensor | None, shared: bool, living: Tensor | None) -> None:
-    """What `gated_cross_concat` before the layer would give in the first rows."""
+    """What `gated_cross_concat` before the layer would give in the first rows, as if they were
+    all."""
     call = replace(a_cross_call(80, 3, 2, torch.float64), kind=0)
     x = torch.tensor([0.7, 0.5, 0.0, -0.3, 0.0, 1.0], dtype=torch.float64)
     weight = torch.randn(5, 12, dtype=torch.float64)
@@ -542,5 +564,5 @@ def test_cross_linear(dead_rows: Tensor | None, shared: bool, living: Tensor | N
     counts = torch.zeros(7, gates).index_add(1, owner, taken.float()).count_nonzero(0)
     times = scales[:7, None] if shared else torch.ones(7, 1)
     squares = (of_gates.square() * times).sum(0)
-    want = torch.stack([of_gates.sum(0), squares, counts.double()])
+    want = torch.stack([of_gates.sum(0), squares, counts.double()]) * (80 / 7)
     torch.testing.assert_close(moments.grad, want)

@@ -89,8 +89,8 @@ class AttachedGate(FeatureGate):
         super().set_epsilon(epsilon)
         self._forget()
 
-    def _refresh_scale(self) -> None:
-        super()._refresh_scale()
+    def _amplify_scale(self) -> None:
+        super()._amplify_scale()
         self._forget()
 
     def begin(self) -> None:

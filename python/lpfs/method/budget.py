@@ -208,13 +208,15 @@ class Budget(Plan):
             self._hold_number(x)
         else:
             self._hold_total(x)
-        self._was_alive = x != 0
+            self._was_alive = x != 0
 
     def _hold_number(self, x: Tensor) -> None:
         alive = x != 0
-        back = alive & ~self._was_alive
         # Looking would wait for a GPU, but saves the CPU the rest.
         looks = not x.is_cuda
+        if looks and torch.equal(alive, self._was_alive):
+            return
+        back = alive & ~self._was_alive
         if not looks or back.any():
             room = torch.maximum(self._bound, self._was_alive.sum()) - (alive & ~back).sum()
             rank = x.abs().masked_fill(~back, -1.0).argsort(descending=True, stable=True).argsort()
@@ -227,6 +229,8 @@ class Budget(Plan):
             worth = self.costs.recent()[: len(x)].masked_fill(alive, -math.inf) / self._prices
             chosen = ~alive & (worth.argsort(descending=True, stable=True).argsort() < missing)
             x.copy_(torch.where(chosen, self.gate.epsilon.sqrt(), x))
+            alive = x != 0
+        self._was_alive = alive
 
     def _hold_total(self, x: Tensor) -> None:
         """Shrink what cannot be afforded after the larger x are paid for; waits for the device."""

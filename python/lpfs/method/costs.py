@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lpfs.method.gate import FeatureGate
+from lpfs_kernels import removal_costs_
 
 Reduction = Literal["mean", "sum"]
 
@@ -21,10 +22,6 @@ class Cost:
 
     nats: float
     error: float
-
-
-RECENT = 0.95
-"""What a step leaves of the recent mean: that of about twenty steps."""
 
 
 class RemovalCosts:
@@ -77,13 +74,10 @@ class RemovalCosts:
         per such row over nats per row of a step."""
         gate.watch()
         assert gate.moments is not None
-        like, keep = gate.moments.detach(), 1 - 1 / horizon
+        like = gate.moments.detach()
         self.known = like.new_zeros(8, like.shape[1])
-        """Per unit, weighted sums over the steps. Of the recent ones: weights, costs, and slope and
-        curvature of the loss by the logarithm of the factor. Of the horizon's: weights, squared
-        weights, costs, squared costs."""
-        forget = [RECENT] * 4 + [keep, keep * keep, keep, keep]
-        self._forget = like.new_tensor(forget)[:, None]
+        """Per unit, weighted sums over the steps, see `lpfs_kernels.removal_costs_`."""
+        self._found = torch.zeros_like(like)
 
     @torch.no_grad()
     def take(self) -> Tensor | None:
@@ -95,27 +89,25 @@ class RemovalCosts:
         moments, gate.moments.grad = gate.moments.grad, None
         if moments is None:
             return None
-        moments = self._over_processes(moments)
-        rows = moments[2]
-        # Living units are watched in every row.
-        scale = self.loss_scale() if callable(self.loss_scale) else self.loss_scale
-        of_row = rows.max() / scale if self.reduction == "mean" else 1 / scale
-        mean, square = moments[:2] / rows
-        factor = gate.factors_of_units()
-        slope, curvature = of_row * mean, of_row**2 * square
-        whole = factor.clamp(min=1)
-        costs = self.per_row * whole * ((factor - whole / 2) * curvature - slope)
-        heard = costs.isfinite()
-        one, logarithmic = torch.ones_like(costs), (factor * slope, factor**2 * curvature)
-        new = torch.stack([one, costs, *logarithmic, one, one, costs, costs * costs])
-        # What a unit is not heard in does not age what is known of it.
-        known = torch.where(heard, self.known * self._forget + new, self.known)
-        self.known.copy_(known)
-        return torch.where(heard, costs, self.recent())
+        self._found = removal_costs_(
+            self.known,
+            self._over_processes(moments),
+            gate.x_of_fields(),
+            gate.epsilon,
+            gate.scale,
+            gate.ungated,
+            gate.first_of_unit,
+            horizon=self.horizon,
+            mean=self.reduction == "mean",
+            loss_scale=self.loss_scale() if callable(self.loss_scale) else self.loss_scale,
+            per_row=self.per_row,
+            **gate.formula,
+        )
+        return self._found[0]
 
     def recent(self) -> Tensor:
         """The mean of about the last twenty steps, `[units]`; 0 where nothing was heard yet."""
-        return self.known[1] / self.known[0].clamp(min=1)
+        return self._found[1]
 
     def newton(self) -> Tensor:
         """The Newton step towards a better factor, `[units]`: of its logarithm, held to ±1.
@@ -123,8 +115,7 @@ class RemovalCosts:
         On rows that the weights have not seen, a slope below zero says that what is behind the
         factor is still too small, one above zero that it has learnt its rows by heart.
         """
-        _, _, slope, curvature = self.known[:4].unbind()
-        return -(slope / curvature.clamp(min=1e-30)).clamp(-1, 1)
+        return self._found[2]
 
     def of_fields(self) -> dict[str, Cost]:
         """Field → mean cost over the horizon and its standard error, from how costs vary between
@@ -135,11 +126,12 @@ class RemovalCosts:
 
     def state_dict(self) -> dict[str, Tensor]:
         """What was heard so far."""
-        return {"known": self.known}
+        return {"known": self.known, "found": self._found}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Go on from what `state_dict` returned, with a gate over the same fields."""
         self.known.copy_(state["known"])
+        self._found = state["found"].to(self.known).clone()
 
     def _over_processes(self, moments: Tensor) -> Tensor:
         """The sums over all processes, in the same order everywhere."""

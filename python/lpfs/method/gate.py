@@ -17,7 +17,7 @@ EPSILON_START = 0.1
 """ε before the first step (section 4.9), as it stands in LPFS's formula."""
 EVERY = slice(None)
 ALL_ROWS = 2**62
-FEWEST_ROWS, SHARE_OF_ROWS = 32, 16
+FEWEST_ROWS, SHARE_OF_ROWS = 128, 16
 """Of how many rows of a batch `FeatureGate.asked_of_some` takes moments."""
 AMPLITUDES = 0.25, 4.0
 """Within which amplitudes are held."""
@@ -61,6 +61,7 @@ class FeatureGate(nn.Module):
     start: Tensor
     rms: Tensor
     amplitude: Tensor
+    unamplified: Tensor
     scale: Tensor
     rescaled: Tensor
     ungated: Tensor | None
@@ -134,6 +135,7 @@ class FeatureGate(nn.Module):
         self.register_buffer(
             "rescaled", torch.tensor([n in rescale for n in names]), persistent=False
         )
+        self.register_buffer("unamplified", torch.ones(len(names)), persistent=False)
         self.register_buffer("scale", torch.ones(len(names)), persistent=False)
         self._refresh_scale()
         self.register_load_state_dict_pre_hook(  # type: ignore[no-untyped-call]
@@ -166,7 +168,7 @@ class FeatureGate(nn.Module):
             scale,
             ungated,
             **self.asked(fields),
-            **self._shape,
+            **self.formula,
         )
         return back(gated)
 
@@ -188,7 +190,7 @@ class FeatureGate(nn.Module):
             living=self._living_now(),
             revive=self._listens,
             **self.asked_of_some(len(embeddings if packed else embeddings[0])),
-            **self._shape,
+            **self.formula,
         )
 
     def embedding(
@@ -205,11 +207,12 @@ class FeatureGate(nn.Module):
         check of `lpfs_kernels.gated_embedding_concat`."""
         x, scale, ungated = self._of(fields)
         gates = x, self.epsilon, scale, ungated
-        options = {"sparse": table.sparse} | lookup | self.asked(fields) | self._shape
+        options = {"sparse": table.sparse} | lookup | self.asked(fields) | self.formula
         return gated_embedding_concat(table.weight, codes, offsets, *gates, **options)
 
     @property
-    def _shape(self) -> dict[str, Any]:
+    def formula(self) -> dict[str, Any]:
+        """What g is, as operators take it."""
         return {"kind": self.kind, "alpha": self.alpha, "tau": self.tau}
 
     def _of(self, fields: slice) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -266,9 +269,7 @@ class FeatureGate(nn.Module):
         rows; in proportion, as if they were of all."""
         asked = self.asked()
         if asked:
-            rows = min(batch, max(FEWEST_ROWS, batch // SHARE_OF_ROWS))
-            asked["moment_rows"] = rows
-            asked["moments"] = asked["moments"] * (batch / max(rows, 1))
+            asked["moment_rows"] = min(batch, max(FEWEST_ROWS, batch // SHARE_OF_ROWS))
         return asked
 
     def asked(self, fields: slice = EVERY) -> dict[str, Any]:
@@ -371,7 +372,7 @@ class FeatureGate(nn.Module):
     def amplify(self, by: Tensor) -> None:
         """Multiply every gate's amplitude by a factor, `[gates]`, and hold it to `AMPLITUDES`."""
         self.amplitude.mul_(by).clamp_(*AMPLITUDES)
-        self._refresh_scale()
+        self._amplify_scale()
 
     @torch.no_grad()
     def update_rescale(self, due: Tensor | bool = True) -> None:
@@ -393,8 +394,14 @@ class FeatureGate(nn.Module):
     @torch.no_grad()
     def _refresh_scale(self) -> None:
         scale = torch.where(self.rescaled, 1 / (self.start * self.rms), 1 / self.start)
+        self.unamplified.copy_(scale)
+        self._amplify_scale()
+
+    def _amplify_scale(self) -> None:
         amplitude = self.amplitude
-        scale = scale * (amplitude if self.gate_of_field is None else amplitude[self.gate_of_field])
+        if self.gate_of_field is not None:
+            amplitude = amplitude[self.gate_of_field]
+        scale = self.unamplified * amplitude
         if self.ungated is not None:
             scale = torch.where(self.ungated, 1.0, scale)
         self.scale.copy_(scale)

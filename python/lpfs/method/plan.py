@@ -94,6 +94,8 @@ class Plan:
         for step in (rows[:, 0] > 0).logical_not().nonzero()[:1]:
             raise ValueError(f"epsilon must be positive, its schedule has {rows[step, 0].item()}")
         rows[:, 0] = epsilon_for_kind(gate.kind, rows[:, 0])
+        if costs is not None:
+            rows[:, 2] = _bounded(rows[:, 1], rows[:, 2], rows[:, 3])
         self._settings = rows.to(gate.x)
         if budget is not None and counts:
             optimizer.set_budget(len(gate.members))
@@ -189,17 +191,24 @@ class Plan:
     def _apply(self) -> None:
         step = self._taken.clamp(max=self.steps - 1)
         epsilon, lr, lam, threshold, budget = self._settings.index_select(0, step)[0].unbind()
-        self.gate.epsilon.copy_(epsilon)
+        group = self.optimizer.param_groups[0]
+        moved = [self.gate.epsilon, group["lr"], group["lam"], self._bound]
         if self._rescales:
             refresh_every = max(1, self.steps // self.RESCALES)
             due = self._taken <= self.RESCALE_UNTIL * self.steps
             due = (due & (self._taken % refresh_every == 0))[0]
             # Looking would wait for a GPU, but saves the CPU most of the work.
             if due.is_cuda or due:
+                self.gate.epsilon.copy_(epsilon)
                 self.gate.update_rescale(due)
-        group = self.optimizer.param_groups[0]
-        group["lr"].copy_(lr if self.costs is not None else lr * self.gate.rms)
-        group["lam"].copy_(torch.minimum(lam, threshold / (2 * group["lr"])))
-        self._bound.copy_(budget)
+        if self.costs is None:
+            lr = lr * self.gate.rms
+            lam = _bounded(lr, lam, threshold)
+        torch._foreach_copy_(moved, [epsilon, lr, lam, budget])
         if group["budget"] is not None:
             group["budget"].copy_(budget)
+
+
+def _bounded(lr: Tensor, lam: Tensor, threshold: Tensor) -> Tensor:
+    """λ, with which a gate falls by no more than a threshold in a step."""
+    return torch.minimum(lam, threshold / (2 * lr))

@@ -64,9 +64,9 @@ class Trajectory:
     def record(self, lr: Tensor, lam: Tensor) -> None:
         """Note the state after a step that ran with the gate's present ε and these λ and η."""
         gate = self.gate
-        costs = [] if self.costs is None else [self.costs.known.flatten()]
-        moving = torch.stack([gate.epsilon, lam, lr, gate.rms])
-        row = torch.cat([moving, gate.x, gate.amplitude, *costs])
+        costs = [] if self.costs is None else [self.costs.known.view(-1)]
+        moving = [value.view(1) for value in (gate.epsilon, lam, lr, gate.rms)]
+        row = torch.cat([*moving, gate.x, gate.amplitude, *costs])
         self._buffer.index_copy_(0, self._recorded % self.BUFFERED, row[None])
         self._recorded += 1
         self._calls += 1
