@@ -91,7 +91,7 @@ def _check_values(x: Tensor, epsilon: Tensor, field_of_unit: Tensor | None) -> N
 @jit_for_any("units", "moment_stride", "unit_stride")
 def _kernel(
     known,
-    moments,
+    of_step,
     x,
     epsilon,
     scale,
@@ -120,9 +120,9 @@ def _kernel(
         most = tl.zeros([BLOCK], DTYPE)
         for start in range(0, units, BLOCK):
             u = start + tl.arange(0, BLOCK)
-            rows = moments + 2 * moment_stride + u * unit_stride
-            most = tl.maximum(most, tl.load(rows, mask=u < units, other=0.0))
-        of_row = divide(tl.max(most, 0), tl.full((), loss_scale, DTYPE))
+            rows = of_step + 2 * moment_stride + u * unit_stride
+            most = _larger(most, tl.load(rows, mask=u < units, other=0.0))
+        of_row = divide(tl.reduce(most, 0, _larger), tl.full((), loss_scale, DTYPE))
     keep = tl.full((), keep, DTYPE)
 
     for start in range(0, units, BLOCK):
@@ -136,7 +136,7 @@ def _kernel(
             factor = tl.where(tl.load(ungated + field, mask=inside, other=0) != 0, one, factor)
         if scale is not None:
             factor *= tl.load(scale + field, mask=inside, other=1.0)
-        place = moments + u * unit_stride
+        place = of_step + u * unit_stride
         rows = tl.load(place + 2 * moment_stride, mask=inside, other=1.0)
         slope = of_row * divide(tl.load(place, mask=inside, other=0.0), rows)
         square = divide(tl.load(place + moment_stride, mask=inside, other=0.0), rows)
@@ -157,13 +157,18 @@ def _kernel(
         _sum(sums + 6 * units, inside, keep, cost, heard)
         _sum(sums + 7 * units, inside, keep, cost * cost, heard)
 
-        recent = divide(recent, tl.maximum(weight, one))
+        recent = divide(recent, _larger(weight, one))
         least = tl.full((), 1e-30, DTYPE)
-        newton = divide(slopes, tl.maximum(curvatures, least))
-        newton = -tl.minimum(tl.maximum(newton, -one), one)
+        newton = divide(slopes, _larger(curvatures, least))
+        newton = tl.where(newton > 1, -one, tl.where(newton < -1, one, -newton))
         tl.store(result + u, tl.where(heard, cost, recent), mask=inside)
         tl.store(result + units + u, recent, mask=inside)
         tl.store(result + 2 * units + u, newton, mask=inside)
+
+
+@jit
+def _larger(a, b):
+    return tl.where(b > a, b, a)
 
 
 @jit
@@ -175,8 +180,8 @@ def _sum(place, inside, keep, new, heard):
     return after
 
 
-LARGEST_BLOCK = 1024
-"""Units at once: of more than so many, hundreds of fields, it takes several turns."""
+LARGEST_BLOCK = 256
+"""Units at once, one to a thread: two in fp64 would not find room in its registers."""
 LANES = 64 if torch.version.hip else 32
 """Threads of a warp."""
 
@@ -226,7 +231,7 @@ def launch(
             RECENT=reference.RECENT,
             KIND=reference.KINDS[kind],
             BLOCK=block,
-            num_warps=max(block // (4 * LANES), 1),
+            num_warps=block // LANES,
             enable_fp_fusion=False,
         )
     return result
@@ -346,5 +351,14 @@ def removal_costs_(
         fault(OPERATOR, "kind", f"be one of {reference.KINDS}", repr(kind))
     options = horizon, mean, loss_scale, per_row, reference.KINDS.index(kind), alpha, tau
     call = known, moments, x, epsilon, scale, ungated, field_of_unit, *options
-    costs: Tensor = torch.ops.lpfs.removal_costs_.default(*call)
+    try:
+        costs: Tensor = torch.ops.lpfs.removal_costs_.default(*call)
+    except RuntimeError as error:
+        if "removal_costs_: " not in str(error):
+            raise
+        # The C++ library finds faults too, but cannot raise another type.
+        _check(*call)
+        if x.device.type == "cpu":
+            _check_values(x, epsilon, field_of_unit)
+        raise
     return costs

@@ -307,6 +307,49 @@ ROW_STATES: list[tuple[str, dict[str, Any], str]] = [
 ]
 
 
+THREE = torch.ones(3)
+REMOVAL_COSTS: list[tuple[dict[str, Any], str]] = [
+    ({"x": THREE.half()}, "x must be float32 or float64, got float16"),
+    ({"x": torch.ones(3, 1)}, "x must have 1 dimension, got shape [3, 1]"),
+    ({"x": torch.tensor([1.0, float("nan"), 1.0])}, "x must not be NaN, got nan at position 1"),
+    ({"epsilon": ONE.double()}, "epsilon must be float32 like x, got float64"),
+    ({"epsilon": ONE - 1}, "epsilon must be positive and finite, got 0"),
+    ({"scale": torch.ones(2)}, "scale must have shape [3] like x, got [2]"),
+    ({"ungated": THREE}, "ungated must be bool, got float32"),
+    ({"known": torch.ones(8, 3).double()}, "known must be float32 like x, got float64"),
+    (
+        {"known": torch.ones(8, 2)},
+        "known must have shape [8, 3], one column per unit, got [8, 2]",
+    ),
+    ({"known": torch.ones(3, 8).t()}, "known must be contiguous, got strides [1, 8]"),
+    (
+        {"moments": torch.ones(2, 3)},
+        "moments must have shape [3, 3], one column per unit, got [2, 3]",
+    ),
+    ({"moments": torch.ones(3, 3).double()}, "moments must be float32 like x, got float64"),
+    ({"field_of_unit": THREE}, "field_of_unit must be int64, got float32"),
+    (
+        {"field_of_unit": torch.tensor([[0, 1, 2]])},
+        "field_of_unit must have shape [3], got [1, 3]",
+    ),
+    (
+        {"field_of_unit": torch.tensor([0, 3, 1])},
+        "field_of_unit must name one of the 3 fields, got 3 at position 1",
+    ),
+    (
+        {"field_of_unit": torch.tensor([0, 1, -1])},
+        "field_of_unit must name one of the 3 fields, got -1 at position 2",
+    ),
+    ({"horizon": 0.5}, "horizon must be at least 1, got 0.5"),
+    ({"horizon": float("nan")}, "horizon must be at least 1, got nan"),
+    ({"loss_scale": 0.0}, "loss_scale must be positive and finite, got 0"),
+    ({"loss_scale": float("inf")}, "loss_scale must be positive and finite, got inf"),
+    ({"per_row": -1.0}, "per_row must be positive and finite, got -1"),
+    ({"alpha": -1.0}, "alpha must be at least 0, got -1"),
+    ({"tau": 0.0}, "tau must be positive, got 0"),
+]
+
+
 def wrong_row_step(step: RowStep, wrong: dict[str, Any]) -> RowStep:
     """A step with some of its arguments replaced, what changes by copies."""
     lists = {name: value for name, value in wrong.items() if name in step.lists}

@@ -13,24 +13,27 @@ import subprocess
 from collections.abc import Callable, Iterator
 from functools import partial
 from importlib import import_module
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from lpfs_kernels import reference
+from lpfs_kernels import KINDS, reference
 from lpfs_kernels.launch import Asked
 
 triton = pytest.importorskip("triton", reason="there is no Triton here")
 from triton.backends.compiler import GPUTarget  # noqa: E402
 
 from .launches import recorded  # noqa: E402
+from .removals import a_taking  # noqa: E402
 
 gated_concat = import_module("lpfs_kernels.gated_concat")
 gated_cross = import_module("lpfs_kernels.gated_cross")
 gated_embedding = import_module("lpfs_kernels.gated_embedding")
 proximal_sgd = import_module("lpfs_kernels.proximal_sgd")
+removal_costs = import_module("lpfs_kernels.removal_costs")
 row_steps = import_module("lpfs_kernels.row_steps")
 
 NVIDIA = [GPUTarget("cuda", capability, 32) for capability in (80, 90, 100)]
@@ -221,6 +224,19 @@ def test_proximal_sgd(sizes: list[int], target: GPUTarget, tmp_path: Path) -> No
         budget, nesterov, maximize = rest
         launch = partial(proximal_sgd.launch, *lists, lr, lam, budget, 0.9, 0.1, nesterov, maximize)
         asm = compiled(proximal_sgd, "_kernel", launch, target)
+        assert_no_spills(asm, target, tmp_path)
+        assert_fp64_only_for(dtype, asm, target)
+
+
+@pytest.mark.parametrize("target", ALL, ids=lambda target: str(target.arch))
+@pytest.mark.parametrize("units", [1, 27, 378, 5000])
+def test_removal_costs(units: int, target: GPUTarget, tmp_path: Path) -> None:
+    cases = [(torch.float32, 1, True), (torch.float64, 2, False)]
+    if FULL:
+        cases = list(product([torch.float32, torch.float64], range(len(KINDS)), [False, True]))
+    for dtype, kind, more in cases:
+        call = a_taking(units, dtype, fields=9 if more else None, more=more, kind=kind)
+        asm = compiled(removal_costs, "_kernel", partial(removal_costs.launch, *call.args), target)
         assert_no_spills(asm, target, tmp_path)
         assert_fp64_only_for(dtype, asm, target)
 

@@ -37,7 +37,7 @@ from .launches import Launch, RecordingDriver, recorded  # noqa: E402
 
 MODULES = {
     name: import_module(f"lpfs_kernels.{name}")
-    for name in ("gated_concat", "gated_cross", "gated_embedding", "proximal_sgd")
+    for name in ("gated_concat", "gated_cross", "gated_embedding", "proximal_sgd", "removal_costs")
 }
 KERNELS = {
     f"{name}.{kernel.__name__}": kernel
@@ -195,6 +195,14 @@ def step(
     MODULES["proximal_sgd"].launch(*lists, *scalars, allowed, 0.9, 0.1, *options)
 
 
+def take(units: int, *, skip: int = 0, optional: str = "there", kind: int = 1) -> None:
+    x, epsilon, *rest = gates(units, skip, optional, kind)
+    sums = placed(8, units, skip=skip), placed(3, units, skip=skip)
+    place = None if optional == "absent" else placed(units, dtype=torch.int64, skip=skip)
+    call = *sums, x, epsilon, *rest[:2], place, 8.0, optional == "absent", 1.0, 1.0, *rest[2:]
+    MODULES["removal_costs"].launch(*call)
+
+
 BIPARTITE = torch.cartesian_prod(torch.arange(2), torch.arange(2, 5))
 WAYS: dict[str, list[Callable[[], None]]] = {
     "gated_concat": [
@@ -250,6 +258,13 @@ WAYS: dict[str, list[Callable[[], None]]] = {
         partial(step, [3] * 17, skip=1),
         partial(step, [16]),
     ],
+    "removal_costs": [
+        partial(take, 27, kind=0),
+        partial(take, 378, skip=1, kind=1),
+        partial(take, 1, optional="absent", kind=2),
+        partial(take, 16, optional="absent", skip=1, kind=3),
+        partial(take, 5_000, kind=4),
+    ],
 }
 
 MADE, GIVEN = {"pointer × 16"}, {"pointer", "pointer × 16"}
@@ -257,12 +272,15 @@ NUMBER = {"1", "int", "int × 16"}
 STRIDE = {*NUMBER, "long × 16"}
 GROUPS = [
     # What a launcher makes is aligned.
-    (MADE, "y grad_x moments grad_embeddings grad_fields entry_rows values stepped live used"),
+    (
+        MADE,
+        "y grad_x moments result grad_embeddings grad_fields entry_rows values stepped live used",
+    ),
     (MADE, "factors products partials counter counters complaints"),
     (MADE, "pairs firsts slots table idle starts order ends layout"),
     (GIVEN, "fields embeddings weight codes grad x epsilon lr lam"),
-    (GIVEN, "parameters grads momentum_buffers"),
-    ({"None", *GIVEN}, "scale ungated bags budget dead_rows row_scale"),
+    (GIVEN, "parameters grads momentum_buffers known of_step"),
+    ({"None", *GIVEN}, "scale ungated bags budget dead_rows row_scale field_of_unit"),
     ({"None", *MADE}, "bag_of members gate_of"),
     (NUMBER, "columns total"),
     (STRIDE, "row_stride field_stride column_stride grad_row_stride grad_column_stride"),

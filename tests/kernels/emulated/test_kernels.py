@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lpfs_kernels import reference
 
+from ..removals import a_taking, check
 from .conftest import WITHOUT
 
 pytest.importorskip("triton", reason="there is no Triton here")
@@ -22,6 +23,7 @@ ptx = pytest.importorskip("ptx", reason=WITHOUT)
 gated_concat = import_module("lpfs_kernels.gated_concat")
 gated_cross = import_module("lpfs_kernels.gated_cross")
 proximal_sgd = import_module("lpfs_kernels.proximal_sgd")
+removal_costs = import_module("lpfs_kernels.removal_costs")
 
 ORDERS = ("forward", "reverse")
 """In one of them a read comes before the write that it should have waited for."""
@@ -112,3 +114,17 @@ def test_such_a_step_reads_no_more() -> None:
     """In 16 bytes all the same, but for the last elements."""
     (*_, even), (*_, odd) = step([4000]), step([4003])
     assert even <= odd < 1.02 * even
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("units", [1, 27, 378, 1030])
+@pytest.mark.parametrize("more", [False, True])
+def test_removal_costs(units: int, more: bool, order: str) -> None:
+    """One unit, a block that is not full, and more than one block; some heard nothing."""
+    taken = a_taking(units, fields=9 if more else None, more=more, heard=False, mean=not more)
+    after = taken.clone()
+    with ptx.emulated(order) as emulation:
+        emulation.protect(after.moments, after.x)
+        result = removal_costs.launch(*after.args)
+        assert not emulation.unwritten(result)
+    check(taken, after, result)
