@@ -115,14 +115,16 @@ def _kernel(
     DTYPE: tl.constexpr = known.dtype.element_ty
     own_epsilon = tl.load(epsilon)
     one = tl.full((), 1.0, DTYPE)
-    of_row = divide(one, tl.full((), loss_scale, DTYPE))
     if MEAN:
         most = tl.zeros([BLOCK], DTYPE)
         for start in range(0, units, BLOCK):
             u = start + tl.arange(0, BLOCK)
             rows = of_step + 2 * moment_stride + u * unit_stride
             most = _larger(most, tl.load(rows, mask=u < units, other=0.0))
-        of_row = divide(tl.reduce(most, 0, _larger), tl.full((), loss_scale, DTYPE))
+        times = tl.reduce(most, 0, _larger)
+    else:
+        times = one
+    of_row = divide(times, tl.full((), loss_scale, DTYPE))
     keep = tl.full((), keep, DTYPE)
 
     for start in range(0, units, BLOCK):
