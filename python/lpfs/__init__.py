@@ -12,12 +12,13 @@ if TYPE_CHECKING:
     from lpfs.method.attached import AttachedGate
     from lpfs.method.attaching import attach
     from lpfs.method.budget import Budget
+    from lpfs.method.columns import Columns
     from lpfs.method.gate import FeatureGate
     from lpfs.method.gated_embedding import GatedEmbedding
     from lpfs.method.gated_linear import GatedLinear
     from lpfs.method.penalty import Penalty
     from lpfs.method.pruning import Place, Prunable, prune
-    from lpfs.method.removed import Removed
+    from lpfs.method.removed import Removed, Thinned
     from lpfs.method.restoring import restore, save
     from lpfs.method.trajectory import Death, Trajectory
     from lpfs.optim import ProximalSGD
@@ -27,6 +28,7 @@ __all__ = [
     "AttachedGate",
     "Budget",
     "Checkpoints",
+    "Columns",
     "Death",
     "FeatureGate",
     "GatedEmbedding",
@@ -41,6 +43,7 @@ __all__ = [
     "Settings",
     "Shrunk",
     "StoppedError",
+    "Thinned",
     "Trajectory",
     "attach",
     "prune",
@@ -66,9 +69,10 @@ _HOMES = {
     "method.gated_embedding": ("GatedEmbedding",),
     "method.gated_linear": ("GatedLinear",),
     "method.budget": ("Budget",),
+    "method.columns": ("Columns",),
     "method.penalty": ("Penalty",),
     "method.pruning": ("Place", "Prunable", "prune"),
-    "method.removed": ("Removed",),
+    "method.removed": ("Removed", "Thinned"),
     "method.restoring": ("restore", "save"),
     "method.trajectory": ("Death", "Trajectory"),
     "optim": ("ProximalSGD",),

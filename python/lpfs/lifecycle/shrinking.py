@@ -19,11 +19,11 @@ from lpfs.method.attached import AttachedGate
 from lpfs.method.budget import Budget, fewest
 from lpfs.method.checking import require_removable, require_same, tried
 from lpfs.method.costs import Cost, Reduction
-from lpfs.method.cutting import Model
+from lpfs.method.cutting import Model, require_state
 from lpfs.method.gate import FeatureGate
 from lpfs.method.penalty import Penalty
 from lpfs.method.plan import Plan
-from lpfs.method.pruning import gate_of, prune
+from lpfs.method.pruning import gate_of, prune, removal_of
 from lpfs.method.schedule import preset
 from lpfs.method.trajectory import Trajectory
 from lpfs.optim import ProximalSGD
@@ -208,7 +208,7 @@ def _learn(
             if taken == 1:
                 # What the optimiser keeps is known now.
                 with tried(gate):
-                    prune(model, optimizer)
+                    require_state(model, optimizer, removal_of(model).cut())
             if taken > before:
                 plan.optimizer.step()
                 plan.step()

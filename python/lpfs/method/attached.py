@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
+from lpfs.method.columns import Argument, Columns, place_of, written
+from lpfs.method.forms import is_keyed
 from lpfs.method.gate import FeatureGate
-from lpfs.method.removed import times
+from lpfs.method.removed import times, times_along
 from lpfs_kernels import reference
 
 NAME = "lpfs_gate"
@@ -20,11 +22,39 @@ NAME = "lpfs_gate"
 
 @dataclass(frozen=True)
 class Site:
-    """A module whose whole output belongs to a field."""
+    """A module whose whole output belongs to a field, or columns of what it returns or is given."""
 
     path: str
     """Its qualified name in the model."""
     module: nn.Module
+    columns: Columns | None = None
+
+    @property
+    def place(self) -> str:
+        """What the gate multiplies, as one would write it."""
+        return self.path if self.columns is None else self.columns.at(self.path)
+
+    @property
+    def width(self) -> int:
+        """How many numbers a sample has there; a position of a table with rows is an embedding."""
+        wide = getattr(self.module, "embedding_dim", None)
+        if self.columns is None:
+            return int(wide or getattr(self.module, "out_features", None) or 0)
+        each = 1 if self.columns.rows is None else int(wide or 1)
+        return each * len(self.columns.indices)
+
+    @property
+    def rows(self) -> int | None:
+        """How many rows of a table are the field's; None where that is not known."""
+        if self.columns is None:
+            return getattr(self.module, "num_embeddings", None)
+        rows = self.columns.rows
+        return None if rows is None else rows.stop - rows.start
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """Those that are the field's as a whole."""
+        return [] if self.columns is not None else [*self.module.parameters()]
 
 
 class AttachedGate(FeatureGate):
@@ -43,7 +73,7 @@ class AttachedGate(FeatureGate):
     """
 
     def __init__(self, sites: Mapping[str, Sequence[Site]], **options: Any) -> None:
-        widths = {name: _width(found[0].module) for name, found in sites.items()}
+        widths = {name: found[0].width for name, found in sites.items()}
         super().__init__(widths, **options)
         self.sites = {name: tuple(found) for name, found in sites.items()}
         self.beside: set[str] = set()
@@ -58,22 +88,49 @@ class AttachedGate(FeatureGate):
         """What came in: hooks multiply, and an `nn.Sequential` calls all of its modules."""
         return embeddings
 
-    def multiply(self, output: Tensor, field: int, path: str, samples: int) -> Tensor:
-        """What a module of a field returned, times its factor. `samples` is the dimension along
-        which the output's samples lie."""
-        if self.heard is not None:
-            if not output.requires_grad and torch.is_grad_enabled():
-                output = output.detach().requires_grad_()
-            self.heard.append((path, output))
+    def multiply(self, output: Tensor, it: Multiply) -> Tensor:
+        """What a module of a field returned, times its factor."""
+        output = self._hear(output, it.place)
         if self.disabled:
             return output
-        factor = self._factor(field, path)
-        rows = self._rows(output.shape[samples])
+        factor = self._factors_of_now(it.place)[1][it.field]
+        rows = self._rows(output.shape[it.samples])
         if rows is None:
             return times(output, factor)
-        unit = field if self.unit_of_field is None else self.unit_of_field[field]
-        gated: Tensor = _Gated.apply(output, factor, rows[unit], samples)  # type: ignore[no-untyped-call]
+        row = rows[1][self._unit_of(it.field)]
+        gated: Tensor = _Gated.apply(output, factor, row, it.samples)  # type: ignore[no-untyped-call]
         return gated
+
+    def multiply_columns(self, value: Tensor, it: MultiplyColumns) -> Tensor:
+        """What a module returned or is given, its columns times the factors of their fields."""
+        dim, size = it.dim_of(value), value.shape[it.dim]
+        value = self._hear(value, it.place)
+        if self.disabled:
+            return value
+        # The last factor and the last unit are of columns that belong to no field.
+        none, of = len(self.fields), [*range(len(self.fields))]
+        fields = it.index(size, none, [*of, none], value.device)
+        factors = self._factors_of_now(it.place)[0]
+        factors = torch.cat([factors, factors.new_ones(1)])[fields]
+        if not torch.is_grad_enabled():
+            return times_along(value, factors, dim)
+        samples = it.samples if dim else 1
+        rows = self._rows(value.shape[samples])
+        units = it.index(size, none, [*map(self._unit_of, of), len(self.units)], value.device)
+        gated: Tensor = _GatedColumns.apply(  # type: ignore[no-untyped-call]
+            value, factors, None if rows is None else rows[0], units, dim, samples
+        )
+        return gated
+
+    def _hear(self, value: Tensor, place: str) -> Tensor:
+        if self.heard is not None:
+            if not value.requires_grad and torch.is_grad_enabled():
+                value = value.detach().requires_grad_()
+            self.heard.append((place, value))
+        return value
+
+    def _unit_of(self, field: int) -> int:
+        return field if self.unit_of_field is None else self.unit_of_field[field]
 
     def weigh(self, weights: Tensor | None) -> None:
         """See `FeatureGate`."""
@@ -101,16 +158,16 @@ class AttachedGate(FeatureGate):
 
     def _forget(self) -> None:
         """The factors may be others from now on."""
-        self._factors: Sequence[Tensor] | None = None
+        self._factors: tuple[Tensor, Sequence[Tensor]] | None = None
         self._served: set[str] = set()
 
-    def _factor(self, field: int, path: str) -> Tensor:
-        """The factor of a field, 0-d. All are computed at once and kept until a module is called
+    def _factors_of_now(self, place: str) -> tuple[Tensor, Sequence[Tensor]]:
+        """The factor of every field, `[N]` and one by one. They are kept until a module is called
         for the second time, since then another pass may have begun, or until something moves."""
         if not torch.compiler.is_compiling():
-            if path in self._served or self._with_grad != torch.is_grad_enabled():
+            if place in self._served or self._with_grad != torch.is_grad_enabled():
                 self._forget()
-            self._served.add(path)
+            self._served.add(place)
             self._with_grad = torch.is_grad_enabled()
         if self._factors is None:
             factors = self.factors()
@@ -122,12 +179,12 @@ class AttachedGate(FeatureGate):
                 if self.ungated is not None:
                     slope = slope.masked_fill(self.ungated, 0.0)
                 factors = _Factors.apply(self.x_of_fields(), factors, slope)  # type: ignore[no-untyped-call]
-            self._factors = factors.unbind()
-        return self._factors[field]
+            self._factors = factors, factors.unbind()
+        return self._factors
 
-    def _rows(self, count: int) -> Sequence[Tensor] | None:
-        """For every unit, what a pass backward adds its row products to, `[count]`; None where
-        nobody wants them.
+    def _rows(self, count: int) -> tuple[Tensor, Sequence[Tensor]] | None:
+        """What a pass backward adds its row products to, `[units, count]` and one by one; None
+        where nobody wants them.
 
         A pass backward goes through them but keeps nothing in them, so they serve every pass with
         that number of rows: what one pass backward brings is squared together.
@@ -140,11 +197,11 @@ class AttachedGate(FeatureGate):
             raise ValueError(f"weigh: expected a weight for each of {count} rows, got {weighed}")
         if self._sums is None or self._sums[0] is not moments or self._sums[1] != count:
             rows: Tensor = _Squared.apply(moments, count, self.row_scale)  # type: ignore[no-untyped-call]
-            self._sums = moments, count, rows.unbind()
+            self._sums = moments, count, (rows, rows.unbind())
         return self._sums[2]
 
     _with_grad = False
-    _sums: tuple[Tensor, int, Sequence[Tensor]] | None = None
+    _sums: tuple[Tensor, int, tuple[Tensor, Sequence[Tensor]]] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # Neither the factors nor the sums can be copied or saved, and both are made anew.
@@ -160,15 +217,18 @@ class AttachedGate(FeatureGate):
         """The fields that were found: name, modules, width, rows and parameters."""
         lines = [("field", "modules", "width", "rows", "parameters")]
         for name, sites in self.sites.items():
-            parameters = {id(p): p for site in sites for p in site.module.parameters()}
-            rows = [str(getattr(site.module, "num_embeddings", "")) for site in sites]
+            parameters = {id(p): p for site in sites for p in site.parameters}
+            count = sum(p.numel() for p in parameters.values())
+            shares = [s for s in sites if s.columns is not None and s.columns.rows is not None]
+            count += sum((site.rows or 0) * _row_size(site.module) for site in shares)
+            rows = ["" if site.rows is None else str(site.rows) for site in sites]
             lines.append(
                 (
                     name,
-                    ", ".join(site.path for site in sites),
-                    "+".join(str(_width(site.module)) for site in sites),
+                    ", ".join(site.place for site in sites),
+                    "+".join(str(site.width) for site in sites),
                     "+".join(dict.fromkeys(rows)),
-                    f"{sum(p.numel() for p in parameters.values()):,}",
+                    f"{count:,}",
                 )
             )
         spaces = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -183,16 +243,77 @@ class Multiply:
     """A hook behind a module: its output times the factor of its field."""
 
     def __init__(self, gate: AttachedGate, field: int, path: str) -> None:
-        self.gate, self.field, self.path = gate, field, path
+        self.gate, self.field, self.place = gate, field, path
         self.samples = 0
+        """The dimension along which samples lie."""
 
     def __call__(self, module: nn.Module, arguments: Any, output: Any) -> Tensor:
-        if not isinstance(output, Tensor) or not output.is_floating_point():
-            raise TypeError(
-                f"{self.path}: a field's module must return one floating tensor, got "
-                f"{type(output).__name__}"
+        return self.gate.multiply(_floating(output, self.place), self)
+
+
+class MultiplyColumns:
+    """A hook behind a module, or before it for an argument: columns times the factors of their
+    fields."""
+
+    def __init__(self, gate: AttachedGate, path: str, of: Columns, module: nn.Module) -> None:
+        self.gate, self.dim = gate, of.dim
+        self.place = place_of(path, of.argument)
+        self.argument = None if of.argument is None else Argument(module, of.argument)
+        self.parts: list[tuple[int, tuple[int, ...]]] = []
+        self.samples = 0
+
+    def add(self, field: int, columns: Columns) -> None:
+        """Take in more columns of this tensor."""
+        self.parts.append((field, columns.indices))
+
+    def before(
+        self, module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Called with the arguments that the module is given."""
+        assert self.argument is not None
+        value = _floating(self.argument.of(arguments, named), self.place)
+        gated = self.gate.multiply_columns(value, self)
+        return self.argument.replaced(arguments, named, gated)
+
+    def behind(self, module: nn.Module, arguments: Any, output: Any) -> Any:
+        """Called with what the module returned, a tensor or a KeyedTensor."""
+        if is_keyed(output):
+            values = self.gate.multiply_columns(_floating(output.values(), self.place), self)
+            return type(output)(output.keys(), output.length_per_key(), values)
+        return self.gate.multiply_columns(_floating(output, self.place), self)
+
+    def index(self, size: int, none: int, number_of: Sequence[int], device: torch.device) -> Tensor:
+        """`[size]`: for every index of the dimension the number of its field, the last for those of
+        no field."""
+        fields = [none] * size
+        for field, indices in self.parts:
+            for index in indices:
+                fields[index] = field
+        return torch.tensor([number_of[field] for field in fields], device=device)
+
+    def dim_of(self, value: Tensor) -> int:
+        """The dimension of the fields in a tensor. Raises ValueError where it has no such, or not
+        the indices that were named."""
+        shape = tuple(value.shape)
+        if value.ndim < 2 or not -value.ndim <= self.dim < value.ndim:
+            raise ValueError(
+                f"fields: {self.place!r} has shape {shape}, no dimension {self.dim} of columns"
             )
-        return self.gate.multiply(output, self.field, self.path, self.samples)
+        for field, indices in self.parts:
+            if max(indices) >= shape[self.dim]:
+                name = [*self.gate.fields][field]
+                raise ValueError(
+                    f"fields: {name!r} is {self.place}{written(indices, self.dim)}, but that has "
+                    f"shape {shape}"
+                )
+        return self.dim % value.ndim
+
+
+def _floating(value: Any, place: str) -> Tensor:
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        kind = str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"{place}: a field must be in one floating tensor, got {kind}")
+    return value
 
 
 class Begin:
@@ -210,9 +331,22 @@ def hook(model: nn.Module, gate: AttachedGate) -> None:
     model.add_module(NAME, gate)
     model.register_forward_pre_hook(Begin(gate))
     model.register_forward_hook(Begin(gate))
+    shared: dict[tuple[int, int | str | None], MultiplyColumns] = {}
     for field, sites in enumerate(gate.sites.values()):
         for site in sites:
-            site.module.register_forward_hook(Multiply(gate, field, site.path))
+            module, columns = site.module, site.columns
+            if columns is None:
+                module.register_forward_hook(Multiply(gate, field, site.path))
+                continue
+            it = shared.get((id(module), columns.argument))
+            if it is None:
+                it = MultiplyColumns(gate, site.path, columns, module)
+                shared[id(module), columns.argument] = it
+                if columns.argument is None:
+                    module.register_forward_hook(it.behind)
+                else:
+                    module.register_forward_pre_hook(it.before, with_kwargs=True)
+            it.add(field, columns)
 
 
 def unhook(model: nn.Module) -> nn.Module:
@@ -220,12 +354,19 @@ def unhook(model: nn.Module) -> nn.Module:
     root = model
     for module in model.modules():
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
-            for key in [key for key, it in hooks.items() if isinstance(it, Multiply | Begin)]:
+            for key in [key for key, it in hooks.items() if _ours(it)]:
                 del hooks[key]
+                module._forward_pre_hooks_with_kwargs.pop(key, None)
         if NAME in module._modules:
             del module._modules[NAME]
             root = module
     return root
+
+
+def _ours(hook: Any) -> Any:
+    """What a hook of a module belongs to, if it is of those that this file puts in."""
+    owner = getattr(hook, "__self__", hook)
+    return owner if isinstance(owner, Multiply | MultiplyColumns | Begin) else None
 
 
 def attached_to(model: nn.Module) -> AttachedGate | None:
@@ -233,17 +374,17 @@ def attached_to(model: nn.Module) -> AttachedGate | None:
     return next((m for m in model.modules() if isinstance(m, AttachedGate)), None)
 
 
-def hooks_of(model: nn.Module) -> Iterable[tuple[nn.Module, Multiply]]:
-    """The modules that a gate multiplies, with their hooks."""
+def hooks_of(model: nn.Module) -> Iterable[tuple[nn.Module, Multiply | MultiplyColumns]]:
+    """The modules that a gate multiplies something of, with their hooks."""
     for module in model.modules():
-        for it in module._forward_hooks.values():
-            if isinstance(it, Multiply):
+        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
+            it = _ours(hook)
+            if isinstance(it, Multiply | MultiplyColumns):
                 yield module, it
 
 
-def _width(module: nn.Module) -> int:
-    width = getattr(module, "embedding_dim", None) or getattr(module, "out_features", None)
-    return int(width or 0)
+def _row_size(module: nn.Module) -> int:
+    return int(getattr(module, "embedding_dim", 0))
 
 
 class _Gated(torch.autograd.Function):
@@ -269,6 +410,39 @@ class _Gated(torch.autograd.Function):
         rows = products.flatten(1).sum(1) if products.ndim > 1 else products
         above = times(grad, factor) if ctx.needs_input_grad[0] else None
         return above, rows.sum(), rows, None
+
+
+class _GatedColumns(torch.autograd.Function):
+    """Columns times their factors, `[size]`, whose pass backward also gives the row products of
+    every unit, `[units, samples]`."""
+
+    @staticmethod
+    def forward(
+        value: Tensor, factors: Tensor, rows: Tensor | None, units: Tensor, dim: int, samples: int
+    ) -> Tensor:
+        return times_along(value, factors, dim)
+
+    @staticmethod
+    def setup_context(ctx: FunctionCtx, inputs: tuple[Any, ...], output: Tensor) -> None:
+        value, factors, rows, units, ctx.dim, ctx.samples = inputs  # type: ignore[attr-defined]
+        ctx.units = None if rows is None else rows.shape[0]  # type: ignore[attr-defined]
+        ctx.save_for_backward(value, factors, units)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(
+        ctx: Any, grad: Tensor
+    ) -> tuple[Tensor | None, Tensor, Tensor | None, None, None, None]:
+        value, factors, units = ctx.saved_tensors
+        wide = factors.dtype
+        products = (grad.to(wide) * value.to(wide)).movedim((ctx.dim, ctx.samples), (0, 1))
+        columns = products.flatten(2).sum(2) if products.ndim > 2 else products
+        rows = None
+        if ctx.units is not None:
+            rows = columns.new_zeros(ctx.units + 1, columns.shape[1])
+            rows = rows.index_add_(0, units, columns)[:-1]
+        above = times_along(grad, factors, ctx.dim) if ctx.needs_input_grad[0] else None
+        return above, columns.sum(1), rows, None, None, None
 
 
 class _Squared(torch.autograd.Function):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from lpfs.method.attached import AttachedGate, hooks_of
+from lpfs.method.attached import AttachedGate, MultiplyColumns, hooks_of
+from lpfs.method.columns import place_of
 from lpfs.method.gate import FeatureGate
 from lpfs.method.pruning import gate_of, prune
+from lpfs.method.trial_size import TABLES, Lookups, lookups_of, only_rows
 
 Run = Callable[[Any], object]
 """Applies a model to a batch: its outputs, or a loss."""
@@ -44,32 +46,79 @@ def require_removable(model: nn.Module, run: Run) -> None:
     """
     gate = gate_of(model)
     assert gate is not None
-    with undisturbed(model), _lively(model, gate):
-        before = outputs(model, run)
+    with undisturbed(model):
+        with lookups_of(model) as lookups:
+            before = outputs(model, run)
         if not all(output.isfinite().all() for output in before):
             raise ValueError("model: its output for the first batch is not finite")
-        if difference := _difference(before, outputs(model, run), _roundings(before)):
+        if isinstance(gate, AttachedGate):
+            _require_rows(gate, lookups)
+        with _as_large_as_needed(model, gate, run, lookups, before), _lively(model, gate):
+            _require_removable(model, gate, run)
+
+
+def _require_removable(model: nn.Module, gate: FeatureGate, run: Run) -> None:
+    before = outputs(model, run)
+    if difference := _difference(before, outputs(model, run), _roundings(before)):
+        raise ValueError(
+            f"model: two times the same batch in eval mode differ by {difference:.3g}, so "
+            "whether anything can be removed exactly cannot be told"
+        )
+    if isinstance(gate, AttachedGate):
+        _require_samples(model, gate, run)
+        noise = _noise(model, gate, run, before)
+        gate.disabled = True
+        difference = _difference(before, outputs(model, run), noise)
+        gate.disabled = False
+        if difference:
             raise ValueError(
-                f"model: two times the same batch in eval mode differ by {difference:.3g}, so "
-                "whether anything can be removed exactly cannot be told"
+                f"model: its output changes by {difference:.3g} where gates are put in that "
+                "are all at their start"
             )
-        if isinstance(gate, AttachedGate):
-            _require_samples(model, gate, run)
-            noise = _noise(model, gate, run, before)
-            gate.disabled = True
-            difference = _difference(before, outputs(model, run), noise)
-            gate.disabled = False
-            if difference:
-                raise ValueError(
-                    f"model: its output changes by {difference:.3g} where gates are put in that "
-                    "are all at their start"
+    halves = _halves(len(gate.x))
+    if isinstance(gate, AttachedGate):
+        # Nobody wrote down which module is whose.
+        halves = halves[:2]
+    if any(_fault(model, gate, run, dead, ~dead) for dead in halves):
+        _find_fault(model, gate, run)
+
+
+@contextmanager
+def _as_large_as_needed(
+    model: nn.Module, gate: FeatureGate, run: Run, lookups: Lookups, expected: Sequence[Tensor]
+) -> Iterator[None]:
+    """Large tables with the rows that are looked up alone; whole ones where the model does not give
+    the same with those."""
+    with ExitStack() as stack:
+        smaller = stack.enter_context(ExitStack())
+        smaller.enter_context(only_rows(model, gate, lookups))
+        try:
+            got: Sequence[Tensor] = outputs(model, run)
+        except Exception:  # whatever a model's code does with a table that has not all of its rows
+            got = ()
+        if _difference(expected, got, _roundings(expected)):
+            smaller.close()
+        yield
+
+
+def _require_rows(gate: AttachedGate, lookups: Lookups) -> None:
+    """Raise ValueError where a field's position looks up rows that are not the field's."""
+    for name, sites in gate.sites.items():
+        for site in sites:
+            columns = site.columns
+            if columns is None or columns.rows is None:
+                continue
+            for codes in lookups.get(site.module, []):
+                of = codes.index_select(
+                    columns.dim % (codes.ndim + 1),
+                    torch.tensor(columns.indices, device=codes.device),
                 )
-        halves = _halves(len(gate.x))
-        if isinstance(gate, AttachedGate):
-            # Nobody wrote down which module is whose.
-            halves = halves[:2]
-        if any(_fault(model, gate, run, dead, ~dead) for dead in halves):
-            _find_fault(model, gate, run)
+                outside = of[(of < columns.rows.start) | (of >= columns.rows.stop)]
+                if len(outside):
+                    raise ValueError(
+                        f"fields: {name!r} has rows {columns.rows.start}:{columns.rows.stop} of "
+                        f"{site.path!r}, but {site.place} looks up row {int(outside[0])}"
+                    )
 
 
 def require_same(model: nn.Module, smaller: nn.Module, run: Run) -> None:
@@ -142,9 +191,11 @@ def _lively(model: nn.Module, gate: FeatureGate) -> Iterator[None]:
 
 def _weights(model: Any, gate: FeatureGate) -> set[nn.Parameter]:
     if isinstance(gate, AttachedGate):
-        return {p for sites in gate.sites.values() for s in sites for p in s.module.parameters()}
-    tables = {place.table for place in model.places().values()}
-    return {table for table in tables if isinstance(table, nn.Parameter)}
+        sites = [site for several in gate.sites.values() for site in several]
+        tables = [s.module for s in sites if s.columns is None or isinstance(s.module, TABLES)]
+        return {parameter for table in tables for parameter in table.parameters()}
+    weights = {place.table for place in model.places().values()}
+    return {weight for weight in weights if isinstance(weight, nn.Parameter)}
 
 
 @torch.no_grad()
@@ -255,7 +306,7 @@ def _called(gate: FeatureGate, names: Sequence[str]) -> str:
     """The fields of a gate, with their modules where they are known."""
     if not isinstance(gate, AttachedGate):
         return " and ".join(map(repr, names))
-    paths = ", ".join(site.path for name in names for site in gate.sites[name])
+    paths = ", ".join(site.place for name in names for site in gate.sites[name])
     return f"{' and '.join(map(repr, names))} ({paths})"
 
 
@@ -272,9 +323,12 @@ def _require_samples(model: nn.Module, gate: AttachedGate, run: Run) -> None:
         of_rows = [output for output in given if output.ndim and output.requires_grad]
     for sites in gate.sites.values():
         for site in sites:
-            if all(path != site.path for path, _ in heard):
+            place = site.path
+            if site.columns is not None:
+                place = place_of(site.path, site.columns.argument)
+            if all(heard_of != place for heard_of, _ in heard):
                 raise ValueError(
-                    f"{site.path!r} is not called for the first batch: what reads its weights "
+                    f"{place!r} is not called for the first batch: what reads its weights "
                     "otherwise goes past its gate; name the fields without it"
                 )
     rows = of_rows[0].shape[0] if of_rows else heard[0][1].shape[0]
@@ -287,10 +341,13 @@ def _require_samples(model: nn.Module, gate: AttachedGate, run: Run) -> None:
         total = sum((o[some.to(o.device)] * _signs(o)[some.to(o.device)]).sum() for o in of_rows)
         assert isinstance(total, Tensor)
         grads = torch.autograd.grad(total, [output for _, output in heard], allow_unused=True)
+    of_fields = {it.place: it.dim for _, it in hooks_of(model) if isinstance(it, MultiplyColumns)}
     for (path, output), grad in zip(heard, grads, strict=True):
         dims = {d for d in range(min(2, output.ndim)) if output.shape[d] == rows}
         if output.ndim < 3:
             dims &= {0}
+        if path in of_fields:
+            dims -= {of_fields[path] % output.ndim}
         if not dims:
             raise ValueError(
                 f"{path!r} returns {tuple(output.shape)} for {rows} samples: which of them a row "
@@ -306,9 +363,9 @@ def _require_samples(model: nn.Module, gate: AttachedGate, run: Run) -> None:
                 )
         fit[path] &= dims
     for _, it in hooks_of(model):
-        if not fit[it.path]:
-            raise ValueError(f"{it.path!r} returns samples along another dimension in every call")
-        it.samples = min(fit[it.path])
+        if not fit[it.place]:
+            raise ValueError(f"{it.place!r} returns samples along another dimension in every call")
+        it.samples = min(fit[it.place])
 
 
 def _signs(output: Tensor) -> Tensor:

@@ -81,35 +81,58 @@ class Slice:
         remains = torch.ones(size, dtype=torch.bool, device=parameter.device)
         return cls(dim, remains, torch.ones(size, dtype=parameter.dtype, device=parameter.device))
 
+    @property
+    def changes(self) -> bool:
+        """Whether anything goes or is scaled."""
+        return not (self.remains.all() and (self.factor == 1).all())
+
     def take(self, values: Tensor, scaling: Scaling = _weight) -> Tensor:
         """The remaining part, scaled as the factor says."""
-        index = self.remains.nonzero().flatten()
-        factor = scaling(self.factor[index])
+        factor = self.factor
+        if not self.remains.all():
+            index = self.remains.nonzero().flatten()
+            values, factor = values.index_select(self.dim, index), factor[index]
         shape = [-1 if d == self.dim else 1 for d in range(values.ndim)]
-        return values.index_select(self.dim, index) * factor.view(shape)
+        return values * scaling(factor).view(shape)
+
+
+@dataclass(frozen=True)
+class Removal:
+    """What is to happen to a copy of a model."""
+
+    slices: Mapping[Tensor, Sequence[Slice]]
+    """Parameter → what remains of it."""
+    instead: Mapping[int, Any]
+    """Id → what stands in the copy in place of the object with that id."""
+    finish: Callable[[Any], None]
+    """Called with the copy, before it is seen which parameters it has."""
+
+    def cut(self) -> dict[Tensor, Sequence[Slice]]:
+        """The parameters of which anything goes or is scaled."""
+        return {
+            parameter: parts
+            for parameter, parts in self.slices.items()
+            if any(part.changes for part in parts)
+        }
 
 
 def cut_copy(
-    model: Model,
-    optimizer: torch.optim.Optimizer | None,
-    slices: Mapping[Tensor, Sequence[Slice]],
-    instead: Mapping[int, Any],
-    finish: Callable[[Model], None],
+    model: Model, optimizer: torch.optim.Optimizer | None, removal: Removal
 ) -> tuple[Model, torch.optim.Optimizer | None]:
     """A copy of a model and its optimiser in which parameters are sliced and scaled, and their
-    state alike. Nothing that goes is copied on the way.
+    state alike. Nothing that goes is copied on the way, and a parameter that is not cut is the same
+    object in both.
 
     Args:
         model: stays as it is, and so does the optimiser.
         optimizer: its copy loses what the copy of the model no longer has.
-        slices: parameter → what remains of it.
-        instead: id → what stands in the copy in place of the object with that id.
-        finish: called with the copy, before it is seen which parameters it has.
 
-    Raises TypeError for state that cannot be cut and scaled, ValueError for a parameter that the
-    optimiser does not hold but hooks may update in backward.
+    Raises what `require_state` does.
     """
-    memo = dict(instead)
+    slices = removal.cut()
+    if optimizer is not None:
+        require_state(model, optimizer, slices)
+    memo = {id(parameter): parameter for parameter in model.parameters()} | dict(removal.instead)
     for parameter, parts in slices.items():
         value = parameter.detach()
         for part in parts:
@@ -119,22 +142,39 @@ def cut_copy(
     if inner is not None:
         _slice_state(inner, slices, memo)
     smaller, smaller_inner = copy.deepcopy((model, inner), memo)
-    finish(smaller)
+    removal.finish(smaller)
     if optimizer is None or smaller_inner is None:
         return smaller, None
-    _require_held(model, optimizer, {id(p) for p in smaller.parameters()}, memo)
     copies = [memo[id(p)] for p in (*slices, *model.parameters()) if id(p) in memo]
     _forget(smaller_inner, smaller, copies)
     return smaller, _wrapped_alike(optimizer, smaller_inner, memo)
 
 
-def _require_held(
-    model: nn.Module, optimizer: torch.optim.Optimizer, present: set[int], memo: Mapping[int, Any]
+def require_state(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    slices: Mapping[Tensor, Sequence[Slice]],
 ) -> None:
+    """Raise TypeError for state that cannot be cut and scaled, ValueError for a parameter that is
+    cut and that the optimiser does not hold but hooks may update in backward. Copies nothing."""
+    inner = inner_of(optimizer)
+    for parameter in slices:
+        for name, value in inner.state.get(parameter, {}).items():
+            if isinstance(value, Tensor) and value.numel() > 1:
+                if value.shape not in (parameter.shape, row_shape(parameter)):
+                    raise TypeError(
+                        f"{type(inner).__name__}: the state {name!r} has shape "
+                        f"{tuple(value.shape)}, its parameter {tuple(parameter.shape)}"
+                    )
+                _scaling(inner, name)
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     for name, parameter in model.named_parameters():
-        stays = id(memo.get(id(parameter))) in present
-        if stays and parameter._post_accumulate_grad_hooks and id(parameter) not in held:
+        stays = all(bool(part.remains.any()) for part in slices.get(parameter, [])) and len(
+            parameter
+        )
+        if parameter not in slices or not stays or id(parameter) in held:
+            continue
+        if parameter._post_accumulate_grad_hooks:
             raise ValueError(
                 f"{name}: the optimiser does not hold it, but a hook is called where its gradient "
                 "is there, as of optimisers that step in backward. Its copy would have none and "
@@ -159,11 +199,6 @@ def _slice_state(
                     if whole or part.dim == 0:
                         remaining = part.take(remaining, scaling)
                 memo[id(value)] = remaining
-            elif value.numel() > 1:
-                raise TypeError(
-                    f"{type(optimizer).__name__}: the state {name!r} has shape "
-                    f"{tuple(value.shape)}, its parameter {tuple(parameter.shape)}"
-                )
 
 
 WITHIN = "_optimizer", "optimizer"

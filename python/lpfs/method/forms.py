@@ -44,7 +44,7 @@ def taken_apart(
         fields, back = _in_lines(of_field, names, widths)
         order = [names.index(name) for name in embeddings]
         return fields, lambda gated: dict(zip(embeddings, _picked(back(gated), order), strict=True))
-    if _is_keyed(embeddings):
+    if is_keyed(embeddings):
         return _of_keyed(embeddings, names, widths)
     if embeddings and all(each.dim() == 3 for each in embeddings):
         return _in_lines(embeddings, names, widths)
@@ -88,7 +88,8 @@ def _in_lines(
     return [each.flatten(1) for each in embeddings], back
 
 
-def _is_keyed(embeddings: Any) -> bool:
+def is_keyed(embeddings: Any) -> bool:
+    """Whether something can do what TorchRec's KeyedTensor can."""
     return all(hasattr(embeddings, name) for name in ("keys", "values", "length_per_key"))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -18,14 +19,15 @@ def only(
     kept: Sequence[str],
     factors: Mapping[str, float] | None = None,
 ) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """A copy of a model, and of its optimiser, with the kept features alone and no gate.
+    """A copy of a model, and of its optimiser, with the kept features alone and no gate, which
+    shares nothing with them.
 
     With a model just built, this is the model to retrain cold.
     """
     prunable: Any = model
     with gate_in(model, Kept(prunable.features, factors or dict.fromkeys(kept, 1.0))):
-        smaller, smaller_optimizer = prune(prunable, optimizer)
-    return smaller, smaller_optimizer
+        pruned: tuple[nn.Module, torch.optim.Optimizer] = prune(prunable, optimizer)
+    return copy.deepcopy(pruned)
 
 
 @contextmanager

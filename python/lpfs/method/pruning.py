@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from lpfs.method.attached import attached_to
-from lpfs.method.cutting import Model, Slice, cut_copy
+from lpfs.method.cutting import Model, Removal, Slice, cut_copy
 from lpfs.method.gate import FeatureGate
-from lpfs.method.removing import remove
+from lpfs.method.removing import removal
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,9 @@ def prune(
     (gate with its sign, over its start, over the rescale) is folded into its table, or into its
     columns of the first layer where there is no table to fold into or another field shares it. The
     optimiser's state is sliced and scaled alike, so training goes on where it was. Neither the
-    model nor the optimiser that came in is changed, and nothing dead is copied on the way.
+    model nor the optimiser that came in is changed, and nothing dead is copied on the way. A
+    parameter of which nothing is cut or scaled is the same object in both models: optimisers that
+    were not handed in go on with it, and training the one model moves it in the other.
 
     Args:
         model: one with an attached gate, or one that follows `Prunable`.
@@ -117,9 +119,14 @@ def prune(
     >>> smaller.first_layer.in_features, [tuple(p.shape) for p in smaller.parameters()]
     (2, [(3, 2), (4, 2), (4,), (1, 4), (1,)])
     """
+    return cut_copy(model, optimizer, removal_of(model))
+
+
+def removal_of(model: nn.Module) -> Removal:
+    """What `prune` does to the copy of a model. Raises ValueError as it does."""
     attached = attached_to(model)
     if attached is not None:
-        return remove(model, optimizer, attached)
+        return removal(model, attached)
     protocol: Any = model
     gate = protocol.gate
     if gate is None:
@@ -132,7 +139,7 @@ def prune(
         smaller.drop_gate(kept)
         smaller.first_layer.in_features = smaller.first_layer.weight.shape[1]
 
-    return cut_copy(model, optimizer, _plan(protocol, gate, kept), {}, drop)
+    return Removal(_plan(protocol, gate, kept), {}, drop)
 
 
 def _plan(model: Prunable, gate: FeatureGate, kept: Sequence[str]) -> dict[Tensor, list[Slice]]:

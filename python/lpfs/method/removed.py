@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from lpfs.method.columns import Argument, written
+from lpfs.method.forms import is_keyed
 
 FACTOR = "lpfs_factor"
 """The buffer in which a module has a factor that could not be folded into its weights."""
@@ -79,6 +84,97 @@ class Removed(nn.Module):
         return f"{self.kind!r}, width={self.embedding_dim}"
 
 
+class Thinned(nn.Embedding):
+    """A table of several fields without the rows of the removed ones, which is called as the whole
+    one was: at the positions of removed fields it returns zeros, whatever their codes.
+
+    A removed row that is looked up at another position is an index out of range.
+
+    >>> table = nn.Embedding(6, 2)  # rows 0 to 3 of one field, 4 and 5 of another
+    >>> codes, whole = torch.tensor([[3, 5]]), table(torch.tensor([5]))
+    >>> _ = Thinned.take_over(table, dim=1, dead=[0], dropped=[(0, 4)], rows=6)
+    >>> table.weight = nn.Parameter(table.weight[4:].detach())
+    >>> table(codes)[0, 0].tolist(), torch.equal(table(codes)[0, 1:], whole)
+    ([0.0, 0.0], True)
+    """
+
+    bounds: Tensor
+    shifts: Tensor
+    dim: int
+    dead: list[int]
+    dropped: list[tuple[int, int]]
+    rows: int
+
+    @classmethod
+    def take_over(
+        cls,
+        table: nn.Embedding,
+        dim: int,
+        dead: Sequence[int],
+        dropped: Sequence[tuple[int, int]],
+        rows: int,
+    ) -> Thinned:
+        """Make one of a table in its place, so that all that holds it has the other.
+
+        Args:
+            table: has the remaining rows, or gets them later.
+            dim: of the codes, along which positions lie; from the end of the output where negative.
+            dead: positions of removed fields.
+            dropped: first row and the one after the last of each part that went, in order.
+            rows: how many the whole table had.
+        """
+        bounds = [bound for part in dropped for bound in part]
+        # Beyond any table, so that a lookup is refused.
+        gone, shifts = -(2**40), [0]
+        for start, stop in dropped:
+            shifts += [gone, shifts[-1] - (stop - start)]
+        device = table.weight.device
+        table.__class__ = cls
+        assert isinstance(table, cls)
+        table.dim, table.dead, table.dropped, table.rows = dim, [*dead], [*dropped], rows
+        table.register_buffer("bounds", torch.tensor(bounds, device=device), persistent=False)
+        table.register_buffer("shifts", torch.tensor(shifts, device=device), persistent=False)
+        table.num_embeddings = rows - sum(stop - start for start, stop in dropped)
+        if table.padding_idx is not None:
+            shift = shifts[sum(bound <= table.padding_idx for bound in bounds)]
+            table.padding_idx = None if shift == gone else table.padding_idx + shift
+        return table
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Embeddings of codes `[B, …]`, `[B, …, D]`."""
+        dim = self.dim % (input.ndim + 1)
+        parts = [*self._parts(input.shape[dim])]
+        living = [input.narrow(dim, start, size) for start, size, lives in parts if lives]
+        codes = torch.cat(living or [input.narrow(dim, 0, 0)], dim).contiguous()
+        places = torch.bucketize(codes, self.bounds, right=True)
+        found = super().forward(codes + self.shifts[places])
+        pieces, done = [], 0
+        for _, size, lives in parts:
+            if lives:
+                pieces.append(found.narrow(dim, done, size))
+                done += size
+            else:
+                pieces.append(found.new_zeros(*found.shape[:dim], size, *found.shape[dim + 1 :]))
+        return torch.cat(pieces, dim)
+
+    def _parts(self, size: int) -> Iterator[tuple[int, int, bool]]:
+        """Runs of positions: the first, how many, and whether they live."""
+        dead = {*self.dead}
+        for lives, run in groupby(range(size), lambda position: position not in dead):
+            several = [*run]
+            yield several[0], len(several), lives
+
+    def described(self) -> dict[str, Any]:
+        """What `take_over` needs, for JSON."""
+        return {"dim": self.dim, "dead": self.dead, "dropped": self.dropped, "rows": self.rows}
+
+    def extra_repr(self) -> str:
+        """One line: its rows, those of the whole table, and the positions without."""
+        return (
+            f"{super().extra_repr()}, of {self.rows} rows, without {written(self.dead, self.dim)}"
+        )
+
+
 class Scale:
     """A hook behind a module that has a factor beside its weights."""
 
@@ -86,10 +182,67 @@ class Scale:
         return times(output, getattr(module, FACTOR))
 
 
+class ScaleColumns:
+    """A hook behind a module, or before it for an argument, that has factors of columns beside its
+    weights; 0 is of a removed field."""
+
+    def __init__(self, module: nn.Module, dim: int, argument: int | str | None) -> None:
+        self.dim, self.which = dim, argument
+        self.argument = None if argument is None else Argument(module, argument)
+
+    @property
+    def name(self) -> str:
+        """Of the buffer."""
+        return FACTOR if self.which is None else f"{FACTOR}_of_{self.which}"
+
+    def before(
+        self, module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Called with the arguments that the module is given."""
+        assert self.argument is not None
+        value = self._scaled(module, self.argument.of(arguments, named))
+        return self.argument.replaced(arguments, named, value)
+
+    def behind(self, module: nn.Module, arguments: Any, output: Any) -> Any:
+        """Called with what the module returned."""
+        if is_keyed(output):
+            values = self._scaled(module, output.values())
+            return type(output)(output.keys(), output.length_per_key(), values)
+        return self._scaled(module, output)
+
+    def _scaled(self, module: nn.Module, value: Tensor) -> Tensor:
+        factors: Tensor = getattr(module, self.name)
+        rest = value.shape[self.dim] - len(factors)
+        return times_along(value, nn.functional.pad(factors, (0, rest), value=1.0), self.dim)
+
+
 def scale(module: nn.Module, factor: Tensor) -> None:
     """Let a module multiply what it returns by a factor, 0-d, that lies beside its weights."""
     module.register_buffer(FACTOR, factor)
     module.register_forward_hook(Scale())
+
+
+def has_scale(module: nn.Module) -> bool:
+    """Whether `scale` was called with a module."""
+    return any(isinstance(hook, Scale) for hook in module._forward_hooks.values())
+
+
+def scale_columns(module: nn.Module, factors: Tensor, dim: int, argument: int | str | None) -> None:
+    """Let a module multiply the first columns of what it returns, or is given, by factors `[n]`."""
+    it = ScaleColumns(module, dim, argument)
+    module.register_buffer(it.name, factors)
+    if argument is None:
+        module.register_forward_hook(it.behind)
+    else:
+        module.register_forward_pre_hook(it.before, with_kwargs=True)
+
+
+def scaled_columns(module: nn.Module) -> Iterator[ScaleColumns]:
+    """What `scale_columns` put into a module."""
+    for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
+        owner = getattr(hook, "__self__", None)
+        if isinstance(owner, ScaleColumns):
+            yield owner
 
 
 def kind_of(module: nn.Module) -> str:
@@ -116,3 +269,12 @@ def times(output: Tensor, factor: Tensor) -> Tensor:
     if output.dtype in (torch.float16, torch.bfloat16):
         return (output.float() * factor).to(output.dtype)
     return output * factor
+
+
+def times_along(value: Tensor, factors: Tensor, dim: int) -> Tensor:
+    """The product with a factor, `[size]`, for every index of a dimension, rounded to the value's
+    dtype; zeros where the factor is 0, also of what is missing or infinite."""
+    shape = [1] * value.ndim
+    shape[dim] = len(factors)
+    factors = factors.view(shape)
+    return times(value, factors).masked_fill(factors == 0, 0.0)

@@ -9,12 +9,12 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lpfs.files import appearing, sync, write_durably
 from lpfs.method.attached import attached_to
 from lpfs.method.cutting import Model
-from lpfs.method.removed import FACTOR, Removed, scale
+from lpfs.method.removed import Removed, Thinned, has_scale, scale, scale_columns, scaled_columns
 
 WEIGHTS, REMOVAL = "model.safetensors", "removal.json"
 
@@ -35,13 +35,24 @@ def save(model: nn.Module, directory: str | Path) -> None:
     modules = dict(model.named_modules())
     found = {
         "removed": {p: m.described() for p, m in modules.items() if isinstance(m, Removed)},
-        "factors": [path for path, module in modules.items() if FACTOR in module._buffers],
+        "factors": [path for path, module in modules.items() if has_scale(module)],
+        "columns": [
+            {
+                "path": path,
+                "dim": it.dim,
+                "argument": it.which,
+                "size": len(module._buffers[it.name]),
+            }
+            for path, module in modules.items()
+            for it in scaled_columns(module)
+        ],
+        "thinned": {p: m.described() for p, m in modules.items() if isinstance(m, Thinned)},
     }
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     # Weights first: where there is a removal, there are the weights that belong to it.
     with appearing(directory / WEIGHTS) as place:
-        safetensors.torch.save_model(model, str(place))
+        safetensors.torch.save_file(_tensors(model), str(place))
         sync(place)
     write_durably(directory / REMOVAL, json.dumps(found, indent=2).encode())
 
@@ -57,7 +68,7 @@ def restore(model: Model, directory: str | Path) -> Model:
     Raises:
         FileNotFoundError: if nothing was saved there.
         ValueError: if the model is not the same: a module is missing or of another kind or width.
-        RuntimeError: if a weight is missing or has another shape (from PyTorch).
+        RuntimeError: if a weight is missing or too many, or has another shape (from PyTorch).
 
     >>> import lpfs, tempfile
     >>> model = nn.ModuleDict({"age": nn.Embedding(4, 2), "city": nn.Embedding(9, 2)})
@@ -93,12 +104,47 @@ def restore(model: Model, directory: str | Path) -> Model:
     stay = {id(p) for m in model.modules() if m not in gone for p in m._parameters.values()}
     for parameter in {p for module in gone for p in module.parameters() if id(p) not in stay}:
         instead[id(parameter)] = nn.Parameter(parameter[:0].detach())
+    thinned = found.get("thinned", {})
+    for path, described in thinned.items():
+        table = _module(model, path, place)
+        if type(table) is not nn.Embedding or table.num_embeddings != described["rows"]:
+            raise ValueError(
+                f"model: {path!r} is {table}, the one that was thinned ({place}) was an Embedding "
+                f"of {described['rows']} rows"
+            )
+        gone = sum(stop - start for start, stop in described["dropped"])
+        weight = table.weight.new_empty(described["rows"] - gone, table.embedding_dim)
+        instead[id(table.weight)] = nn.Parameter(weight)
     smaller = copy.deepcopy(model, instead)
+    for path, described in thinned.items():
+        Thinned.take_over(_module(smaller, path, place), **described)  # type: ignore[arg-type]
+    for it in found.get("columns", ()):
+        module = _module(smaller, it["path"], place)
+        like = next(smaller.parameters())
+        factors = torch.ones(it["size"], device=like.device)
+        scale_columns(module, factors, it["dim"], it["argument"])
     for path in found["factors"]:
         module = _module(smaller, path, place)
         scale(module, torch.ones((), device=next(module.parameters()).device))
-    safetensors.torch.load_model(smaller, str(Path(directory) / WEIGHTS))
+    state = safetensors.torch.load_file(Path(directory) / WEIGHTS)
+    missing, beyond = smaller.load_state_dict(state, strict=False)
+    if missing := set(missing) & set(_tensors(smaller)) or set(beyond):
+        raise RuntimeError(f"{min(missing)!r} is in one of model and {directory} only")
     return smaller
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Name → tensor, each with a storage of its own; what has several names under the first."""
+    seen: set[tuple[object, ...]] = set()
+    found = {}
+    for name, tensor in model.state_dict().items():
+        same = tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
+        if tensor.numel() and same in seen:
+            continue
+        seen.add(same)
+        part = tensor.untyped_storage().nbytes() > tensor.nbytes
+        found[name] = tensor.clone() if part else tensor.contiguous()
+    return found
 
 
 def _module(model: nn.Module, path: str, place: Path) -> nn.Module:

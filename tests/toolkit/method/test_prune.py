@@ -362,13 +362,40 @@ def test_what_came_in_is_unchanged() -> None:
     optimizer.step()
     weights, state = copy.deepcopy(model.state_dict()), copy.deepcopy(optimizer.state_dict())
     smaller, sliced = prune(model, optimizer)
+    torch.testing.assert_close(model.state_dict(), weights, rtol=0, atol=0)
     assert sliced is not None
     smaller(CODES).sum().backward()
     sliced.step()
     assert model.gate is not None
     assert list(model.fields) == list(WIDTHS)
     torch.testing.assert_close(optimizer.state_dict(), state, rtol=0, atol=0)
-    torch.testing.assert_close(model.state_dict(), weights, rtol=0, atol=0)
+
+
+def test_what_is_not_cut_is_the_same_parameter_so_that_other_optimizers_go_on() -> None:
+    """A second optimiser, of what nothing is cut from, is not handed to `prune`."""
+    model = mixed({"own": 0.0, "bag": 0.5})
+    others = [*model.top[2].parameters()]
+    second = torch.optim.Adam(others, lr=0.1)
+    first = torch.optim.Adagrad(
+        [p for p in model.parameters() if all(p is not other for other in others)], lr=0.1
+    )
+    model(CODES).sum().backward()
+    first.step(), second.step()
+    steps = second.state[others[0]]["step"].item()
+    smaller, sliced = prune(model, first)
+    assert sliced is not None
+    now = {id(p): name for name, p in smaller.named_parameters()}
+    assert all(id(p) in now for p in others)
+    assert id(model.first_layer.weight) not in now
+    before = {name: p.detach().clone() for name, p in smaller.named_parameters()}
+    sliced.zero_grad(), second.zero_grad()
+    smaller(CODES).square().sum().backward()
+    sliced.step(), second.step()
+    assert second.state[others[0]]["step"].item() == steps + 1
+    assert all(not torch.equal(p, before[name]) for name, p in smaller.named_parameters())
+    # A tensor in an optimiser and in a cut model is one that the model has.
+    held = {id(p) for o in (sliced, second) for g in o.param_groups for p in g["params"]}
+    assert held == {id(p) for p in smaller.parameters()}
 
 
 class Allocations(TorchDispatchMode):
