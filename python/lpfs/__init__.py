@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from lpfs.method.attaching import attach
     from lpfs.method.budget import Budget
     from lpfs.method.columns import Columns
+    from lpfs.method.field_dict import FieldDict
     from lpfs.method.gate import FeatureGate
     from lpfs.method.gated_embedding import GatedEmbedding
     from lpfs.method.gated_linear import GatedLinear
@@ -31,6 +32,7 @@ __all__ = [
     "Columns",
     "Death",
     "FeatureGate",
+    "FieldDict",
     "GatedEmbedding",
     "GatedLinear",
     "Penalty",
@@ -65,6 +67,7 @@ _HOMES = {
     "lifecycle.shrinking": ("Shrunk", "shrink"),
     "method.attached": ("AttachedGate",),
     "method.attaching": ("attach",),
+    "method.field_dict": ("FieldDict",),
     "method.gate": ("FeatureGate",),
     "method.gated_embedding": ("GatedEmbedding",),
     "method.gated_linear": ("GatedLinear",),

@@ -15,6 +15,7 @@ from torch import nn
 from lpfs.method.attached import AttachedGate, Site, hook, unhook
 from lpfs.method.checking import require_removable
 from lpfs.method.columns import Argument, Columns, place_of
+from lpfs.method.field_dict import FieldDict, decoded
 from lpfs.method.gate import FeatureGate
 from lpfs.method.removed import Removed, Thinned, kind_of, scaled_columns
 from lpfs.method.removing import shares, why_rows_stay
@@ -129,9 +130,11 @@ def _name(model: nn.Module, path: str) -> str:
     steps = path.split(".")
     module, begin = model, 0
     for i, step in enumerate(steps):
+        if isinstance(module, FieldDict):
+            steps[i] = decoded(step)
         if isinstance(module, nn.ModuleDict):
             begin = i
-        module = module.get_submodule(step)
+        module = getattr(module, step)
     return ".".join(steps[begin:])
 
 

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from lpfs.method.attached import AttachedGate, MultiplyColumns, hooks_of
 from lpfs.method.columns import place_of
 from lpfs.method.gate import FeatureGate
+from lpfs.method.norms import norm_of
 from lpfs.method.pruning import gate_of, prune
 from lpfs.method.trial_size import TABLES, Lookups, lookups_of, only_rows
 
@@ -46,6 +47,8 @@ def require_removable(model: nn.Module, run: Run) -> None:
     """
     gate = gate_of(model)
     assert gate is not None
+    if not isinstance(gate, AttachedGate):
+        norm_of(model)
     with undisturbed(model):
         with lookups_of(model) as lookups:
             before = outputs(model, run)
@@ -80,7 +83,43 @@ def _require_removable(model: nn.Module, gate: FeatureGate, run: Run) -> None:
         # Nobody wrote down which module is whose.
         halves = halves[:2]
     if any(_fault(model, gate, run, dead, ~dead) for dead in halves):
-        _find_fault(model, gate, run)
+        try:
+            _find_fault(model, gate, run)
+        except ValueError as error:
+            if isinstance(gate, AttachedGate) or not (between := _between(model, gate, run)):
+                raise
+            raise ValueError(
+                f"{error}; between gates and first layer stands {between}: a norm must be the "
+                "model's `first_norm`"
+            ) from error
+
+
+def _between(model: Any, gate: FeatureGate, run: Run) -> str:
+    """The modules that make what the first layer is given of what the gate returned."""
+    of_gate: set[int] = set()
+    alive: list[Tensor] = []  # so that no id is used twice
+    found: list[str] = []
+    paths = {module: path for path, module in model.named_modules()}
+
+    def note(module: nn.Module, arguments: Any, output: Any) -> None:
+        follows = any(id(each) in of_gate for each in tree_leaves(arguments))
+        if not (follows or module is gate) or not isinstance(output, Tensor):
+            return
+        if module is model.first_layer or module is model:
+            of_gate.clear()
+            return
+        of_gate.add(id(output))
+        alive.append(output)
+        if module is not gate and module is not getattr(model, "first_norm", None):
+            found.append(f"{paths[module]!r} ({type(module).__name__})")
+
+    handles = [module.register_forward_hook(note) for module in model.modules()]
+    try:
+        outputs(model, run)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return ", ".join(found)
 
 
 @contextmanager

@@ -19,6 +19,8 @@ PATIENCE = 0.2
 """The share of the steps in which a field that is worth nothing falls from 1 to 0."""
 LARGEST_MOVE = 0.05
 """How far one step may move x."""
+FEWEST_STEPS = math.ceil(1 / LARGEST_MOVE)
+"""In how many steps x falls from 1 to 0 at the soonest."""
 
 
 class Penalty(Plan):
@@ -43,7 +45,8 @@ class Penalty(Plan):
         watch_every: as of `Budget`.
 
     Raises:
-        ValueError: as `Budget` does, or for an unknown preset.
+        ValueError: as `Budget` does, for an unknown preset, or for fewer steps than a field needs
+            to die of a price.
     """
 
     def __init__(
@@ -69,6 +72,11 @@ class Penalty(Plan):
             raise ValueError(f"lam must be in [0, inf), got {lam}")
         if price is not None and not 0 < price < math.inf:
             raise ValueError(f"price must be positive and finite, got {price}")
+        if price is not None and steps < FEWEST_STEPS:
+            raise ValueError(
+                f"steps: with a price no field can die in fewer than {FEWEST_STEPS}, as a step "
+                f"moves x by at most {LARGEST_MOVE}; got {steps}"
+            )
         if lam is not None and cost:
             raise ValueError("cost: gates that learn from the gradient know nothing of it")
         self.price = price

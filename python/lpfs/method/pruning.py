@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lpfs.method.attached import attached_to
 from lpfs.method.cutting import Model, Removal, Slice, cut_copy
 from lpfs.method.gate import FeatureGate
+from lpfs.method.norms import cut_with
 from lpfs.method.removing import removal
 
 
@@ -53,7 +54,12 @@ class Place:
 
 
 class Prunable(Protocol):
-    """What a model shows to be pruned; its other methods do not matter."""
+    """What a model shows to be pruned; its other methods do not matter.
+
+    Where a norm stands between gates and first layer, `first_norm` names it. A batch norm is cut,
+    its constants for removed columns go into the layer's bias; a layer, group or RMS norm goes on
+    seeing zeros, and the layer keeps its columns; another module is refused.
+    """
 
     gate: FeatureGate | None
 
@@ -106,7 +112,8 @@ def prune(
             parameters in it are left out of the copy; schedulers must be made anew.
 
     Raises:
-        ValueError: if the model has no gate, no field is alive, or a factor can be folded nowhere.
+        ValueError: if the model has no gate, no field is alive, a factor can be folded nowhere, or
+            what stands between gates and first layer can neither be cut nor left.
         TypeError: if the optimiser holds state that this function cannot scale.
 
     >>> from lpfs.models import DLRM
@@ -139,11 +146,15 @@ def removal_of(model: nn.Module) -> Removal:
         smaller.drop_gate(kept)
         smaller.first_layer.in_features = smaller.first_layer.weight.shape[1]
 
-    return Removal(_plan(protocol, gate, kept), {}, drop)
+    slices, columns = _plan(protocol, gate, kept)
+    return cut_with(protocol, columns, Removal(slices, {}, drop))
 
 
-def _plan(model: Prunable, gate: FeatureGate, kept: Sequence[str]) -> dict[Tensor, list[Slice]]:
-    """What remains of every parameter that loses something, along each dimension that does."""
+def _plan(
+    model: Prunable, gate: FeatureGate, kept: Sequence[str]
+) -> tuple[dict[Tensor, list[Slice]], Slice]:
+    """What remains of every parameter that loses something, along each dimension that does; and
+    of the first layer's columns."""
     places, factors = model.places(), gate.gates()
     if missing := set(gate.fields) - set(places):
         raise ValueError(f"the model names no place for the field {min(missing)!r}")
@@ -178,7 +189,7 @@ def _plan(model: Prunable, gate: FeatureGate, kept: Sequence[str]) -> dict[Tenso
             columns.factor[place.columns] = factors[name]
     parts = {weight: {1: columns}, **{table: {0: part} for table, part in slices.items()}}
     _cut(parts, {name: places[name] for name in gate.fields}, kept)
-    return {parameter: list(dims.values()) for parameter, dims in parts.items()}
+    return {parameter: list(dims.values()) for parameter, dims in parts.items()}, columns
 
 
 def _cut(

@@ -415,3 +415,20 @@ def test_moments_that_do_not_come_are_missed() -> None:
     F.binary_cross_entropy_with_logits(logits, labels).backward()
     with pytest.raises(RuntimeError, match="left no moments"):
         plan.optimizer.step()
+
+
+def test_a_price_with_too_few_steps_for_any_death_is_refused() -> None:
+    gate = FeatureGate({"a": 1, "b": 1})
+    with pytest.raises(
+        ValueError, match=r"steps: with a price no field can die in fewer than 20.*19"
+    ):
+        Penalty(gate, ProximalSGD([gate.x]), steps=19, price=0.1)
+    assert gate.moments is None
+    plan = Penalty(gate, ProximalSGD([gate.x]), steps=20, price=1e9)
+    for _ in range(20):
+        gate([torch.zeros(4, 1)] * 2).sum().backward()
+        plan.optimizer.step()
+        plan.step()
+        plan.optimizer.zero_grad()
+    # What is worth nothing is dead with the fewest steps, and not before.
+    assert gate.kept() == []
