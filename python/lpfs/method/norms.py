@@ -58,7 +58,7 @@ def norm_of(model: Any) -> tuple[str, nn.Module] | None:
     if not isinstance(norm, CUT + WHOLE):
         raise ValueError(
             f"{path!r}: {kind} stands between gates and first layer, and what it makes of the "
-            "columns that go is not known; batch norms are cut, others (Layer, Group, RMS) see zeros"
+            "columns that go is not known; batch norms are cut, layer, group, RMS norms see zeros"
         )
     if isinstance(norm, CUT):
         if norm.num_features != layer.in_features:
