@@ -17,7 +17,22 @@ from lpfs.files import appearing
 if TYPE_CHECKING:
     from lpfs.data import ClickLog
 
-RECIPES = ("demo", "criteo", "crossed", "avazu", "industrial", "industrial-full")
+RECIPES = (
+    "demo",
+    "criteo",
+    "crossed",
+    "avazu",
+    "industrial",
+    "industrial-full",
+    "triples",
+    "tails",
+    "missing",
+    "rare",
+    "duplicates",
+    "yesterday",
+    "correlated",
+    "wide",
+)
 """The names of `lpfs.data.RECIPES`."""
 ENDINGS = (".parquet", ".csv", ".csv.gz", ".tsv", ".tsv.gz")
 """Those that `ClickLog.write` writes."""
@@ -35,7 +50,7 @@ def generate(
     recipe: Annotated[
         str | None,
         typer.Option(
-            help="demo, criteo, crossed or avazu (with .csv in Avazu's format). Default: by FILE."
+            help=f"{', '.join(RECIPES)} (avazu with .csv: in Avazu's format). Default: by FILE."
         ),
     ] = None,
     signal: Annotated[

@@ -17,9 +17,10 @@ from lpfs.data.encode import (
 )
 from lpfs.data.error import DataError
 from lpfs.data.formats import write_avazu, write_days
-from lpfs.data.generate import RECIPES, ClickLog, FieldTruth, Recipe
+from lpfs.data.generate import ClickLog, FieldTruth
 from lpfs.data.load import Data, load
 from lpfs.data.part import Batch, Part
+from lpfs.data.recipes import RECIPES, Recipe
 from lpfs.data.schema import Field, Progress
 from lpfs.data.source import Reading
 from lpfs.data.split import ByColumn, ByFraction, InOrder, LastFiles, Split

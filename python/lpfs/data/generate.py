@@ -24,11 +24,15 @@ has every other vector, along one direction. With s for all of these terms, and 
 interactions of pairs that stand 3, 5, … apart in the ring,
 
     logit(task)  = bias(t) + affinity · s + √(1 − affinity²) · s'
+
+What else can make a selection hard, `Recipe` has by name: terms of three neighbours of the ring,
+`triple · Σ_f u_f · u_{f+1} · u_{f+2}`, and further informative fields outside it, of which some say
+something in few rows alone, or only by being missing, or are the label of the day before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,216 +44,18 @@ import pyarrow.csv
 import pyarrow.parquet
 from numpy.typing import NDArray
 
-__all__ = ["RECIPES", "ClickLog", "FieldTruth", "Recipe", "Role"]
+from lpfs.data.recipes import Recipe
 
-Role = Literal["informative", "copy", "nested", "noise"]
+__all__ = ["ClickLog", "FieldTruth", "Role"]
+
+Role = Literal["informative", "copy", "nested", "noise", "shadow"]
 
 # Rows that share one random stream. The log would change with it, so it is no parameter.
 BLOCK = 1 << 14
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What a log is made of. Equal recipes give equal logs, bit for bit.
-
-    The default is the log of `lpfs demo`: 27 fields, 5 of them numbers.
-    """
-
-    rows: int = 300_000
-    seed: int = 0
-    informative: int = 10
-    informative_numbers: int = 2
-    """How many informative fields are numbers; a copy is of the same kind as its original."""
-    copies: int = 7
-    """Near copies of informative fields, one each, the strong ones first."""
-    fidelity: float = 0.85
-    """Share of rows in which a copy equals its original."""
-    nested: int = 3
-    """Ids that determine an informative field: its values, each divided into many."""
-    noise: int = 7
-    noise_numbers: int = 2
-    values: tuple[int, int] = (8, 30)
-    """Distinct values of an informative field, from and to."""
-    many_values: tuple[int, int] = (1_000, 20_000)
-    """Distinct values of nested and noise categories, spread evenly over this range in log."""
-    strong: float = 0.27
-    weak: float = 0.03
-    interaction: float = 0.26
-    signal: float = 1.0
-    """Scales what decides about the click; the smaller, the noisier the log."""
-    click_rate: float = 0.25
-    drift: float = 0.3
-    """Over the log, scores turn by this many radians, the base logit rises by this much, and this
-    share of the rows moves to other popular values."""
-    missing: float = 0.1
-    """Share of missing values in every number and in every other category."""
-    alone: int = 0
-    """Informative categories outside the ring."""
-    items: int = 0
-    """Item fields; with any, the log is an industrial one, and what is left are user fields."""
-    combined: int = 0
-    """Combined fields of an industrial log, those of `alone` among them."""
-    vectors: tuple[int, ...] = ()
-    """Widths of numeric vectors, which nothing selects; one column for each element."""
-    tasks: tuple[float, ...] = ()
-    """Affinities of further tasks to the click, from 0 to 1."""
-
-    def __post_init__(self) -> None:
-        if self.rows < 0:
-            raise ValueError(f"rows must be at least 0, got {self.rows}")
-        if not self.signal >= 0:
-            raise ValueError(f"signal must be at least 0, got {self.signal}")
-        if self.informative < 3:
-            raise ValueError(f"informative must be at least 3 (a ring), got {self.informative}")
-        for part, whole in (
-            ("informative_numbers", "informative"),
-            ("copies", "informative"),
-            ("noise_numbers", "noise"),
-        ):
-            if not 0 <= getattr(self, part) <= getattr(self, whole):
-                raise ValueError(
-                    f"{part} must be between 0 and {whole} = {getattr(self, whole)}, "
-                    f"got {getattr(self, part)}"
-                )
-        if self.nested and self.informative_numbers == self.informative:
-            raise ValueError("nested ids need an informative field that is a category")
-        if not 3 <= self.values[0] <= self.values[1] <= self.many_values[0] <= self.many_values[1]:
-            raise ValueError(
-                "values and many_values must be rising ranges from 3, the first below the second, "
-                f"got {self.values} and {self.many_values}"
-            )
-        self._require_industrial()
-
-    def _require_industrial(self) -> None:
-        if self.alone < 0 or self.items < 0 or self.combined < 0:
-            raise ValueError("alone, items and combined must be at least 0")
-        if any(width < 1 for width in self.vectors):
-            raise ValueError(f"vectors must be at least 1 wide, got {self.vectors}")
-        # Pairs of the ring 3, 5, … apart, up to half around it.
-        most = max(0, (self.informative // 2 - 1) // 2)
-        if len(self.tasks) > most or not all(0 <= affinity <= 1 for affinity in self.tasks):
-            raise ValueError(
-                f"tasks must be at most {most} affinities from 0 to 1 for a ring of "
-                f"{self.informative}, got {self.tasks}"
-            )
-        if not self.items:
-            if self.combined:
-                raise ValueError("combined fields need item fields (items)")
-            return
-        if self.informative % 2 or self.informative_numbers or self.noise_numbers:
-            raise ValueError("an industrial log needs an even ring and no fields that are numbers")
-        fixed = self._groups_of_ring_and_copies()
-        users = self.informative + self.alone + self.copies + self.nested + self.noise
-        users -= self.items + self.combined
-        for what, count, least in (
-            ("items", self.items, fixed.count("item")),
-            ("combined", self.combined, self.alone),
-            ("user fields", users, fixed.count("user")),
-        ):
-            if count < least:
-                raise ValueError(f"{what} must be at least {least} in this log, got {count}")
-
-    def _groups_of_ring_and_copies(self) -> list[str]:
-        ring = ["item" if i % 2 else "user" for i in range(self.informative)]
-        return ring + [ring[i] for i in self._strong_first[: self.copies]]
-
-    @property
-    def _strong_first(self) -> list[int]:
-        return [*range(0, self.informative, 2), *range(1, self.informative, 2)]
-
-    @classmethod
-    def criteo(cls, rows: int = 300_000, seed: int = 0) -> Recipe:
-        """A log with the columns of Criteo's: 13 numbers and 26 categories."""
-        return cls(rows=rows, seed=seed, informative_numbers=3, nested=4, noise=18, noise_numbers=9)
-
-    @classmethod
-    def crossed(cls, rows: int = 300_000, seed: int = 0) -> Recipe:
-        """A log of 27 categories for models with all 378 first- and second-order features: pairs
-        carry most of the signal, every other informative field has no term of its own."""
-        return cls(
-            rows=rows,
-            seed=seed,
-            informative=8,
-            informative_numbers=0,
-            copies=4,
-            noise=12,
-            noise_numbers=0,
-            strong=0.2,
-            weak=0.0,
-            interaction=0.4,
-        )
-
-    @classmethod
-    def avazu(cls, rows: int = 300_000, seed: int = 0) -> Recipe:
-        """A log with as many categories as Avazu's has besides the hour, none of them missing."""
-        return cls(
-            rows=rows,
-            seed=seed,
-            informative=8,
-            informative_numbers=0,
-            copies=4,
-            nested=3,
-            noise=6,
-            noise_numbers=0,
-            missing=0.0,
-        )
-
-    @classmethod
-    def industrial(cls, rows: int = 300_000, seed: int = 0) -> Recipe:
-        """The paper's industrial log, scaled down: 25 user, 8 item and 10 combined fields, vectors
-        of 21 numbers, two further tasks."""
-        return cls(
-            rows=rows,
-            seed=seed,
-            informative=10,
-            informative_numbers=0,
-            copies=6,
-            nested=4,
-            noise=20,
-            noise_numbers=0,
-            many_values=(50, 5_000),
-            strong=0.2,
-            interaction=0.35,
-            alone=3,
-            items=8,
-            combined=10,
-            vectors=(1, 4, 16),
-            tasks=(0.8, 0.5),
-        )
-
-    @classmethod
-    def industrial_full(cls, rows: int = 300_000, seed: int = 0) -> Recipe:
-        """The paper's industrial log in its full shape (section 4.2): 250 user, 46 item and 96
-        combined fields, 25 vectors of 1 to 128 numbers, five further tasks."""
-        return cls(
-            rows=rows,
-            seed=seed,
-            informative=40,
-            informative_numbers=0,
-            copies=30,
-            nested=40,
-            noise=262,
-            noise_numbers=0,
-            many_values=(50, 5_000),
-            strong=0.1,
-            interaction=0.17,
-            alone=20,
-            items=46,
-            combined=96,
-            vectors=(1,) * 6 + (2,) * 4 + (4, 8, 16) * 3 + (32, 64, 128) * 2,
-            tasks=(0.9, 0.8, 0.7, 0.6, 0.5),
-        )
-
-
-RECIPES: Mapping[str, Callable[[int, int], Recipe]] = {
-    "demo": Recipe,
-    "criteo": Recipe.criteo,
-    "crossed": Recipe.crossed,
-    "avazu": Recipe.avazu,
-    "industrial": Recipe.industrial,
-    "industrial-full": Recipe.industrial_full,
-}
-"""Name → recipe of a number of rows and a seed."""
+IN_SEGMENT = 1
+"""The code of a marker in the rows in which seldom fields say something."""
+ABSENT = 0.3
+"""Share of the rows in which an id is missing that says something by that."""
 
 
 @dataclass(frozen=True)
@@ -260,7 +66,7 @@ class FieldTruth:
     kind: Literal["category", "number"]
     role: Role
     of: str | None
-    """The original of a copy, the parent of a nested id, None for other roles."""
+    """The original of a copy or a shadow, the parent of a nested id, None for other roles."""
     cardinality: int
 
 
@@ -278,6 +84,8 @@ class _Field:
     group: str = ""
     """`user`, `item` or `combined` in an industrial log."""
     words: pa.Array | None = None
+    outside: Literal["", "alone", "seldom", "absent", "marker", "yesterday"] = ""
+    """How an informative field outside the ring enters the logit."""
 
 
 class ClickLog:
@@ -318,22 +126,32 @@ class ClickLog:
                 name=names[i],
                 kind="number" if f.number else "category",
                 role=f.role,
-                of=names[f.source] if f.source >= 0 else None,
+                of=None if f.role == "informative" or f.source < 0 else names[f.source],
                 cardinality=f.size,
             )
             for i in self._order
             for f in [self._fields[i]]
         )
         ring = [names[i] for i in range(recipe.informative)]
+        outside: dict[str, list[str]] = {}
+        for name, f in zip(names, self._fields, strict=True):
+            outside.setdefault(f.outside, []).append(name)
         alone = [(name,) for i, name in enumerate(ring) if recipe.signal * self._main(i)]
         if recipe.signal * recipe.strong:
-            alone += [(name,) for name in names[len(names) - recipe.alone :]]
-        pairs = list(zip(ring, ring[1:] + ring[:1], strict=True))
+            alone += [(name,) for kind in ("alone", "absent") for name in outside.get(kind, ())]
+        alone += [(name,) for name in outside.get("yesterday", ())]
+        together = [*zip(ring, ring[1:] + ring[:1], strict=True)] if recipe.interaction else []
+        if recipe.within:
+            markers = outside.get("marker", ())
+            together += [(m, name) for m in markers for name in outside.get("seldom", ())]
+        triples = [*zip(ring, ring[1:] + ring[:1], ring[2:] + ring[:2], strict=True)]
         self.signals: tuple[tuple[str, ...], ...] = (
             *alone,
-            *(pairs if recipe.signal * recipe.interaction else ()),
+            *(together if recipe.signal else ()),
+            *(triples if recipe.signal * recipe.triple else ()),
         )
-        """The terms of the logit: fields that say something alone, and pairs that do together."""
+        """The terms of the logit: fields that say something alone, and what pairs or three of them
+        say together."""
         self.schema: pa.Schema = pa.schema(
             [(name, pa.int8()) for name in ("click", *self.tasks)]
             + [
@@ -437,6 +255,8 @@ class ClickLog:
                 shift = 1 + np.floor(draw * (f.size - 1)).astype(np.int64)
                 other = rng.random(BLOCK) >= recipe.fidelity
                 code = (codes[f.source] + other * shift) % f.size
+            elif f.role == "shadow":
+                code = self._shadow(f, codes[f.source], draw, rng)
             else:
                 # Both distributions in one search: the late one lies between 1 and 2.
                 size = len(f.cumulative) // 2
@@ -451,18 +271,30 @@ class ClickLog:
         turn = np.stack([np.cos(recipe.drift * time), np.sin(recipe.drift * time)])
         scores = [
             (f.scores[:, codes[i]] * turn).sum(0)
-            for i, f in enumerate(self._fields)
-            if f.role == "informative"
+            for i, f in enumerate(self._fields[: recipe.informative])
         ]
-        scores, alone = scores[: recipe.informative], scores[recipe.informative :]
         for i, score in enumerate(scores):
             logit = logit + recipe.signal * self._main(i) * score
-            logit += recipe.signal * recipe.interaction * score * scores[(i + 1) % len(scores)]
-        for score in alone:
-            logit = logit + recipe.signal * recipe.strong * score
+            pair = score * scores[(i + 1) % len(scores)]
+            logit += recipe.signal * recipe.interaction * pair
+            if recipe.triple:
+                third = scores[(i + 2) % len(scores)]
+                logit += recipe.signal * recipe.triple * pair * third
+        for i, f in enumerate(self._fields):
+            if f.outside in ("alone", "absent", "seldom"):
+                score = (f.scores[:, codes[i]] * turn).sum(0)
+                weight: NDArray[np.float64] | float = recipe.strong
+                if f.outside == "seldom":
+                    weight = recipe.within * (codes[f.source] == IN_SEGMENT)
+                logit = logit + recipe.signal * weight * score
         vectors = [rng.standard_normal((BLOCK, len(direction))) for direction in self._vectors]
         for vector, direction in zip(vectors[::2], self._vectors[::2], strict=True):
             logit = logit + recipe.signal * recipe.strong * (vector @ direction)
+        if recipe.hidden:
+            logit = logit + recipe.hidden * rng.standard_normal(BLOCK)
+            before = rng.random(BLOCK) < 1 / (1 + np.exp(-logit))
+            # Its own code says by now only whether anything is known of the day before.
+            codes[-1] = np.where(codes[-1] == 0, 0, 1 + before)
         labels = [rng.random(BLOCK) < 1 / (1 + np.exp(-logit))]
         for k, affinity in enumerate(recipe.tasks):
             own = (
@@ -488,6 +320,21 @@ class ClickLog:
         columns += [pa.array(column[:size]) for vector in vectors for column in vector.T]
         return pa.RecordBatch.from_arrays(columns, schema=self.schema)
 
+    def _shadow(
+        self,
+        f: _Field,
+        original: NDArray[np.int64],
+        draw: NDArray[np.float64],
+        rng: np.random.Generator,
+    ) -> NDArray[np.int64]:
+        """Codes around those of the original, missing on their own account."""
+        r, centre = self.recipe.correlation, f.size / 2
+        apart = (1 - r * r) ** 0.5 * f.size / 4 * rng.standard_normal(BLOCK)
+        # Where the original is missing, the shadow says nothing of it.
+        known = np.where(original == 0, centre + f.size / 4 * rng.standard_normal(BLOCK), original)
+        code = np.clip(np.round(centre + r * (known - centre) + apart), 1, f.size - 1)
+        return np.where(draw < self.recipe.missing, 0, code.astype(np.int64))
+
     def _main(self, informative: int) -> float:
         return self.recipe.weak if informative % 2 else self.recipe.strong
 
@@ -496,15 +343,20 @@ class ClickLog:
         # The logistic-normal mean, by the probit approximation σ(b / √(1 + π·variance / 8)).
         recipe = self.recipe
         mains = [self._main(i) for i in range(recipe.informative)]
-        mains += [recipe.strong] * (recipe.alone + len(recipe.vectors[::2]))
-        variance = sum(m * m for m in mains) + recipe.informative * recipe.interaction**2
+        outside = recipe.alone + recipe.tailed + recipe.absent
+        mains += [recipe.strong] * (outside + len(recipe.vectors[::2]))
+        products = recipe.interaction**2 + recipe.triple**2
+        variance = sum(m * m for m in mains) + recipe.informative * products
+        variance += recipe.seldom * recipe.segment * recipe.within**2
         variance *= recipe.signal**2
+        variance += recipe.hidden**2
         odds = recipe.click_rate / (1 - recipe.click_rate)
         return float(np.log(odds) * np.sqrt(1 + np.pi * variance / 8))
 
 
 def _plan(recipe: Recipe, rng: np.random.Generator) -> list[_Field]:
-    """Informative fields in ring order, then copies, nested, noise."""
+    """Informative fields in ring order, then copies, nested, noise, and what stands outside the
+    ring; the label of the day before comes last."""
     fields: list[_Field] = []
 
     def add(role: Role, number: bool, size: int, source: int = -1) -> None:
@@ -532,6 +384,8 @@ def _plan(recipe: Recipe, rng: np.random.Generator) -> list[_Field]:
         add("noise", number, 20 if number else int(ids[i - recipe.noise_numbers]))
     for _ in range(recipe.alone):
         add("informative", False, int(rng.integers(*recipe.values, endpoint=True)))
+        fields[-1].outside = "alone"
+    _add_traps(recipe, fields, rng)
     if recipe.items:
         for f, group in zip(fields, _groups(recipe, len(fields)), strict=True):
             f.group = group
@@ -540,18 +394,65 @@ def _plan(recipe: Recipe, rng: np.random.Generator) -> list[_Field]:
         if f.role == "copy":
             f.words = fields[f.source].words
             continue
+        if f.role == "shadow":
+            continue
         drawn = f.size // fields[f.source].size if f.role == "nested" else f.size
-        shares = np.stack([_popularity(f, drawn, recipe.missing, rng) for _ in range(2)])
+        missing = ABSENT if f.outside == "absent" else recipe.missing
+        shares = np.stack([_popularity(f, drawn, missing, rng) for _ in range(2)])
+        if f.outside == "marker":
+            shares[:] = (1 - recipe.segment) / (f.size - 1)
+            shares[:, IN_SEGMENT] = recipe.segment
         cumulative = shares.cumsum(1)
         # Searching for a draw above the last sum would give a code that does not exist.
         cumulative[:, -1] = 1.0
         f.cumulative = np.concatenate([cumulative[0], 1 + cumulative[1]])
         if f.role == "informative":
             f.scores = _scores(f, shares.mean(0), rng)
+        if f.outside == "absent":
+            there = ABSENT / (1 - ABSENT)
+            f.scores = np.zeros((2, f.size))
+            f.scores[0] = -(there**0.5)
+            f.scores[0, 0] = there**-0.5
         # An odd factor is a bijection modulo 2³², so values stay distinct.
         words = (np.arange(f.size, dtype=np.uint64) * 2654435761 + i * 40503) % (1 << 32)
-        f.words = None if f.number else pa.array([f"{word:08x}" for word in words])
+        f.words = None if f.number else _hexadecimal(words)
     return fields
+
+
+def _add_traps(recipe: Recipe, fields: list[_Field], rng: np.random.Generator) -> None:
+    """The fields that only logs with traps have, at the end of the list."""
+
+    def add(
+        outside: Literal["alone", "seldom", "absent", "marker", "yesterday"],
+        size: int,
+        missing: bool,
+        source: int = -1,
+    ) -> None:
+        fields.append(_Field("informative", False, size, missing, source, outside=outside))
+
+    shown = recipe.missing > 0
+    for _ in range(recipe.tailed):
+        add("alone", recipe.many_values[1], shown)
+    for size in np.geomspace(*recipe.many_values, max(recipe.absent, 1)).round()[: recipe.absent]:
+        add("absent", int(size), True)
+    if recipe.seldom:
+        marker = len(fields)
+        add("marker", recipe.values[1], False)
+        for _ in range(recipe.seldom):
+            add("seldom", int(rng.integers(*recipe.values, endpoint=True)), shown, marker)
+    first = recipe.informative - recipe.informative_numbers
+    for k in range(recipe.shadows):
+        of = first + k % recipe.informative_numbers
+        fields.append(_Field("shadow", True, fields[of].size, shown, of))
+    if recipe.hidden:
+        add("yesterday", 3, shown)
+
+
+def _hexadecimal(words: NDArray[np.uint64]) -> pa.Array:
+    """Eight digits each, from `[n]`."""
+    digits = words.astype(">u4").tobytes().hex().encode()
+    offsets = np.arange(0, 8 * len(words) + 8, 8, dtype=np.int32)
+    return pa.StringArray.from_buffers(len(words), pa.py_buffer(offsets), pa.py_buffer(digits))
 
 
 def _groups(recipe: Recipe, fields: int) -> list[str]:

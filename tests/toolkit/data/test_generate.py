@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
-from lpfs.data.generate import BLOCK, ClickLog, Recipe
+from lpfs.data.generate import BLOCK, ClickLog
+from lpfs.data.recipes import Recipe
 
 
 def codes(column: pa.ChunkedArray) -> NDArray[np.int64]:

@@ -97,7 +97,11 @@ def test_less_signal_is_more_noise() -> None:
 
 def test_equal_seeds_give_equal_logs_for_every_recipe() -> None:
     for recipe in RECIPES.values():
-        first, again, other = (ClickLog(recipe(500, seed)).table() for seed in (3, 3, 4))
+        # A million words would take longer than they show.
+        first, again, other = (
+            ClickLog(replace(recipe(500, seed), many_values=(50, 9_000))).table()
+            for seed in (3, 3, 4)
+        )
         assert first.equals(again)
         assert not first.equals(other)
 
@@ -184,6 +188,9 @@ def test_the_command_generates_what_is_named(tmp_path) -> None:
     log = ClickLog(replace(Recipe.crossed(50, 3), signal=0.5, drift=0.1))
     assert pa.parquet.read_table(tmp_path / "c.parquet").equals(log.table())
     assert len(json.loads((tmp_path / "c.parquet.truth.json").read_text())) == 27
+    succeed("generate", tmp_path / "r.parquet", "--recipe", "rare", "--rows", 50)
+    truth = json.loads((tmp_path / "r.parquet.truth.json").read_text())
+    assert sum(field["role"] == "informative" for field in truth) == 6 + 1 + 4
     before = set(tmp_path.rglob("*"))
     for arguments, word in (
         (("d.csv", "--recipe", "none"), f"expected one of {', '.join(RECIPES)}, got 'none'"),
