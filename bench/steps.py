@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import itertools
 import statistics
-import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from bench.turns import seconds_of_each
+from bench.turns import by_turns, medians, seconds_of_each, times_as_fast
 from lpfs import Budget, ProximalSGD, optim
 from lpfs.method.schedule import Constant
 from lpfs.models import DLRM
@@ -95,44 +95,33 @@ def ours(rows: int, gated: bool) -> Step:
     return step
 
 
-def compare(rows: int, batch: int, seconds: float) -> dict[str, list[float]]:
-    """µs of each contestant's steps."""
+CONTESTANTS: dict[str, Callable[[int], Step]] = {
+    "a table for each": partial(plain, together=False),
+    "one table": partial(plain, together=True),
+    "ours": partial(ours, gated=False),
+    "ours, gated": partial(ours, gated=True),
+}
+
+
+def batches_of(rows: int, batch: int) -> list[Batch]:
     torch.manual_seed(0)
-    contestants = {
-        "a table for each": plain(rows, together=False),
-        "one table": plain(rows, together=True),
-        "ours": ours(rows, gated=False),
-        "ours, gated": ours(rows, gated=True),
-    }
-    batches = [
+    return [
         (torch.randint(rows, (batch, FIELDS)), torch.randint(2, (batch,)).float())
         for _ in range(BATCHES)
     ]
-    times: dict[str, list[float]] = {name: [] for name in contestants}
-    end = time.monotonic() + seconds
-    for k in itertools.count():
-        for name, step in contestants.items():
-            begin = time.perf_counter_ns()
-            step(batches[k % BATCHES])
-            times[name].append((time.perf_counter_ns() - begin) / 1e3)
-        if k >= 5 and time.monotonic() >= end:
-            return {name: each[2:] for name, each in times.items()}
-    raise AssertionError
 
 
 def main() -> None:
     seconds = seconds_of_each(__doc__, 3.0)
     for rows, batch in itertools.product((1_000, 40_000), (32, 64, 128, 512, 4096)):
-        times = compare(rows, batch, seconds)
-        medians = {name: statistics.median(each) for name, each in times.items()}
-        best = min("a table for each", "one table", key=lambda name: medians[name])
-        ratios = {
-            name: statistics.median(a / b for a, b in zip(times[best], times[name], strict=True))
-            for name in ("ours", "ours, gated")
-        }
-        listed = ", ".join(f"{name} {median:,.0f} µs" for name, median in medians.items())
-        faster = ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items())
-        print(f"27 × {rows:,}, {batch:,} rows: {listed}; {faster}", flush=True)
+        contestants = {name: make(rows) for name, make in CONTESTANTS.items()}
+        times = by_turns(contestants, batches_of(rows, batch), seconds)
+        theirs = "a table for each", "one table"
+        best = min(theirs, key=lambda name: statistics.median(times[name]))
+        faster = ", ".join(
+            f"{name} {times_as_fast(times, name, best):.2f}" for name in ("ours", "ours, gated")
+        )
+        print(f"27 × {rows:,}, {batch:,} rows: {medians(times)}; {faster}", flush=True)
 
 
 if __name__ == "__main__":
