@@ -24,15 +24,17 @@ All numbers together then predict half of what the selection trains; to predict 
 time of a step (`bench/stages.md`)."""
 FEWEST = 40_000
 """Rows that are predicted for all numbers together at least: the work of a few dozen steps."""
-
-
+SETTLED = 0.01
+"""The share of the steps that a set has to last to be judged in the place of another of its size:
+among copies and noise, sets of a size follow each other every few steps."""
 MEDIAN_OF_SQUARE = 0.455
 """Of a standard normal number: the median of its square, whose mean is 1."""
 Losses = Callable[[nn.Module, int], Tensor]
 
 
 class Judged(BaseModel):
-    """A number of fields: the last set of that size on the way, and its loss on validation rows."""
+    """A number of fields: the set of that size on the way, the first or the last that lasted, and
+    its loss on validation rows."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     keep: int
@@ -77,6 +79,7 @@ class Curve:
         self.plan, self._losses_of = plan, losses
         self._weights = None if weights is None else torch.from_numpy(np.array(weights))
         self._x = plan.gate.x.detach().clone()
+        self._lasted = 0
         self._losses: dict[int, Tensor] = {}
         self._kept: dict[int, list[str]] = {}
 
@@ -87,7 +90,9 @@ class Curve:
         for keep in range(self._count(before) - 1, alive, -1):
             self._judge(model, keep, self._without_weakest(before, x, keep))
         changed = not torch.equal(x != 0, before != 0)
-        if not self._losses or (changed and alive <= self._count(before)):
+        self._lasted = 0 if changed else self._lasted + 1
+        settled = self._lasted == math.ceil(SETTLED * self.plan.steps)
+        if alive not in self._losses or (settled and self._kept[alive] != self.plan.gate.kept()):
             self._judge(model, alive, x.clone())
         self._x = x.clone()
 
@@ -111,6 +116,7 @@ class Curve:
         """What was judged so far."""
         return {
             "x": self._x,
+            "lasted": self._lasted,
             "losses": {str(keep): losses for keep, losses in self._losses.items()},
             "kept": {str(keep): kept for keep, kept in self._kept.items()},
         }
@@ -118,6 +124,7 @@ class Curve:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` returned."""
         self._x = state["x"].to(self._x)
+        self._lasted = state["lasted"]
         self._losses = {int(keep): losses for keep, losses in state["losses"].items()}
         self._kept = {int(keep): list(kept) for keep, kept in state["kept"].items()}
 
