@@ -51,15 +51,18 @@ def working_on(out: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def locked(place: Path) -> Iterator[None]:
-    """Keep other processes out for as long as this one lives."""
+def locked(place: Path, wait: bool = False) -> Iterator[None]:
+    """Keep other processes out for as long as this one lives.
+
+    Raises OSError if another one is there, unless this one is to `wait` for it.
+    """
     if sys.platform == "win32":
         yield
         return
     number = os.open(place, os.O_RDONLY)
     try:
         try:
-            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(number, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
             raise OSError(f"{place}: another process works there") from error
         yield

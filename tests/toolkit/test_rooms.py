@@ -12,7 +12,7 @@ import lpfs
 
 PACKAGE = Path(lpfs.__file__).parent
 FLOORS = [
-    ("files", "unfinished", "data", "optim"),
+    ("checksums", "files", "unfinished", "data", "optim"),
     ("method",),
     ("models",),
     ("lifecycle",),

@@ -28,7 +28,7 @@ from lpfs.data.split import ByFraction, Split
 __all__ = ["Data", "load"]
 
 # Rises when the same settings would give other arrays.
-_VERSION = 7
+_VERSION = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,7 +220,7 @@ def load(
 
     path = None
     try:
-        path = cached.directory(root, name, fill, durable=cache is not None)
+        path, fault = cached.directory(root, name, fill, durable=cache is not None)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DataError(str(root), "the disk is full") from error
@@ -249,7 +249,7 @@ def load(
         negatives,
         options,
         meta.left_out,
-        tuple(meta.notes),
+        (*([f"{fault}; the log was read again"] if fault else []), *meta.notes),
         tuple(meta.warnings),
     )
     strays = [note for note in meta.notes if "no number" in note]

@@ -8,6 +8,7 @@ model.json          its name (see `lpfs.models.named`) and what it is built from
 pretrained.safetensors  the model with all fields as it was before the gates came, with its
                     optimiser's state, for other selections to start from
 encoders.json       vocabularies and transforms of the fields that the model still reads
+checksums.json      the CRC-32 of all of these: what was damaged since is refused by name
 gates.png           the gates' trajectories and where they ended
 report.html         all of it on one page
 """
@@ -31,6 +32,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 import lpfs
+from lpfs.checksums import damage, seal
 from lpfs.data import Data, DataError, Encoder
 from lpfs.data.columns import Kind
 from lpfs.files import directory_appearing
@@ -288,6 +290,7 @@ def save(
         pyarrow.parquet.write_table(pa.table(history), place / "history.parquet")
         write_model(place, model, data.encoders)
         selection.pretrained.write(place / "pretrained.safetensors")
+        seal(place)
         if illustrate is not None:
             illustrate(summary, history, place)
     return summary
@@ -350,11 +353,18 @@ def load_encoders(directory: str | Path) -> list[Encoder]:
 
 
 @contextlib.contextmanager
-def readable(directory: str | Path, name: str) -> Iterator[Path]:
-    """Around the reading of a file: whatever is wrong with it is a DataError that names it."""
+def readable(directory: str | Path, name: str, sealed: bool = True) -> Iterator[Path]:
+    """Around the reading of a file: whatever is wrong with it is a DataError that names it, a
+    single changed bit too where it is `sealed`, see `lpfs.checksums`."""
     path = Path(directory) / name
     if not path.is_file():
         raise DataError(str(directory), f"expected the directory of a run, there is no {name}")
+    try:
+        fault = damage(path.parent, [name]) if sealed else None
+    except OSError as error:
+        raise DataError(str(path), "cannot be read", str(error)) from error
+    if fault is not None:
+        raise DataError(fault)
     try:
         yield path
     except ValidationError as error:

@@ -52,7 +52,7 @@ def number_of(directory: Path) -> int | None:
     """Of the present version, or None where none was published. Raises DataError."""
     if not (directory / PRESENT).exists():
         return None
-    with readable(directory, PRESENT) as path:
+    with readable(directory, PRESENT, sealed=False) as path:
         return int(path.read_bytes())
 
 

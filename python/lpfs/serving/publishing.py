@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 import lpfs
+from lpfs.checksums import seal
 from lpfs.data import DataError, Encoder
 from lpfs.files import directory_appearing, parents_made, sync, write_durably
 from lpfs.models.named import MODELS, Network, fields_read, name_of
@@ -84,6 +85,7 @@ def publish(
         with directory_appearing(place / str(version.number), place) as made:
             write_model(made, network, encoders)
             (made / RECORD).write_text(version.model_dump_json(indent=2) + "\n")
+            seal(made)
         write_durably(place / PRESENT, f"{version.number}\n".encode())
         for number in sorted(_numbers(place))[:-keep]:
             _remove(place / str(number))

@@ -214,6 +214,7 @@ def test_select(logs: Path, tmp_path: Path, name: str) -> None:
 
 
 FILES = {
+    "checksums.json",
     "selection.json",
     "history.parquet",
     "model.safetensors",

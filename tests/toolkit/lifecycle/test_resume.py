@@ -21,6 +21,7 @@ import pytest
 import torch
 
 from lpfs import Checkpoints, Pretrained, Selection, Settings, StoppedError, select
+from lpfs.checksums import seal
 from lpfs.data import Data, load
 from lpfs.run import load_pretrained, load_summary
 from lpfs.unfinished import unfinished
@@ -416,6 +417,7 @@ def test_starting_from_an_earlier_run(log: Path, undisturbed: Path, tmp_path: Pa
         (undisturbed / "model.safetensors").read_bytes(),
     ):
         (damaged / "pretrained.safetensors").write_bytes(content)
+        seal(damaged)
         said = refuse(tmp_path, *command, "--from", damaged, "--out", tmp_path / "no")
         assert "pretrained.safetensors: cannot be read" in said
 
@@ -527,6 +529,7 @@ def test_a_pretrained_model_must_fit(small: Data, tmp_path: Path) -> None:
     settings = Settings(**SMALL, epochs=0)
     first = select(small, settings)
     first.pretrained.write(tmp_path / "pretrained.safetensors")
+    seal(tmp_path)
     start = load_pretrained(tmp_path)
     again = select(small, settings, pretrained=start)
     assert everything(again) == everything(first)

@@ -1,0 +1,64 @@
+"""`python -m tests.campaign [KIND …]`: inject faults, and write down which did harm.
+
+What was tried is noted in a file as it goes on, and not tried again; in the end `README.md` is
+written anew from it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+from .kinds import KINDS
+from .table import write
+
+
+def main() -> int:
+    """0 if nothing did harm."""
+    parser = argparse.ArgumentParser(prog="python -m tests.campaign", description=__doc__)
+    parser.add_argument("kinds", nargs="*", metavar="KIND", help=f"of {', '.join(KINDS)}; all")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--cases", type=int, help="of each kind, at most")
+    parser.add_argument(
+        "--state",
+        type=Path,
+        default=Path(tempfile.gettempdir()) / "lpfs-campaign.jsonl",
+        help="where to note what was tried; default: %(default)s",
+    )
+    wanted = parser.parse_args()
+    if unknown := {*wanted.kinds} - {*KINDS}:
+        parser.error(f"no kind {', '.join(sorted(unknown))}")
+    lines = wanted.state.read_text().splitlines() if wanted.state.exists() else []
+    tried = {tuple(json.loads(line)[:3]): json.loads(line)[3] for line in lines}
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    warnings.simplefilter("error")
+    with wanted.state.open("a") as state:
+        for kind in wanted.kinds or KINDS:
+            with tempfile.TemporaryDirectory(prefix="lpfs-campaign-") as place:
+                for count, case in enumerate(KINDS[kind](Path(place), wanted.seed)):
+                    if count == wanted.cases:
+                        break
+                    key = (kind, wanted.seed, case.name)
+                    if key in tried:
+                        continue
+                    try:
+                        case.check()
+                    except Exception as error:
+                        harm: str | None = f"{type(error).__name__}: {error}"[:500]
+                        print(f"{kind}: {case.name}: {harm}", file=sys.stderr)
+                    else:
+                        harm = None
+                    tried[key] = harm
+                    print(json.dumps([*key, harm]), file=state, flush=True)
+            print(f"{kind}: {sum(k[0] == kind for k in tried)} cases")
+    write({(kind, name): harm for (kind, _, name), harm in tried.items()})
+    return int(any(tried.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

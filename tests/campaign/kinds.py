@@ -1,0 +1,10 @@
+"""The kinds of faults."""
+
+from __future__ import annotations
+
+from . import damage
+from .case import Kind
+
+KINDS: dict[str, Kind] = {
+    "damage": damage.cases,
+}

@@ -1,0 +1,42 @@
+"""A part of the campaign, of every kind, and its table."""
+
+from __future__ import annotations
+
+import ast
+import itertools
+import os
+from pathlib import Path
+
+import pytest
+
+from .found import FOUND
+from .kinds import KINDS
+
+FULL = os.environ.get("LPFS_FULL") == "1"
+CASES = 40
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_part_of_every_kind(kind: str, tmp_path: Path) -> None:
+    for case in itertools.islice(KINDS[kind](tmp_path, 0), None if FULL else CASES):
+        try:
+            case.check()
+        except Exception as error:
+            pytest.fail(f"{case.name}: {type(error).__name__}: {error}")
+
+
+@pytest.mark.parametrize("test", {one.test for one in FOUND})
+def test_what_was_found_is_held_by_a_test(test: str) -> None:
+    file, _, function = test.partition("::")
+    tree = ast.parse((REPOSITORY / file).read_text(encoding="utf-8"))
+    assert function in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+def test_the_table_is_of_what_is_there() -> None:
+    text = Path(__file__).with_name("README.md").read_text(encoding="utf-8")
+    for kind in KINDS:
+        assert f"| {kind} | " in text
+    for one in FOUND:
+        assert one.harm in text
