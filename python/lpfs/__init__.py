@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from lpfs.method.removed import Removed, Thinned
     from lpfs.method.restoring import restore, save
     from lpfs.method.trajectory import Death, Trajectory
+    from lpfs.online.loop import Online
     from lpfs.optim import ProximalSGD
     from lpfs.unfinished import StoppedError
 
@@ -35,6 +36,7 @@ __all__ = [
     "FieldDict",
     "GatedEmbedding",
     "GatedLinear",
+    "Online",
     "Penalty",
     "Place",
     "Pretrained",
@@ -78,14 +80,15 @@ _HOMES = {
     "method.removed": ("Removed", "Thinned"),
     "method.restoring": ("restore", "save"),
     "method.trajectory": ("Death", "Trajectory"),
+    "online.loop": ("Online",),
     "optim": ("ProximalSGD",),
     "unfinished": ("StoppedError",),
 }
 
 
 def __getattr__(name: str) -> object:
-    if name == "optim":
-        return importlib.import_module("lpfs.optim")
+    if name in ("online", "optim"):
+        return importlib.import_module(f"lpfs.{name}")
     home = next((home for home, names in _HOMES.items() if name in names), None)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

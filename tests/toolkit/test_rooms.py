@@ -16,6 +16,7 @@ FLOORS = [
     ("method",),
     ("models",),
     ("lifecycle",),
+    ("online",),
     ("baselines",),
     ("run", "sklearn"),
     ("serving",),

@@ -100,7 +100,7 @@ class FeatureGate(nn.Module):
         self.units = [*self.members, *((name,) for name in self.always_keep)]
         self.living = list(range(len(self.fields)))
         self.moments = self.dead_rows = self.row_scale = None
-        self.watches_dead = True
+        self.watches_dead, self.fewest_rows = True, FEWEST_ROWS
         if not self.members:
             raise ValueError("fields: none is left to gate")
 
@@ -269,7 +269,7 @@ class FeatureGate(nn.Module):
         rows; in proportion, as if they were of all."""
         asked = self.asked()
         if asked:
-            asked["moment_rows"] = min(batch, max(FEWEST_ROWS, batch // SHARE_OF_ROWS))
+            asked["moment_rows"] = min(batch, max(self.fewest_rows, batch // SHARE_OF_ROWS))
         return asked
 
     def asked(self, fields: slice = EVERY) -> dict[str, Any]:

@@ -1,0 +1,4 @@
+from lpfs.online.lives import Event
+from lpfs.online.loop import Online
+
+__all__ = ["Event", "Online"]

@@ -1,0 +1,73 @@
+"""What removal of each field costs by now, over a horizon of rows, with its standard error."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+FEWEST = 8.0
+"""Of so many steps' costs a standard error is believed."""
+
+
+class Ledger:
+    """Running removal costs by gate, each the mean of what its field was heard to cost in a step.
+
+    What was heard h rows ago counts exp(−h / horizon), whether or not a field was heard since, so
+    the error of a field that is heard rarely is larger.
+
+    >>> ledger = Ledger(torch.zeros(2), horizon=1e6)
+    >>> for cost in (1.0, 3.0) * 8:
+    ...     ledger.hear(torch.tensor([cost, 9.0]), torch.tensor([True, False]), rows=1)
+    >>> [round(value, 2) for value in ledger.mean().tolist()], ledger.error().tolist()[1]
+    ([2.0, 0.0], inf)
+    """
+
+    def __init__(self, like: Tensor, horizon: float) -> None:
+        self.horizon = horizon
+        self.sums = like.detach().new_zeros(4, len(like), dtype=torch.float64)
+        """Per gate: weights, squared weights, costs, squared costs."""
+
+    @torch.no_grad()
+    def hear(self, costs: Tensor, heard: Tensor, rows: Tensor | float) -> None:
+        """Take the costs `[gates]` of a step over so many rows, of the gates that were heard."""
+        age = torch.as_tensor(rows, dtype=torch.float64, device=costs.device) / self.horizon
+        keep = (-age).exp()
+        costs = costs.double()
+        one = torch.ones_like(costs)
+        new = torch.stack([one, one, costs, costs * costs])
+        forget = torch.stack([keep, keep * keep, keep, keep])[:, None]
+        self.sums.mul_(forget).add_(torch.where(heard, new, 0.0))
+
+    @torch.no_grad()
+    def forget(self, share: float, gates: Sequence[int] | None = None) -> None:
+        """Let what was heard so far count less by a share, of all gates or of some."""
+        left = 1 - share
+        factors = self.sums.new_tensor([left, left * left, left, left])[:, None]
+        if gates is None:
+            self.sums.mul_(factors)
+        elif gates:
+            self.sums[:, list(gates)] *= factors
+
+    def mean(self) -> Tensor:
+        """Nats per row, `[gates]`; 0 where nothing was heard."""
+        return self.sums[2] / self.sums[0].clamp(min=1e-30)
+
+    def error(self) -> Tensor:
+        """The standard error of `mean`, from how costs vary between steps, `[gates]`; infinite
+        where too little was heard."""
+        weight, squared, total, squares = self.sums
+        count = weight * weight / squared.clamp(min=1e-30)
+        mean = total / weight.clamp(min=1e-30)
+        spread = (squares / weight.clamp(min=1e-30) - mean * mean).clamp(min=0)
+        error = (spread / (count - 1).clamp(min=1e-12)).sqrt()
+        return torch.where(count >= FEWEST, error, torch.inf)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What was heard."""
+        return {"sums": self.sums}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what `state_dict` returned."""
+        self.sums.copy_(state["sums"])

@@ -1,0 +1,317 @@
+"""Selection in a loop that never ends: fields die and come back while the model trains on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from lpfs.method.budget import fewest
+from lpfs.method.costs import Cost, Reduction, RemovalCosts
+from lpfs.method.gate import ALL_ROWS
+from lpfs.method.prices import prices_of
+from lpfs.method.pruning import gate_of
+from lpfs.online.choice import Change, earn, swap
+from lpfs.online.freshness import Freshness
+from lpfs.online.ledger import Ledger
+from lpfs.online.lives import Event, Lives, What
+
+LOOKS = 50
+"""How often costs are looked at in a horizon."""
+SETTLE = 0.1
+"""For which share of a horizon nothing changes after a change."""
+OUTDATED = 0.5
+"""The share of what was heard before a change that no longer counts after it: what other fields
+cost is another thing then, of a copy above all."""
+LEARN, FALL, FALLEN = 0.5, 1.0, 2.0
+"""In horizons: until when what is heard at the start does not count, since costs of tables that
+have learnt little are large and wrong; and between when the number of fields falls to that wanted.
+Of an audition's, the same share does not count."""
+PROMISING = 1.0
+"""By how many standard errors a dead field must be worth something to be shown in every step in
+which any is."""
+ROUND = 20
+"""In how many horizons every sleeping field has one audition."""
+
+
+class Online:
+    """Move the gates of a model that trains on, by what removal of each field costs by now.
+
+    A living field's gate is 1, a dead one's exactly 0. At φ = 0 a table gets no gradient, and what
+    is stale looks useless; so in a random `watch` of the steps some of the dead are shown whole:
+    they learn there alone, and cost is what they would save there, on rows that the weights have
+    not seen. Living fields are heard in the other steps, among the fields that live, as the model
+    serves. Evidence fades over a horizon of rows.
+
+    A field that stayed dead for `sleep` is not shown any more, but woken for an audition in turn, a
+    horizon long, in whose first half its table learns and its costs are not counted.
+
+    Args:
+        model: with gates (`lpfs.attach`), or one that follows `Prunable` and has its gate. Which
+            fields live at the start its gates say: all, or those that a selection has left.
+        optimizer: of its weights, without the gate's x.
+        keep: how many fields live. Where more do at the start, their number falls to it in the
+            first horizon. A dead field takes a living one's place when it costs more by `sure`
+            standard errors.
+        price: in place of `keep`: what a field must cost, in nats per row, to live. It dies when it
+            is below by `sure` standard errors, and lives again when it is above by as many.
+        horizon: rows over which evidence fades, see `Ledger`.
+        cost: with a price: field → what it costs in production, in units of the price; else 1.
+        watch: the share of the steps in which dead fields are shown: half of them, but no more than
+            live, so that such a step reads at most twice the fields.
+        sure: standard errors.
+        sleep: rows after which a dead field falls asleep; None is never.
+        seed: of the choice of steps and of dead fields.
+        reduction, loss_scale: of the loss, see `RemovalCosts`.
+
+    Raises:
+        ValueError: if an argument is out of range or does not fit the model.
+
+    >>> tables = {name: nn.Embedding(2, 1) for name in ("sign", "noise")}
+    >>> class Model(nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.tables = nn.ModuleDict(tables)
+    ...     def forward(self, sign, noise):
+    ...         return (self.tables["sign"](sign) + self.tables["noise"](noise)).squeeze(1)
+    >>> import lpfs
+    >>> _ = torch.manual_seed(0)
+    >>> model = Model()
+    >>> _ = lpfs.attach(model)
+    >>> optimizer = torch.optim.Adagrad(model.tables.parameters(), lr=0.1)
+    >>> online = Online(model, optimizer, keep=1, horizon=2_000)
+    >>> for _ in range(200):
+    ...     codes = torch.randint(2, (2, 32))
+    ...     with online.step():
+    ...         logits = model(*codes)
+    ...         nn.functional.binary_cross_entropy_with_logits(logits, codes[0] * 1.0).backward()
+    ...         optimizer.step()
+    ...         optimizer.zero_grad()
+    >>> online.kept(), [(event.what, event.fields) for event in online.events]
+    (['sign'], [('died', ('noise',))])
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        keep: int | None = None,
+        price: float | None = None,
+        horizon: float = 100_000,
+        cost: Mapping[str, float] | None = None,
+        watch: float = 0.25,
+        sure: float = 3.0,
+        sleep: float | None = None,
+        seed: int = 0,
+        reduction: Reduction = "mean",
+        loss_scale: float | Callable[[], float] = 1.0,
+    ) -> None:
+        gate = gate_of(model)
+        if gate is None:
+            raise ValueError("model: has no gate; attach one, unless it is pruned already")
+        if any(p is gate.x for group in optimizer.param_groups for p in group["params"]):
+            raise ValueError("optimizer: holds gate.x, which Online moves; leave it out")
+        if (keep is None) == (price is None):
+            raise ValueError("give either keep or price")
+        if keep is not None and not fewest(gate) <= keep <= len(gate.units):
+            least = fewest(gate)
+            raise ValueError(f"keep must be from {least} to {len(gate.units)}, got {keep}")
+        if price is not None and not 0 < price < math.inf:
+            raise ValueError(f"price must be positive and finite, got {price}")
+        if cost and price is None:
+            raise ValueError("cost: is in units of a price, and none is given")
+        if not 0 < horizon < math.inf:
+            raise ValueError(f"horizon must be positive and finite, got {horizon}")
+        if not 0 < watch < 1:
+            raise ValueError(f"watch must be a share between 0 and 1, got {watch}")
+        if not sure > 0:
+            raise ValueError(f"sure must be positive, got {sure}")
+        if sleep is not None and not sleep > 0:
+            raise ValueError(f"sleep must be positive, got {sleep}")
+        alive = [x != 0 for x in gate.x.tolist()]
+        if not any(alive) and not gate.always_keep:
+            raise ValueError("model: none of its fields lives")
+        self.gate, self.optimizer = gate, optimizer
+        self.keep = None if keep is None else keep - len(gate.always_keep)
+        self.price = None if price is None else (prices_of(gate, cost or {}) * price).tolist()
+        self.horizon, self.watch, self.sure, self.sleep = float(horizon), watch, sure, sleep
+        self.seed, self.steps, self.rows = seed, 0, 0
+        self._costs = RemovalCosts(gate, 1.0, reduction=reduction, loss_scale=loss_scale)
+        gate.fewest_rows = ALL_ROWS
+        self.ledger = Ledger(gate.x, self.horizon)
+        self.lives = Lives(gate.members, alive)
+        self._at_first = sum(alive)
+        self._learnt = False
+        self._promising: set[int] = set()
+        self._heard: set[int] = set()
+        self._fresh = Freshness(model, gate, optimizer)
+        self._next_look = self._next_change = 0.0
+        self._set([])
+
+    def kept(self) -> list[str]:
+        """The fields that live, those that stay always among them."""
+        return self.gate.kept()
+
+    @property
+    def events(self) -> list[Event]:
+        """All deaths and returns so far, in order."""
+        return list(self.lives.events)
+
+    def costs(self) -> dict[str, Cost]:
+        """Field → what its removal costs, or of a dead one what it would save, by now. Waits for
+        the device."""
+        mean, error = self.ledger.mean().tolist(), self.ledger.error().tolist()
+        return {
+            name: Cost(mean[i], error[i])
+            for i, names in enumerate(self.gate.members)
+            for name in names
+        }
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Around the passes forward and backward of a training step, whatever else is in it.
+
+        In the block dead fields that are watched may be shown; outside of it, the model is that of
+        the living ones. Where the block raises, nothing is learnt of it.
+        """
+        shown = self._shown()
+        self._set(shown)
+        try:
+            yield
+            self._take(shown)
+        finally:
+            assert self.gate.moments is not None
+            self.gate.moments.grad = self.gate.x.grad = None
+            self._set([])
+
+    def _shown(self) -> list[int]:
+        """The dead gates to show in this step: none in most."""
+        dead = self.lives.of("watched", "audition")
+        draw = np.random.default_rng((self.seed, self.steps))
+        if not dead or draw.random() >= self.watch:
+            return []
+        first = [i for i in dead if i in self._promising or self.lives.states[i] == "audition"]
+        some = draw.permutation(dead).tolist()[: math.ceil(len(dead) / 2)]
+        shown = [*first, *(i for i in some if i not in first)]
+        return sorted(shown[: max(1, len(self.lives.of("living")))])
+
+    @torch.no_grad()
+    def _set(self, shown: list[int]) -> None:
+        """Show the living fields and these dead ones."""
+        whole = [float(state == "living") for state in self.lives.states]
+        for i in shown:
+            whole[i] = 1.0
+        self.gate.x.copy_(torch.tensor(whole))
+        self.gate.watch_dead(False)
+        self.gate.refresh_living()
+
+    def _take(self, shown: list[int]) -> None:
+        assert self.gate.moments is not None
+        if self.gate.moments.grad is None:
+            raise RuntimeError("the step had no pass backward that reached the gates")
+        rows = int(self.gate.moments.grad[2].max())
+        costs = self._costs.take()
+        assert costs is not None
+        heard = torch.zeros(len(self.gate.x), dtype=torch.bool)
+        heard[shown or self.lives.of("living")] = True
+        self.ledger.hear(costs[: len(heard)], heard.to(costs.device), rows)
+        self.steps += 1
+        self.rows += rows
+        if self.rows >= self._next_look:
+            self._next_look = self.rows + self.horizon / LOOKS
+            self._look()
+
+    def _look(self) -> None:
+        """Change what is certain, and put to sleep and wake whose time has come."""
+        mean, error = self.ledger.mean().tolist(), self.ledger.error().tolist()
+
+        def move(gate: int, what: What) -> None:
+            self.lives.move(gate, what, self.rows, mean[gate], error[gate])
+
+        if (change := self._change(mean, error)) is not None:
+            for gate in change.dies:
+                move(gate, "died")
+            for gate in change.lives:
+                move(gate, "revived")
+            self.ledger.forget(OUTDATED)
+            self._next_change = self.rows + SETTLE * self.horizon
+        if not self._learnt and self.rows >= LEARN * self.horizon:
+            self._learnt = True
+            self.ledger.forget(1.0)
+        dead = self.lives.of("watched", "audition")
+        self._promising = {i for i in dead if mean[i] > PROMISING * error[i]}
+        self._fresh.fade(dead, math.exp(-1 / LOOKS))
+        self._rest(move)
+
+    def _change(self, mean: list[float], error: list[float]) -> Change | None:
+        living, watched = self.lives.of("living"), self.lives.of("watched", "audition")
+        if self.keep is not None and len(living) > self.keep:
+            past = (self.rows / self.horizon - FALL) / (FALLEN - FALL)
+            left = (1 - min(max(past, 0.0), 1.0)) ** 3
+            allowed = self.keep + math.ceil((self._at_first - self.keep) * left)
+            if len(living) <= allowed:
+                return None
+            return Change(dies=(min(living, key=lambda i: mean[i] + error[i]),))
+        if self.rows < FALL * self.horizon or self.rows < self._next_change:
+            return None
+        if self.keep is not None:
+            return swap(mean, error, living, watched, self.keep, self.sure)
+        assert self.price is not None
+        return earn(mean, error, living, watched, self.price, self.sure)
+
+    def _rest(self, move: Callable[[int, What], None]) -> None:
+        """Put to sleep, and wake for auditions those that have slept longest."""
+        if self.sleep is None:
+            return
+        since = self.lives.since
+        for gate in self.lives.of("audition"):
+            heard = self.rows - since[gate]
+            if heard >= LEARN * self.horizon and gate not in self._heard:
+                self._heard.add(gate)
+                self.ledger.forget(1.0, [gate])
+            if heard >= self.horizon:
+                move(gate, "asleep")
+        for gate in self.lives.of("watched"):
+            if self.rows - since[gate] >= self.sleep:
+                move(gate, "asleep")
+        asleep, up = self.lives.of("asleep"), len(self.lives.of("audition"))
+        wanted = math.ceil((len(asleep) + up) / ROUND) - up
+        for gate in sorted(asleep, key=lambda i: since[i])[: max(wanted, 0)]:
+            if self.rows > since[gate]:
+                move(gate, "woken")
+                self._heard.discard(gate)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that decides what happens next; model and optimiser have state dicts of their own.
+        To be taken outside of `step`."""
+        return {
+            "steps": self.steps,
+            "rows": self.rows,
+            "ledger": self.ledger.state_dict(),
+            "lives": self.lives.state_dict(),
+            "at_first": self._at_first,
+            "learnt": self._learnt,
+            "promising": sorted(self._promising),
+            "heard": sorted(self._heard),
+            "next": [self._next_look, self._next_change],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` returned, with the same model and arguments. Raises
+        ValueError for a model of other gates."""
+        if len(state["lives"]["states"]) != len(self.gate.members):
+            there = len(state["lives"]["states"])
+            raise ValueError(f"state: of {there} gates, the model has {len(self.gate.members)}")
+        self.steps, self.rows = state["steps"], state["rows"]
+        self.ledger.load_state_dict(state["ledger"])
+        self.lives.load_state_dict(state["lives"])
+        self._at_first, self._learnt = state["at_first"], state["learnt"]
+        self._promising, self._heard = set(state["promising"]), set(state["heard"])
+        self._next_look, self._next_change = state["next"]
+        self._set([])
