@@ -3,11 +3,12 @@
     python -m bench.instead [--rows 300000] [--seeds 0 1 2]
 
 writes bench/instead.md. Each contestant runs in a process of its own, on the log as read before,
-with one thread and the batch that lpfs takes; time and memory are without reading and imports. One pass is
-plain PyTorch over the training rows, and selects nothing: `lpfs.select` pre-trains, selects, prunes
-and hot-starts, and trains the same network with all fields beside, as a control, which one row
-leaves out. The others score every field and keep as many as lpfs is asked for; what each keeps
-is retrained from nothing, one pass of lpfs's DLRM. It needs LightGBM, captum and scikit-learn.
+with one thread and the batch that lpfs takes; time and memory are without reading and imports. One
+pass is plain PyTorch over the training rows, and selects nothing: `lpfs.select` pre-trains,
+selects, prunes and hot-starts, and trains the same network with all fields beside, as a control,
+which one row leaves out. The others score every field and keep as many as lpfs is asked for; what
+each keeps is retrained from nothing, one pass of lpfs's DLRM. It needs LightGBM, captum and
+scikit-learn.
 """
 
 from __future__ import annotations

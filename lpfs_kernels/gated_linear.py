@@ -7,9 +7,10 @@ columns, Ŵᵢ = gᵢ · Wᵢ, so that y = e Ŵᵀ + b, and of what the product'
     ∂L/∂gᵢ  =  Σ ∂L/∂Ŵᵢ ⊙ Wᵢ
 
 has the size of the weight and not of the batch. This is what `gated_concat` computes of a batch of
-H rows, and the rest is the vendor's matrix product: so this is a composition of the two. A list of
-embeddings has to be put side by side in any case: `gated_concat` does that, and gates meanwhile, in
-less time than `torch.cat` does it without.
+H rows, and the rest is the vendor's matrix product: so this is a composition of the two. Where the
+batch has few rows, beside H, gates go into the embeddings. A list of embeddings has to be put side
+by side in any case: `gated_concat` does that, and gates meanwhile, in less time than `torch.cat`
+does it without.
 
 Which fields live is for the caller to know: here nobody looks at x.
 """
@@ -44,6 +45,9 @@ LEAVE_OUT_FROM = 0.09
 """The share of dead columns from which a packed tensor's living ones are copied together: below,
 the copy takes more time than the smaller product saves (H = 256, 2 threads; bench/notes.md)."""
 
+FEW = 2
+"""Up to how many rows there are of the batch to one of the weight where gates go into the batch
+(H = 256; bench/notes.md)."""
 SHARE = 16
 """Moments are taken from one row in so many."""
 
@@ -69,10 +73,14 @@ class _Gates(NamedTuple):
         ungated = None if self.ungated is None else self.ungated[index]
         return self._replace(x=self.x[index], scale=scale, ungated=ungated)
 
-    def concat(self, fields: Sequence[Tensor], widths: Sequence[int] = ()) -> Tensor:
-        x, epsilon, *rest = self
-        operator = torch.ops.lpfs.gated_concat.default
-        return cast(Tensor, operator(fields, x, epsilon, widths or None, *rest))
+    def concat(
+        self, fields: Sequence[Tensor], widths: Sequence[int] = (), asked: Asked | None = None
+    ) -> Tensor:
+        x, epsilon, scale, ungated, *kind = self
+        data = fields, x, epsilon, widths or None, scale, ungated
+        if asked is None:
+            return cast(Tensor, torch.ops.lpfs.gated_concat.default(*data, *kind))
+        return cast(Tensor, torch.ops.lpfs.gated_concat.moments(*data, *asked, *kind))
 
 
 class _Watch(NamedTuple):
@@ -352,9 +360,9 @@ def gated_linear(
         revive: whether the gates of the others get their gradient all the same, which under LPFS++
             may bring them back.
         moments: `[3, G]`, of x's dtype: gets sums of row products as its gradient, as in
-            `gated_concat`, but of the first rows alone, in proportion, as if they were of all:
-            there is no pass over the batch in which they would cost nothing. Of fields that are
-            neither in `living` nor given, there are none.
+            `gated_concat`, but, where gates go into the weight, of the first rows alone, in
+            proportion, as if they were of all: there is no pass over the batch in which they would
+            cost nothing. Of fields that are neither in `living` nor given, there are none.
         gate_of_field: the column of moments of each field, as in `gated_concat`.
         dead_rows: from how many of these rows moments of dead fields are taken; default: all.
         row_scale: `[B]`: how many times the square of each row counts, as in `gated_concat`.
@@ -496,6 +504,9 @@ def _product(
     watch: _Watch | None,
 ) -> Tensor:
     """e Ŵᵀ + b, as `_Product` where nobody wants to see what it is made of."""
+    if len(packed) <= FEW * len(weight):
+        asked = None if watch is None else watch.asked
+        return F.linear(gates.concat([packed], widths, asked), weight, bias)
     if (
         torch.compiler.is_compiling()
         or torch._C._are_functorch_transforms_active()
@@ -503,9 +514,9 @@ def _product(
     ):
         y = F.linear(packed, gates.concat([weight], widths), bias)
         return _watched(y, [packed], weight, widths, gates, watch)
-    asked = (None,) * 4 if watch is None else watch.asked
+    wanted = (None,) * 4 if watch is None else watch.asked
     watched = 0 if watch is None else watch.some(len(packed))
-    y, _ = apply_as_given(_Product, packed, weight, bias, widths, *asked, watched, *gates)
+    y, _ = apply_as_given(_Product, packed, weight, bias, widths, *wanted, watched, *gates)
     return cast(Tensor, y)
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from importlib import import_module
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -17,7 +20,16 @@ from lpfs_kernels import gated_linear, reference
 
 from .strategies import Call, a_call, calls, matrix
 
+module = import_module("lpfs_kernels.gated_linear")
+
 WIDTHS = st.lists(st.integers(0, 5), min_size=1, max_size=6)
+
+
+@pytest.fixture(autouse=True, scope="module", params=[0, module.FEW])
+def _few(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Gates go into the weight, or into a batch of few rows."""
+    with patch.object(module, "FEW", request.param):
+        yield
 
 
 def layer(call: Call, hidden: int, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
@@ -404,7 +416,7 @@ def test_faults() -> None:
 
 
 def test_differentiable_once() -> None:
-    call = some_dead(3, [], packed=True)
+    call = some_dead(9, [], packed=True)
     weight, bias = layer(call, 4)
     (e,) = call.embeddings
     for leaf in (call.x, weight, e):

@@ -476,15 +476,23 @@ def test_faults_of_backward(wrong: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize("living", [None, (0, 1, 2, 3), (0, 2, 3)])
 @pytest.mark.parametrize("dead_rows", [None, torch.tensor(0), torch.tensor(3)])
 @pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("hidden", [5, 40])
 def test_linear(
-    packed: bool, living: tuple[int, ...] | None, dead_rows: Tensor | None, shared: bool
+    packed: bool,
+    living: tuple[int, ...] | None,
+    dead_rows: Tensor | None,
+    shared: bool,
+    hidden: int,
 ) -> None:
-    """What `gated_concat` before the layer would give in the first rows, as if they were all."""
+    """What `gated_concat` before the layer would give in the first rows, as if they were all; and
+    in all rows where a packed batch has few of them beside the weight's."""
     call = replace(a_call(80, [3, 1, 2, 4], torch.float64, packed), kind=0)
     x = torch.tensor([0.7, 0.0, -0.3, 1.0], dtype=torch.float64)
-    weight = torch.randn(5, 10, dtype=torch.float64)
-    c = torch.randn(80, 5, dtype=torch.float64)
+    weight = torch.randn(hidden, 10, dtype=torch.float64)
+    c = torch.randn(80, hidden, dtype=torch.float64)
     scales = row_scales(80, torch.float64) if shared else None
+    watches_dead = dead_rows is None or int(dead_rows) > 0
+    together = packed and living is not None and (len(living) == 4 or not watches_dead)
     asked: dict[str, Any] = {"dead_rows": dead_rows, "row_scale": scales}
     asked["gate_of_field"] = (1, 0, 1, 2) if shared else None
     columns = 3 if shared else 4
@@ -499,6 +507,8 @@ def test_linear(
         assert torch.equal(y, plain)
         y.backward(c)
         taken = 80 // 16 if rows is None else rows
+        if together and hidden == 40:
+            taken = 80
         some = [field[:taken] for field in call.embeddings]
         own = None if scales is None else scales[:taken]
         options = call.widths, None, columns, asked["gate_of_field"], dead_rows, own
@@ -506,17 +516,19 @@ def test_linear(
         torch.testing.assert_close(moments.grad, want * (80 / taken))
 
 
+@pytest.mark.parametrize("hidden", [5, 40])
 @pytest.mark.parametrize("rows", [None, 0, 7, 80, 100])
 @pytest.mark.parametrize("living", [(0, 1, 2, 3), (0, 2, 3)])
 @pytest.mark.parametrize("packed", [False, True])
 def test_gradients_of_a_watched_linear(
-    packed: bool, living: tuple[int, ...], rows: int | None
+    packed: bool, living: tuple[int, ...], rows: int | None, hidden: int
 ) -> None:
     """In fp64, where rows that are watched and others differ by rounding alone."""
     call = replace(a_call(80, [3, 1, 2, 4], torch.float64, packed), kind=0)
     x = torch.tensor([0.7, 0.0, -0.3, 1.0], dtype=torch.float64)
-    leaves = [*call.embeddings, x, torch.randn(5, 10).double(), torch.randn(5).double()]
-    c = torch.randn(80, 5, dtype=torch.float64)
+    layer = torch.randn(hidden, 10).double(), torch.randn(hidden).double()
+    leaves = [*call.embeddings, x, *layer]
+    c = torch.randn(80, hidden, dtype=torch.float64)
     moments = torch.zeros(3, 4, dtype=torch.float64, requires_grad=True)
     gradients = []
     for asked in ({}, {"moments": moments, "moment_rows": rows}):

@@ -468,7 +468,7 @@ def everything(result: Selection) -> list[Any]:
         {"epochs": 2},
         {"keep": None, "numbers": "mlp"},
         {"keep": None, "lam": 10.0},
-        {"keep": None, "price": 1e-4},
+        {"keep": None, "price": 1e-4, "batch_size": 16},
         {"epochs": 0, "gate": "tanh"},
     ],
 )
