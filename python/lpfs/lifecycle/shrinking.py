@@ -19,7 +19,7 @@ from lpfs.method.attached import AttachedGate
 from lpfs.method.budget import Budget, fewest
 from lpfs.method.checking import require_removable, require_same, tried
 from lpfs.method.costs import Cost, Reduction
-from lpfs.method.cutting import Model, require_state
+from lpfs.method.cutting import Model, require_state, require_whole
 from lpfs.method.gate import FeatureGate
 from lpfs.method.penalty import Penalty
 from lpfs.method.plan import Plan
@@ -111,6 +111,7 @@ def shrink(
         RuntimeError: if the pruned model's outputs are not those of the gated one.
         DivergedError: if the loss becomes NaN or infinite; the model is as the step before left it.
     """
+    require_whole(model)
     gate = gate_of(model)
     if gate is None:
         raise ValueError("model: has no gate; attach one, unless it is pruned already")

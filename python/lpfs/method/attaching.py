@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import Any
@@ -39,7 +39,8 @@ def attach(
     Every `nn.Embedding` and `nn.EmbeddingBag` is a field, whatever their shapes, and however often
     they are called in a pass forward. Tables of the same name in more than one `nn.ModuleDict`, and
     tables one of whose qualified names ends with the other, belong to one field if they have as
-    many rows.
+    many rows. Every feature of a TorchRec `EmbeddingBagCollection` is a field; one that shares its
+    table with others is columns of what the collection returns.
     Printing the gate shows what was found.
 
     The gate is part of the model from now on, as the submodule `lpfs_gate`. It is for
@@ -108,16 +109,23 @@ def attach(
 def _found(model: nn.Module) -> dict[str, list[Site]]:
     """Every table of a model, by field."""
     together: list[tuple[str, list[Site]]] = []
+    features: dict[str, list[Site]] = {}
+    collected: set[nn.Module] = set()
     for path, module in model.named_modules():
-        if not isinstance(module, nn.Embedding | nn.EmbeddingBag):
+        if _is_collection(module):
+            collected |= {*module.modules()}
+            for name, site in _features(path, module):
+                features.setdefault(name, []).append(site)
+        if module in collected or not isinstance(module, nn.Embedding | nn.EmbeddingBag):
             continue
         site, name = Site(path, module), _name(model, path)
         for known, sites in together:
-            if _rows(sites[0]) == _rows(site) and _alike(name, known):
+            if site.rows == sites[0].rows and _alike(name, known):
                 sites.append(site)
                 break
         else:
             together.append((name, [site]))
+    together = [*features.items(), *together]
     if not together:
         raise ValueError("model: has no nn.Embedding or nn.EmbeddingBag; name its fields")
     times = Counter(name for name, _ in together)
@@ -142,8 +150,24 @@ def _alike(a: str, b: str) -> bool:
     return a == b or a.endswith(f".{b}") or b.endswith(f".{a}")
 
 
-def _rows(site: Site) -> object:
-    return getattr(site.module, "num_embeddings", None)
+def _is_collection(module: nn.Module) -> bool:
+    """Whether a module can do what TorchRec's EmbeddingBagCollection can."""
+    return hasattr(module, "embedding_bag_configs") and hasattr(module, "embedding_bags")
+
+
+def _features(path: str, collection: Any) -> Iterator[tuple[str, Site]]:
+    """Every feature of a collection of tables: its table, or its columns of what the collection
+    returns where it shares the table with others."""
+    column = 0
+    for config in collection.embedding_bag_configs():
+        width, within = config.embedding_dim, f"{path}.embedding_bags.{config.name}".lstrip(".")
+        for name in config.feature_names:
+            if len(config.feature_names) == 1:
+                yield name, Site(within, collection.embedding_bags[config.name])
+            else:
+                columns = Columns(path, slice(column, column + width))
+                yield name, Site(path, collection, columns)
+            column += width
 
 
 def _named(model: nn.Module, fields: Mapping[str, Modules]) -> dict[str, list[Site]]:

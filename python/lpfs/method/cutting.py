@@ -129,6 +129,7 @@ def cut_copy(
 
     Raises what `require_state` does.
     """
+    require_whole(model)
     slices = removal.cut()
     if optimizer is not None:
         require_state(model, optimizer, slices)
@@ -148,6 +149,22 @@ def cut_copy(
     copies = [memo[id(p)] for p in (*slices, *model.parameters()) if id(p) in memo]
     _forget(smaller_inner, smaller, copies)
     return smaller, _wrapped_alike(optimizer, smaller_inner, memo)
+
+
+def require_whole(model: nn.Module) -> None:
+    """Raise ValueError for a model in a wrapper of processes, or whose parameters lie in parts in
+    several: nothing can be cut there."""
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        raise ValueError(
+            "model: is wrapped by DistributedDataParallel; give what it wraps, `.module`, and wrap "
+            "the smaller model anew"
+        )
+    for name, parameter in model.named_parameters():
+        if hasattr(parameter, "full_tensor"):
+            raise ValueError(
+                f"model: {name!r} lies in parts in several processes (FSDP2); load a full state "
+                "dict into a model that is not sharded, with its gate attached, and prune that"
+            )
 
 
 def require_state(

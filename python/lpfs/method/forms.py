@@ -51,6 +51,14 @@ def taken_apart(
     return embeddings, _as_it_is
 
 
+def tracer_of(embeddings: Any) -> Any:
+    """The tracer of `torch.fx` that goes through a model with these; None where none does."""
+    if isinstance(embeddings, Mapping):
+        embeddings = [*embeddings.values()]
+    several = embeddings if isinstance(embeddings, list | tuple) else [embeddings]
+    return next((each.tracer for each in several if isinstance(each, torch.fx.Proxy)), None)
+
+
 def _as_it_is(gated: Tensor) -> Tensor:
     return gated
 

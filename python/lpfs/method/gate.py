@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from lpfs.method.forms import taken_apart
+from lpfs.method.forms import taken_apart, tracer_of
 from lpfs_kernels import KINDS, gated_concat, gated_embedding_concat, gated_linear, reference
 
 EPSILON_START = 0.1
@@ -156,6 +156,11 @@ class FeatureGate(nn.Module):
         >>> {name: list(each.shape) for name, each in gated.items()}
         {'city': [1, 3], 'age': [1, 2]}
         """
+        if (tracer := tracer_of(embeddings)) is not None:
+            # One node, whose values and forms are known when it runs.
+            return tracer.create_proxy(
+                "call_module", tracer.path_of_module(self), (embeddings, fields), {}
+            )
         names, widths = list(self.fields)[fields], self.widths[fields]
         held, back = taken_apart(embeddings, names, widths)
         packed = isinstance(held, Tensor)
@@ -171,6 +176,25 @@ class FeatureGate(nn.Module):
             **self.formula,
         )
         return back(gated)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> FeatureGate:
+        """Gates stay fp32 in a model of halves, whose steps would be lost in 8 bits."""
+
+        def apart_from_halves(value: Tensor) -> Tensor:
+            new: Tensor = fn(value)
+            if new.dtype in (torch.float16, torch.bfloat16):
+                return value.to(new.device)
+            return new
+
+        super()._apply(apart_from_halves, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def __prepare_scriptable__(self) -> FeatureGate:
+        """What `torch.jit.script` calls. Raises RuntimeError: a script cannot hold a gate."""
+        raise RuntimeError(
+            "torch.jit.script: a gate takes embeddings in any form, which a script cannot; prune "
+            "the model first (a pruned one has no gate), or use torch.compile or torch.export"
+        )
 
     def linear(
         self, embeddings: Sequence[Tensor] | Tensor, weight: Tensor, bias: Tensor | None = None

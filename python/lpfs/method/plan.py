@@ -37,6 +37,11 @@ def require_fit(
         raise ValueError(f"steps must be at least 1, got {steps}")
     if watch_every is not None and watch_every < 1:
         raise ValueError(f"watch_every must be at least 1, got {watch_every}")
+    if hasattr(gate.x, "full_tensor"):
+        raise ValueError(
+            "gate.x lies in parts in several processes (FSDP2): attach gates after `fully_shard`, "
+            "or name gate.x in its `ignored_params`"
+        )
     if [p is gate.x for g in optimizer.param_groups for p in g["params"]] != [True]:
         raise ValueError("the optimizer must hold the gate's x and nothing else")
 

@@ -31,9 +31,6 @@ class Removed(nn.Module):
     torch.Size([1, 3, 2])
     """
 
-    weight: Tensor
-    """`[0, width]`, for what asks a weight for its device or its size."""
-
     def __init__(
         self,
         kind: str,
@@ -44,6 +41,7 @@ class Removed(nn.Module):
         super().__init__()
         self.kind, self.embedding_dim = kind, width
         self.include_last_offset = include_last_offset
+        # For what asks a weight for its device or its size. Scripts cannot read annotations of it.
         self.register_buffer("weight", torch.empty(0, width, dtype=dtype), persistent=False)
 
     @classmethod
@@ -60,22 +58,24 @@ class Removed(nn.Module):
         self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None
     ) -> Tensor:
         """Zeros for what the removed module was given."""
-        if self.kind == "Linear":
-            shape = input.shape[:-1]
-        elif self.kind == "Embedding":
-            shape = input.shape
-        elif offsets is None:
-            shape = input.shape[:1]
+        # Without a look at shapes, so that scripts and symbolic traces can hold it.
+        if self.kind == "Embedding":
+            like = input
+        elif self.kind == "Linear" or offsets is None:
+            like = input.sum(-1)
         else:
-            shape = torch.Size([len(offsets) - self.include_last_offset])
-        return self.weight.new_zeros(*shape, self.embedding_dim)
+            like = offsets[:-1] if self.include_last_offset else offsets
+        weight = self.weight
+        assert isinstance(weight, Tensor)
+        zeros = torch.zeros_like(like, dtype=weight.dtype)
+        return zeros.unsqueeze(-1) * weight.new_zeros(self.embedding_dim)
 
     def described(self) -> dict[str, Any]:
         """Its arguments, for JSON."""
         return {
             "kind": self.kind,
             "width": self.embedding_dim,
-            "dtype": str(self.weight.dtype).removeprefix("torch."),
+            "dtype": str(self.get_buffer("weight").dtype).removeprefix("torch."),
             "include_last_offset": self.include_last_offset,
         }
 
