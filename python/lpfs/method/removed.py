@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import groupby
 from typing import Any
 
 import torch
@@ -143,7 +142,7 @@ class Thinned(nn.Embedding):
     def forward(self, input: Tensor) -> Tensor:
         """Embeddings of codes `[B, …]`, `[B, …, D]`."""
         dim = self.dim % (input.ndim + 1)
-        parts = [*self._parts(input.shape[dim])]
+        parts = self._parts(input.shape[dim])
         living = [input.narrow(dim, start, size) for start, size, lives in parts if lives]
         codes = torch.cat(living or [input.narrow(dim, 0, 0)], dim).contiguous()
         places = torch.bucketize(codes, self.bounds, right=True)
@@ -157,12 +156,17 @@ class Thinned(nn.Embedding):
                 pieces.append(found.new_zeros(*found.shape[:dim], size, *found.shape[dim + 1 :]))
         return torch.cat(pieces, dim)
 
-    def _parts(self, size: int) -> Iterator[tuple[int, int, bool]]:
+    def _parts(self, size: int) -> list[tuple[int, int, bool]]:
         """Runs of positions: the first, how many, and whether they live."""
-        dead = {*self.dead}
-        for lives, run in groupby(range(size), lambda position: position not in dead):
-            several = [*run]
-            yield several[0], len(several), lives
+        parts: list[tuple[int, int, bool]] = []
+        for position in range(size):
+            lives = position not in self.dead
+            if parts and parts[-1][2] == lives:
+                start, count, _ = parts.pop()
+                parts.append((start, count + 1, lives))
+            else:
+                parts.append((position, 1, lives))
+        return parts
 
     def described(self) -> dict[str, Any]:
         """What `take_over` needs, for JSON."""
