@@ -30,6 +30,7 @@ PACKAGES = (
     "lpfs.data",
     "lpfs.optim",
     "lpfs.models",
+    "lpfs.online",
     "lpfs.baselines",
     "lpfs.run",
     "lpfs.serving",

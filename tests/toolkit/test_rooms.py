@@ -20,6 +20,7 @@ FLOORS = [
     ("baselines",),
     ("run", "sklearn"),
     ("serving",),
+    ("following",),
     ("experiment", "report"),
     ("cli",),
 ]

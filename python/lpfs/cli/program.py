@@ -14,6 +14,7 @@ import lpfs
 from lpfs.cli.demo import demo
 from lpfs.cli.env import env
 from lpfs.cli.experiment import experiment
+from lpfs.cli.follow import follow
 from lpfs.cli.generate import generate
 from lpfs.cli.look import look
 from lpfs.cli.path import path
@@ -34,7 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, look, select, path, predict, show, report, experiment, generate, env):
+for command in (demo, look, select, path, follow, predict, show, report, experiment, generate, env):
     app.command()(command)
 
 
