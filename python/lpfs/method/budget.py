@@ -186,7 +186,6 @@ class Budget(Plan):
         super().load_state_dict(state)
         self._was_alive = self.gate.x.detach() != 0
 
-    @torch.no_grad()
     def step(self) -> None:
         """Keep the number of living gates in bounds, record what they did, and go on."""
         self._hold_bounds()

@@ -79,7 +79,6 @@ class RemovalCosts:
         """Per unit, weighted sums over the steps, see `lpfs_kernels.removal_costs_`."""
         self._found = torch.zeros_like(like)
 
-    @torch.no_grad()
     def take(self) -> Tensor | None:
         """The costs of the step whose passes backward are done, `[units]` (see
         `FeatureGate.units`); None if there were none. Where a unit was not watched, or what it
@@ -92,7 +91,7 @@ class RemovalCosts:
         self._found = removal_costs_(
             self.known,
             self._over_processes(moments),
-            gate.x_of_fields(),
+            gate.x_of_fields().detach(),
             gate.epsilon,
             gate.scale,
             gate.ungated,

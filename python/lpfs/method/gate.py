@@ -392,10 +392,9 @@ class FeatureGate(nn.Module):
             raise ValueError(f"epsilon must be positive and finite, got {epsilon}")
         self.epsilon.fill_(epsilon)
 
-    @torch.no_grad()
     def amplify(self, by: Tensor) -> None:
         """Multiply every gate's amplitude by a factor, `[gates]`, and hold it to `AMPLITUDES`."""
-        self.amplitude.mul_(by).clamp_(*AMPLITUDES)
+        self.amplitude.mul_(by.detach()).clamp_(*AMPLITUDES)
         self._amplify_scale()
 
     @torch.no_grad()

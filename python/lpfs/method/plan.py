@@ -156,7 +156,6 @@ class Plan:
         self._refresh()
         self._version = None if torch.compiler.is_compiling() else self.gate.x._version
 
-    @torch.no_grad()
     def _before_step(self) -> None:
         """Put what the gates learn from removal costs in the place of x's gradient."""
         version, self._version = self._version, None
@@ -192,7 +191,6 @@ class Plan:
             self.gate.refresh_living()
         self.gate.watch_dead(recorded or self._calls % self._watch_every == 0)
 
-    @torch.no_grad()
     def _apply(self) -> None:
         step = self._taken.clamp(max=self.steps - 1)
         epsilon, lr, lam, threshold, budget = self._settings.index_select(0, step)[0].unbind()

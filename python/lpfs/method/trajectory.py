@@ -60,13 +60,12 @@ class Trajectory:
         self._recorded = torch.zeros(1, dtype=torch.int64, device=gate.x.device)
         self._calls = 0
 
-    @torch.no_grad()
     def record(self, lr: Tensor, lam: Tensor) -> None:
         """Note the state after a step that ran with the gate's present ε and these λ and η."""
         gate = self.gate
         costs = [] if self.costs is None else [self.costs.known.view(-1)]
         moving = [value.view(1) for value in (gate.epsilon, lam, lr, gate.rms)]
-        row = torch.cat([*moving, gate.x, gate.amplitude, *costs])
+        row = torch.cat([*moving, gate.x.detach(), gate.amplitude, *costs])
         self._buffer.index_copy_(0, self._recorded % self.BUFFERED, row[None])
         self._recorded += 1
         self._calls += 1
