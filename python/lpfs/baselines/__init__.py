@@ -7,9 +7,11 @@ Permutation(shuffle='set', repeats=1, metric='log_loss', batch_size=1024, groups
 from lpfs.baselines.adafs import AdaFS
 from lpfs.baselines.autofield import AutoField
 from lpfs.baselines.cold import COLD
+from lpfs.baselines.erase import ForestPermutation, LPFSAsInERASE
 from lpfs.baselines.fscd import FSCD
 from lpfs.baselines.group_lasso import GroupLasso
 from lpfs.baselines.hard_concrete import HardConcrete
+from lpfs.baselines.knockoffs import Knockoffs
 from lpfs.baselines.l1 import L1
 from lpfs.baselines.lpfs import LPFS, LPFSPlusPlus
 from lpfs.baselines.method import (
@@ -22,16 +24,24 @@ from lpfs.baselines.method import (
     Task,
     split_rows,
 )
+from lpfs.baselines.mrmr import MRMR
 from lpfs.baselines.permutation import Permutation
 from lpfs.baselines.random import Random
 from lpfs.baselines.recursive import RecursiveElimination
 from lpfs.baselines.removal_costs import GatesByRemovalCosts
+from lpfs.baselines.shap import TreesBySHAP
 from lpfs.baselines.shark import SHARK
 from lpfs.baselines.shuffle_gate import ShuffleGate
 from lpfs.baselines.single_field import SingleField
+from lpfs.baselines.single_shot import SingleShot
+from lpfs.baselines.splicing import Splicing
 from lpfs.baselines.stg import STG
+from lpfs.baselines.supernet import Supernet
+from lpfs.baselines.surgeon import Surgeon
 from lpfs.baselines.trees import Trees
 from lpfs.baselines.umec import UMEC
+from lpfs.baselines.variational_dropout import VariationalDropout
+from lpfs.baselines.votes import Votes
 from lpfs.method.keeping import Kept, only
 
 METHODS: dict[str, type[Method]] = {
@@ -53,7 +63,18 @@ METHODS: dict[str, type[Method]] = {
         HardConcrete,
         ShuffleGate,
         SHARK,
+        VariationalDropout,
+        SingleShot,
+        Knockoffs,
+        Splicing,
+        Votes,
+        Supernet,
+        Surgeon,
+        MRMR,
         Trees,
+        TreesBySHAP,
+        LPFSAsInERASE,
+        ForestPermutation,
         SingleField,
         Random,
     )

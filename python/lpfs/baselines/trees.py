@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -40,7 +40,7 @@ class Trees(Method):
         try:
             import lightgbm
         except ImportError as error:
-            raise ValueError("trees: needs LightGBM, pip install 'lpfs[rivals]'") from error
+            raise ValueError(f"{self.name}: needs LightGBM, pip install 'lpfs[rivals]'") from error
         part = task.feed.rows[-self.rows :]
         columns: list[np.ndarray] = []
         owners: list[int] = []
@@ -53,6 +53,7 @@ class Trees(Method):
                     values = _without_rare(values, self.rare)
                 columns.append(values.astype(np.float32))
                 owners.append(owner)
+        table = np.stack(columns, axis=1)
         booster = lightgbm.train(
             {
                 "objective": "binary",
@@ -63,15 +64,11 @@ class Trees(Method):
                 "num_threads": 1,
                 "verbosity": -1,
             },
-            lightgbm.Dataset(
-                np.stack(columns, axis=1),
-                np.asarray(part.labels),
-                categorical_feature=codes,
-            ),
+            lightgbm.Dataset(table, np.asarray(part.labels), categorical_feature=codes),
             num_boost_round=self.trees,
         )
         gains = np.zeros(len(task.features))
-        np.add.at(gains, owners, booster.feature_importance("gain"))
+        np.add.at(gains, owners, self._importance(booster, table))
         steps = train_weights(task)
         return Outcome(
             dict(zip(task.features, gains.tolist(), strict=True)),
@@ -80,6 +77,10 @@ class Trees(Method):
             dict.fromkeys(task.features, 1.0),
             steps,
         )
+
+    def _importance(self, booster: Any, table: np.ndarray) -> np.ndarray:
+        """Of every column of the table `[rows, columns]`, from LightGBM's booster."""
+        return np.asarray(booster.feature_importance("gain"))
 
 
 def _without_rare(codes: np.ndarray, rare: int) -> np.ndarray:

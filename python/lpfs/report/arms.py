@@ -37,6 +37,14 @@ TITLES = {
     "shuffle-gate": "ShuffleGate",
     "shark": "SHARK",
     "single-field": "single-field AUC",
+    "variational-dropout": "variational dropout",
+    "sfs": "SFS",
+    "surgeon": "brain surgeon",
+    "votes": "stability selection",
+    "mrmr": "mRMR",
+    "trees-shap": "trees, SHAP",
+    "lpfs-as-in-erase": "LPFS as in ERASE",
+    "forest": "permutation as in ERASE",
 }
 """What people call methods; the others as configurations do."""
 SYMBOLS = {"alpha": "α", "lam": "λ", "tau": "τ", "lr": "η", "epsilon": "ε"}

@@ -20,8 +20,12 @@ from scipy.stats import norm
 from lpfs.baselines import METHODS, Feed, Outcome, Task, only
 from lpfs.baselines.gates import FieldGate
 from lpfs.baselines.hard_concrete import HardConcreteGate
+from lpfs.baselines.knockoffs import chosen_at
 from lpfs.baselines.learnt import mean_weights
 from lpfs.baselines.permutation import importances
+from lpfs.baselines.splicing import splice
+from lpfs.baselines.subsets import SubsetLoss
+from lpfs.baselines.votes import false_at_most
 from lpfs.data import ClickLog, InOrder, Part, Recipe, load
 from lpfs.lifecycle.training import evaluate, train_step
 from lpfs.models import DLRM
@@ -368,6 +372,184 @@ def single_field() -> Evidence:
     return Evidence(outcome.scores, claim)
 
 
+def variational_dropout() -> Evidence:
+    """Chang et al., section 4.1: keep rates rank the features that act above those that do not, and
+    the penalty drops what does not pay for itself."""
+    outcome = run("variational-dropout", clicks(), lam=1.0, lr=0.03)
+
+    def claim(scores: Scores) -> None:
+        assert min(scores[name] for name in INFORMATIVE) > 0.7
+        assert max(scores[name] for name in NOISE) < 0.3
+
+    return Evidence(outcome.scores, claim)
+
+
+def single_shot() -> Evidence:
+    """Wang et al.: one forward and backward pass says what the loss would do if fields were scaled.
+    Here against the loss itself, with every field scaled a little up and a little down."""
+    task = clicks()
+    outcome = run("sfs", task, batches=1, batch_size=2048)
+    loss = SubsetLoss(task.model, task.feed.rows[:2048])
+    names, step = list(task.features), 0.01
+    slopes = []
+    for name in names:
+        sides = []
+        for factor in (1 + step, 1 - step):
+            loss.gate.factors_of = torch.tensor([factor if n == name else 1.0 for n in names])
+            sides.append(loss(names))
+        slopes.append(abs(sides[0] - sides[1]) / (2 * step))
+    expected = np.array(slopes) / sum(slopes)
+
+    def claim(scores: Scores) -> None:
+        # The third derivative is left out, step² of it.
+        np.testing.assert_allclose([scores[n] for n in names], expected, rtol=0.02, atol=2e-4)
+
+    return Evidence(outcome.scores, claim)
+
+
+def knockoffs() -> Evidence:
+    """Candès et al., theorem 3.4: of what the knockoff+ filter selects, the share that says nothing
+    is at most the rate that was asked for, and what acts is found."""
+    outcome = run("knockoffs", clicks(), lam=0.01, lr=0.01)
+    chosen = run("knockoffs", clicks(), lam=0.01, lr=0.01, fdr=0.25)
+    assert chosen.living() == chosen_at(outcome.scores, 0.25)
+
+    def claim(scores: Scores) -> None:
+        # At 0.25 the filter selects four or none: (1 + 0) / 4.
+        assert set(chosen_at(scores, 0.25)) == set(INFORMATIVE)
+
+    return Evidence(outcome.scores, claim)
+
+
+def splicing() -> Evidence:
+    """Zhu et al., theorem 1: with enough rows, splicing ends at the true subset whatever it starts
+    from; it starts from noise here."""
+    task = replace(clicks(), keep=4)
+    loss = SubsetLoss(task.model, task.validation)
+    living, _ = splice(loss, list(task.features), NOISE[:4], 2, 1e-4)
+    assert set(living) == set(INFORMATIVE)
+    assert loss(living) < loss(NOISE[:4])
+    outcome = run("splicing", task, start="random")
+    assert set(outcome.living()) == set(INFORMATIVE)
+
+    def claim(scores: Scores) -> None:
+        separated(INFORMATIVE, NOISE)(scores)
+
+    return Evidence(outcome.scores, claim)
+
+
+def votes() -> Evidence:
+    """Meinshausen and Bühlmann, theorem 1: beyond a share of the votes, at most so many features
+    without a say are expected; those that act are chosen in every part."""
+    outcome = run("votes", replace(clicks(), keep=4), parts=3)
+
+    def claim(scores: Scores) -> None:
+        sure = {name for name in scores if scores[name] >= 0.9}
+        assert len(sure - set(INFORMATIVE)) <= false_at_most(4, 10, 0.9)
+        assert set(INFORMATIVE) <= sure
+
+    return Evidence(outcome.scores, claim)
+
+
+def supernet() -> Evidence:
+    """Guo et al., section 3.2: weights that were trained with random choices tell good choices from
+    bad ones without training them: a search with them alone finds the fields that act."""
+    outcome = run("supernet", clicks())
+    return Evidence(outcome.scores, separated(INFORMATIVE, NOISE))
+
+
+def surgeon() -> Evidence:
+    """Hassibi and Stork, section 2: what is left adapts, and saliency knows it. Of two copies of the
+    strongest field one goes before anything that acts and the other stays to the end, where one
+    ranking has both of them first."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((40_000, 6))
+    x[:, 1] = x[:, 0]
+    y = rng.random(len(x)) < 1 / (1 + np.exp(-1.5 * x[:, 0] - 0.4 * x[:, 2] - 0.3 * x[:, 3]))
+    task = numbers_task(x, y, top=(8,))
+
+    def claim(scores: Scores) -> None:
+        order = sorted(scores, key=scores.__getitem__)
+        assert order[-1] in ("x0", "x1")
+        assert order[-3:-1] == ["x3", "x2"]
+
+    once = run("permutation", task).scores
+    separated(["x0", "x1"], ["x2", "x3"])(once)
+    return Evidence(run("surgeon", task).scores, claim)
+
+
+def mrmr() -> Evidence:
+    """Peng et al., section 2: of features that are equally relevant, the one that repeats another
+    comes later than those that do not, even where it is the more relevant one."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((20_000, 6))
+    x[:, 1] = x[:, 0] + 0.1 * rng.standard_normal(len(x))
+    logit = 2 * x[:, 0] + 0.8 * x[:, 2] + 0.6 * x[:, 3]
+    task = numbers_task(x, rng.random(len(x)) < 1 / (1 + np.exp(-logit)), top=(4,), pretrain=0.01)
+    alone = run("single-field", task).scores
+    assert min(alone["x0"], alone["x1"]) > max(alone["x2"], alone["x3"])
+
+    def claim(scores: Scores) -> None:
+        order = sorted(scores, key=lambda n: -scores[n])
+        assert order[0] in ("x0", "x1")
+        assert order[1:3] == ["x2", "x3"]
+
+    return Evidence(run("mrmr", task).scores, claim)
+
+
+def trees_by_shap() -> Evidence:
+    """Lundberg et al.: Shapley values are in the units of the prediction. Of a linear logit of
+    independent features the one of x is β·(x − mean), in the mean |β|·E|x|: scores are in the
+    proportion of the coefficients."""
+    rng = np.random.default_rng(0)
+    beta = np.array([1.2, 0.9, 0.6, 0.3, 0.0])
+    x = rng.standard_normal((40_000, 5))
+    task = numbers_task(x, rng.random(len(x)) < 1 / (1 + np.exp(-x @ beta)), (4,), pretrain=0.01)
+
+    def claim(scores: Scores) -> None:
+        found = np.array([scores[f"x{i}"] for i in range(5)])
+        np.testing.assert_allclose(found, beta * (2 / np.pi) ** 0.5, rtol=0.15, atol=0.08)
+
+    return Evidence(run("trees-shap", task).scores, claim)
+
+
+def as_in_erase() -> Evidence:
+    """ERASE's code: every field is still alive at the end, as 10⁻⁵ a step takes longer than a pass
+    to bring x from 1 to 0; it may rank those that act above the others all the same."""
+    outcome = run("lpfs-as-in-erase", clicks())
+    assert len(outcome.living()) == len(outcome.scores)
+    paper = METHODS["lpfs++"]().run(replace(clicks(), keep=4))
+    assert set(paper.living()) == set(INFORMATIVE)
+
+    def claim(scores: Scores) -> None:
+        # Adam moves x by its rate in a step at most.
+        steps = clicks().feed.steps
+        assert all(0.5 < x < 1 + steps * 1e-3 for x in scores.values())
+        separated(INFORMATIVE, NOISE)(scores)
+
+    return Evidence(outcome.scores, claim)
+
+
+def forest() -> Evidence:
+    """ERASE's permutation importance is of rows that a forest has learnt by heart: of fields that
+    are noise, all of them, the ones with more values are the more precious to it, the last more so
+    than x0, which acts; on rows that nobody has learnt from, x0 is the only one worth anything."""
+    rng = np.random.default_rng(0)
+    values = (3, 2, 3, 5, 9, 6_000)
+    x = np.stack([rng.integers(0, n, 6_000) / (n - 1) - 0.5 for n in values], axis=1)
+    y = rng.random(len(x)) < 1 / (1 + np.exp(-0.5 * x[:, 0]))
+    task = numbers_task(x, y, top=(4,), pretrain=0.2)
+    real = run("permutation", task).scores
+    assert max(real, key=real.__getitem__) == "x0"
+
+    def claim(scores: Scores) -> None:
+        noise = [scores[f"x{i}"] for i in range(1, len(values))]
+        assert noise == sorted(noise)
+        assert noise[-1] > scores["x0"]
+
+    return Evidence(run("forest", task).scores, claim)
+
+
 PUBLISHED: dict[str, Callable[[], Evidence]] = {
     "group-lasso": group_lasso,
     "l1": l1,
@@ -382,7 +564,18 @@ PUBLISHED: dict[str, Callable[[], Evidence]] = {
     "hard-concrete": hard_concrete,
     "shuffle-gate": shuffle_gate,
     "shark": shark,
+    "variational-dropout": variational_dropout,
+    "sfs": single_shot,
+    "knockoffs": knockoffs,
+    "splicing": splicing,
+    "votes": votes,
+    "supernet": supernet,
+    "surgeon": surgeon,
+    "mrmr": mrmr,
     "trees": trees,
+    "trees-shap": trees_by_shap,
+    "lpfs-as-in-erase": as_in_erase,
+    "forest": forest,
     "single-field": single_field,
 }
 
