@@ -15,7 +15,17 @@ from pathlib import Path
 from lpfs.report.arms import METRICS, OURS, TITLES, Arm, Panel, panels, verdict
 from lpfs.report.comparison import WAYS, Comparison, comparisons, is_comparable
 from lpfs.report.results import Results, Retrain, Row, is_experiment, load_results
-from lpfs.report.statistics import Estimate, difference, estimate
+from lpfs.report.statistics import (
+    Estimate,
+    Paired,
+    critical_difference,
+    difference,
+    estimate,
+    holm,
+    paired,
+    ranks,
+    seeds_needed,
+)
 
 from . import markdown
 
@@ -23,6 +33,7 @@ HERE = Path(__file__).parents[1] / "experiments"
 NOTES = HERE / "notes.md"
 AUC = METRICS["AUC"]
 PAPER = "lpfs++"
+LEVEL = 0.05
 SURE = 0.001
 """The standard error that a comparison should reach."""
 
@@ -129,6 +140,74 @@ def against_the_paper(compared: Sequence[Comparison]) -> list[str]:
         "",
         *table(["log", *WAYS], rows),
     ]
+
+
+def certain(compared: Sequence[Comparison]) -> list[str]:
+    """Ours beside every rival of every comparison, corrected for how many these are."""
+    found: dict[tuple[str, Retrain, str], Paired] = {}
+    deviations = []
+    for one in compared:
+        for method, areas in one.areas.items():
+            gap = paired(areas, one.areas[OURS]) if method != OURS else None
+            if gap is not None:
+                found[one.log, one.way, method] = gap
+                deviations.append(gap.mean / gap.effect)
+    corrected = holm({key: gap.p for key, gap in found.items()})
+    sure = sorted((key for key in found if corrected[key] < LEVEL), key=corrected.__getitem__)
+    better = sum(found[key].mean > 0 for key in sure)
+    rows = [
+        [
+            log,
+            way,
+            title(method),
+            f"{gap.mean:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}]".replace("-", "−"),
+            f"{gap.effect:+.1f}".replace("-", "−"),
+            f"{corrected[log, way, method]:.3f}",
+        ]
+        for log, way, method in sure
+        for gap in [found[log, way, method]]
+    ]
+    deviations.sort()
+    middle = deviations[len(deviations) // 2]
+    span = " to ".join(str(n) for n in sorted({gap.count for gap in found.values()}))
+    return [
+        f"Of {len(found)} differences between ours and a rival, over {span} seeds, "
+        f"{len(sure)} are certain at {LEVEL:.0%} after Holm's correction for their number: "
+        f"ours is better in {better} and worse in {len(sure) - better} of them. Only these are "
+        "said to be better or worse; the others may be either. Brackets: 95 % intervals of the "
+        "mean difference seed by seed, uncorrected; effect: that mean in standard deviations.",
+        "",
+        *table(["log", "way", "rival", "ours − rival", "effect", "p, Holm"], rows),
+        f"The differences of a comparison have a standard deviation of {middle:.4f} from seed to "
+        f"seed, in the median. To show one of .001 in four of five trials takes "
+        f"{seeds_needed(middle)} seeds, before any correction; one of .003 takes "
+        f"{seeds_needed(middle, 0.003)}, one of .01 takes {seeds_needed(middle, 0.01)}.",
+        "",
+    ]
+
+
+def diagrams(compared: Sequence[Comparison]) -> list[str]:
+    """Mean ranks over logs, and which of them do not differ."""
+    lines = []
+    for way in WAYS:
+        logs = [one for one in compared if one.way == way]
+        everywhere = [m for m in logs[0].areas if all(m in one.areas for one in logs)]
+        if len(logs) < 3 or len(everywhere) < 3:
+            continue
+        of_log = [
+            ranks({m: estimate([*o.areas[m].values()]).mean for m in everywhere}) for o in logs
+        ]
+        mean = {m: sum(one[m] for one in of_log) / len(logs) for m in everywhere}
+        order = sorted(everywhere, key=mean.__getitem__)
+        difference_ = critical_difference(len(order), len(logs))
+        lines += [f"{way}, {len(logs)} logs, critical difference {difference_:.2f}:", "", "```text"]
+        for method in order:
+            near = [m for m in order if abs(mean[m] - mean[method]) <= difference_]
+            reach = "".join("─" if m in near else " " for m in order)
+            place = " " * round(4 * (mean[method] - 1))
+            lines.append(f"{title(method):<22}{mean[method]:5.2f}  {reach}  {place}●")
+        lines += ["```", ""]
+    return lines
 
 
 def methods(panel: Panel) -> list[str]:
@@ -277,6 +356,14 @@ def page() -> str:
             *distances(compared),
             uncertain(compared),
             "",
+            "## How sure that is",
+            "",
+            *certain(compared),
+            "Mean ranks over the logs, for the methods that were run on all of them. The bar "
+            "marks, in the order of the lines, which methods a line does not differ from: their "
+            "mean ranks are closer than the critical difference of Nemenyi's test at 5 %.",
+            "",
+            *diagrams(compared),
             "## Ours and the paper's LPFS++",
             "",
             *against_the_paper(compared),

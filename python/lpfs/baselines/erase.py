@@ -67,8 +67,9 @@ class _Gate(FieldGate):
 
     def weights(self, packed: Tensor) -> Tensor:
         x = self.x
-        polar = x.sign() * x * x / (x * x + self.epsilon)
-        return polar + 10 * self.epsilon**0.5 * x.atan()
+        polar: Tensor = x.sign() * x * x / (x * x + self.epsilon)
+        smooth: Tensor = 10 * self.epsilon**0.5 * x.atan()
+        return polar + smooth
 
 
 class ForestPermutation(Method):

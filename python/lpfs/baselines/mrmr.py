@@ -86,4 +86,4 @@ def information(a: NDArray[Any], b: NDArray[Any]) -> float:
     there = share > 0
     raw = float((share[there] * np.log(share[there] / alone[there])).sum())
     rows, columns = (both.sum(1) > 0).sum(), (both.sum(0) > 0).sum()
-    return raw - (rows - 1) * (columns - 1) / (2 * len(a))
+    return raw - float((rows - 1) * (columns - 1)) / (2 * len(a))

@@ -59,7 +59,7 @@ def mask_gradients(model: torch.nn.Module, part: Part, batch_size: int) -> Tenso
     mask = _Mask(features).to(device)
     was_training = model.training
     model.eval()
-    found = []
+    found: list[Tensor] = []
     with gate_in(model, mask):
         for batch in part.batches(batch_size):
             logits = model(batch.codes.to(device), batch.numbers.to(device))

@@ -50,7 +50,6 @@ class Splicing(Method):
         assert task.keep is not None
         first = STARTS[self.start]()._run(task)
         model = first.model
-        model.gate = None
         loss = SubsetLoss(model, task.validation, first.factors)
         living = first.kept(task.keep)
         living, worth = splice(loss, list(task.features), living, self.exchange, self.least)

@@ -40,7 +40,6 @@ class Supernet(Method):
         features = list(task.features)
         task.model.gate = _Path(task.features, self.least).to(next(task.model.parameters()).device)
         steps = train(task, None)
-        task.model.gate = None
         loss = SubsetLoss(task.model, task.validation[: self.rows])
         living, removed = list(features), list[str]()
         while len(living) > 1:

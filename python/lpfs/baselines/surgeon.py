@@ -87,7 +87,7 @@ def row_products(model: torch.nn.Module, part: Part, batch_size: int = 1024) -> 
     ones = _PerRow(features).to(device)
     was_training = model.training
     model.eval()
-    found = []
+    found: list[Tensor] = []
     with gate_in(model, ones):
         for batch in part.batches(batch_size):
             logits = model(batch.codes.to(device), batch.numbers.to(device))

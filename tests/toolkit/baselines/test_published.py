@@ -459,8 +459,8 @@ def supernet() -> Evidence:
 
 
 def surgeon() -> Evidence:
-    """Hassibi and Stork, section 2: what is left adapts, and saliency knows it. Of two copies of the
-    strongest field one goes before anything that acts and the other stays to the end, where one
+    """Hassibi and Stork, section 2: what is left adapts, and saliency knows it. Of two copies of
+    the strongest field one goes before anything that acts and the other stays to the end, where one
     ranking has both of them first."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal((40_000, 6))
