@@ -22,6 +22,7 @@ from lpfs.cli.predict import predict
 from lpfs.cli.processes import complain, console, one_of_several
 from lpfs.cli.report import report
 from lpfs.cli.select import select
+from lpfs.cli.serve import serve
 from lpfs.cli.show import show
 from lpfs.cli.statuses import Status
 from lpfs.unfinished import StoppedError
@@ -35,7 +36,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, look, select, path, follow, predict, show, report, experiment, generate, env):
+COMMANDS = (
+    demo,
+    look,
+    select,
+    path,
+    follow,
+    predict,
+    serve,
+    show,
+    report,
+    experiment,
+    generate,
+    env,
+)
+for command in COMMANDS:
     app.command()(command)
 
 

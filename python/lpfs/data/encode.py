@@ -15,7 +15,7 @@ True
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import date, timedelta
 from functools import cached_property
 from statistics import NormalDist
@@ -31,7 +31,7 @@ from lpfs.data.forms import Form, canonical
 from lpfs.data.further import Ragged
 from lpfs.data.lists import LONGEST, lists_of
 from lpfs.data.times import DAY
-from lpfs.data.words import Buckets, distinct
+from lpfs.data.words import Buckets, bucket, distinct
 
 __all__ = [
     "BINS",
@@ -95,10 +95,12 @@ class CategoryEncoder(_Encoder):
     def encode(self, column: pa.Array) -> NDArray[np.int32]:
         """Codes `[rows]` int32 of a column of strings, a dictionary or anything that prints."""
         indices, spellings = distinct(column)
-        spelled = [word or "" for word in spellings.to_pylist()]
-        words = canonical(spelled, self.form, self.nulls)
-        codes = [self._codes.get(word, UNKNOWN) for word in words]
+        codes = self.codes([word or "" for word in spellings.to_pylist()])
         return np.array(codes, dtype=np.int32)[indices]
+
+    def codes(self, words: Iterable[str]) -> list[int]:
+        """The same of words."""
+        return [self._codes.get(word, UNKNOWN) for word in canonical(words, self.form, self.nulls)]
 
 
 class HashEncoder(_Encoder):
@@ -118,6 +120,13 @@ class HashEncoder(_Encoder):
         """Codes `[rows]` int32 of a column of strings, a dictionary or anything that prints."""
         buckets = Buckets(self.buckets, self.form, self.nulls)
         return np.asarray(buckets.number(column) + np.int32(MISSING))
+
+    def codes(self, words: Iterable[str]) -> list[int]:
+        """The same of words."""
+        return [
+            FIRST + bucket(word, self.buckets) if word else MISSING
+            for word in canonical(words, self.form, self.nulls)
+        ]
 
 
 class ListEncoder(_Encoder):

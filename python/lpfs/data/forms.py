@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Collection, Iterable
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from typing import Literal
 
 import numpy as np
@@ -42,7 +42,8 @@ MISSING_TEXT = frozenset(["", r"\N", "NULL", "null", "<NA>", "#N/A"])
 """The same for text: only what programs write and hardly anyone means as a word."""
 
 _PLAIN = re.compile("0|-?[1-9][0-9]{0,17}")
-_NUMERAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+# Only one way to match digits: with two, a long word that is no number takes hours.
+_NUMERAL = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _PADDED = re.compile("[+-]?0[0-9]")
 _NOT_FINITE = re.compile(r"[+-]?(nan|inf|infinity)", re.IGNORECASE)
 _TRUTH = {"true": "true", "t": "true", "yes": "true", "y": "true", "on": "true", "1": "true"}
@@ -68,7 +69,10 @@ def _number(word: str) -> str:
     if _PLAIN.fullmatch(word):
         return word
     if _NUMERAL.fullmatch(word):
-        exact = Decimal(word)
+        try:
+            exact = Decimal(word)
+        except InvalidOperation:  # an exponent of twenty digits
+            return word
         if abs(exact.adjusted()) > _LARGEST_EXPONENT:
             return word if exact else "0"
         # Identifiers pass 2⁵³, so that whole numbers must not become floats.

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from operator import itemgetter
 
 import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 
 from lpfs.data.columns import STRAY, Kind
 from lpfs.data.encode import (
@@ -113,21 +113,12 @@ def stream_with(
     for chunk, done in chunks(sources, wanted, reading=reading):
         size = chunk.rows.num_rows
         made, odd = _made(chunk, read_too, reading or Reading())
-        columns: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
-        lists: list[Ragged] = []
+        encoded = []
         for encoder in encoders:
             name = encoder.column
             with convertible(chunk, name):
                 column = made[name] if name in made else chunk.rows[name]
-                values = encoder.encode(column)
-            if isinstance(values, tuple):
-                lists.append(values)
-                values = parted([values], MISSING)[0][:, 0]
-            columns[isinstance(encoder, NumberEncoder)].append(torch.from_numpy(values))
-        codes, numbers = (
-            torch.stack(part, 1) if part else torch.empty(size, 0, dtype=type_)
-            for part, type_ in zip(columns, (torch.int32, torch.float32), strict=True)
-        )
+                encoded.append(encoder.encode(column))
         labels = torch.full((size,), torch.nan)
         if label is not None:
             known = clicks.of(chunk, label)
@@ -136,13 +127,9 @@ def stream_with(
         if weight is not None:
             weights = torch.from_numpy(weights_of(chunk, weight, np.full(size, True)))
         carried = _carried(chunk, schema)
-        further = parted(lists, MISSING)[1] if lists else None
-        for some in _bounded(size, further):
-            batch = Batch(codes, numbers, labels.float(), weights).map(itemgetter(some))
-            if further is not None:
-                padded = torch.from_numpy(further[some].padded())
-                batch = batch._replace(codes=torch.cat([batch.codes, padded], 1))
-            yield batch, carried[some]
+        for some, codes, numbers in batched(encoders, encoded, size):
+            beside = None if weights is None else weights[some]
+            yield Batch(codes, numbers, labels[some].float(), beside), carried[some]
         rows += size
         for name, stray in (*chunk.strays.items(), *odd.items()):
             error = misfit(chunk.file, chunk.first, name, stray)
@@ -153,6 +140,32 @@ def stream_with(
     for count, error in strays.values():
         if count > STRAY * rows:
             raise error
+
+
+def batched(
+    encoders: Sequence[Encoder],
+    encoded: Sequence[NDArray[np.int32] | NDArray[np.float32] | Ragged],
+    rows: int,
+) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
+    """What encoders made of columns as `Batch` has it: of some of the rows at a time, which they
+    are, the codes and the numbers."""
+    columns: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
+    lists: list[Ragged] = []
+    for encoder, values in zip(encoders, encoded, strict=True):
+        if isinstance(values, tuple):
+            lists.append(values)
+            values = parted([values], MISSING)[0][:, 0]
+        columns[isinstance(encoder, NumberEncoder)].append(torch.from_numpy(values))
+    codes, numbers = (
+        torch.stack(part, 1) if part else torch.empty(rows, 0, dtype=type_)
+        for part, type_ in zip(columns, (torch.int32, torch.float32), strict=True)
+    )
+    further = parted(lists, MISSING)[1] if lists else None
+    for some in _bounded(rows, further):
+        part = codes[some]
+        if further is not None:
+            part = torch.cat([part, torch.from_numpy(further[some].padded())], 1)
+        yield some, part, numbers[some]
 
 
 def _bounded(rows: int, further: Further | None) -> Iterator[slice]:

@@ -18,14 +18,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lpfs.data import Batch, DataError, Encoder, Reading
-from lpfs.data.encode import MISSING, UNKNOWN, ListEncoder
-from lpfs.data.further import NONE
 from lpfs.data.read import Frame, Input
 from lpfs.data.schema import Report
 from lpfs.data.stream import stream_with
 from lpfs.files import appearing
 from lpfs.lifecycle.training import Metrics, score
 from lpfs.run.directory import Summary, Values, load_encoders, load_network
+from lpfs.run.tally import Tally
 from lpfs.run.version import Version, load_record, present
 
 ROWS = 8192
@@ -81,7 +80,7 @@ class Model:
             ValueError: for a batch size below 1.
         """
         pieces = [piece for _, _, piece in self.logits(frame, batch_size=batch_size)]
-        return np.concatenate([np.empty(0), *map(_probabilities, pieces)])
+        return np.concatenate([np.empty(0), *map(probabilities, pieces)])
 
     def logits(
         self,
@@ -102,7 +101,6 @@ class Model:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         options = self.summary.reading
-        device = next(self.network.parameters()).device
         for batch, columns in stream_with(
             source,
             self.encoders,
@@ -113,12 +111,15 @@ class Model:
             reading=reading or Reading(**options.get("reading", {})),
             progress=progress,
         ):
-            pieces = zip(
-                batch.codes.split(batch_size), batch.numbers.split(batch_size), strict=True
-            )
-            with torch.no_grad():
-                logits = [self.network(*(part.to(device) for part in piece)) for piece in pieces]
-            yield batch, columns, torch.cat(logits).cpu()
+            yield batch, columns, forward(self.network, batch.codes, batch.numbers, batch_size)
+
+
+def forward(network: nn.Module, codes: Tensor, numbers: Tensor, batch_size: int = ROWS) -> Tensor:
+    """Logits `[rows]` on the CPU, some rows at a time."""
+    device = next(network.parameters()).device
+    pieces = zip(codes.split(batch_size), numbers.split(batch_size), strict=True)
+    with torch.no_grad():
+        return torch.cat([network(*(part.to(device) for part in piece)) for piece in pieces]).cpu()
 
 
 def load_model(directory: str | Path, device: str | torch.device = "cpu") -> Model:
@@ -176,13 +177,8 @@ def score_file(
         raise DataError(f"column {PROBABILITY!r}", "is what the model adds, it cannot be an id")
     model = load_model(directory, device)
     model.encoders = _separated(model, lists or {})
-    coded = [encoder.name for encoder in model.encoders if encoder.cardinality]
-    scaled = [encoder.name for encoder in model.encoders if not encoder.cardinality]
-    several = [i for i, name in enumerate(coded) if name in _lists(model.encoders)]
-    counts = np.zeros((2, len(coded)), dtype=np.int64)
-    values = np.zeros(len(coded), dtype=np.int64)
-    blank = np.zeros(len(scaled), dtype=np.int64)
-    judged, rows = list[tuple[Tensor, Tensor, Tensor]](), 0
+    tally = Tally(model.encoders)
+    judged = list[tuple[Tensor, Tensor, Tensor]]()
     scored = model.logits(
         source,
         label=label,
@@ -194,26 +190,18 @@ def score_file(
     )
     with _written(out) as write:
         for batch, columns, logits in scored:
-            rows += len(logits)
-            write(columns, _probabilities(logits))
-            codes, further = np.split(batch.codes.numpy(), [len(coded)], axis=1)
-            counts += np.stack([(codes == code).sum(0) for code in (UNKNOWN, MISSING)])
-            values += len(codes)
-            if several:
-                further = further.reshape(len(codes), len(several), -1)
-                values[several] += (further != NONE).sum((0, 2))
-                counts[0, several] += (further == UNKNOWN).sum((0, 2))
-            blank += batch.numbers.isnan().sum(0).numpy()
+            write(columns, probabilities(logits))
+            tally.add(batch.codes, batch.numbers)
             if label is not None:
                 weights = batch.weights
                 alike = torch.ones(len(logits), dtype=torch.float64)
                 judged.append((logits, batch.labels, alike if weights is None else weights))
+        rows = tally.rows
         if not rows:
             raise DataError(str(source), "no rows")
         metrics = None if label is None else _judge(str(source), label, rows, judged)
-    unknown = dict(zip(coded, (counts[0] / values).tolist(), strict=True))
-    missing = dict(zip(coded, (counts[1] / rows).tolist(), strict=True))
-    missing |= dict(zip(scaled, (blank / rows).tolist(), strict=True))
+    unknown = dict(zip(tally.names, (tally.unknown / tally.values).tolist(), strict=True))
+    missing = dict(zip(tally.names, (tally.missing / rows).tolist(), strict=True))
     far = _far(model.summary.values, unknown, missing)
     return Scores(rows, metrics, unknown, missing, far)
 
@@ -232,11 +220,8 @@ def _separated(model: Model, lists: Mapping[str, str]) -> list[Encoder]:
     ]
 
 
-def _lists(encoders: Sequence[Encoder]) -> set[str]:
-    return {encoder.name for encoder in encoders if isinstance(encoder, ListEncoder)}
-
-
-def _probabilities(logits: Tensor) -> NDArray[np.float64]:
+def probabilities(logits: Tensor) -> NDArray[np.float64]:
+    """Of clicks, `[rows]` float64."""
     return logits.double().sigmoid().numpy()
 
 
