@@ -60,6 +60,8 @@ def serve(
     It needs the extra: pip install "lpfs[serve]".
     """
     require_one_process("serve")
+    if not 0 <= port < 1 << 16:
+        refuse(f"--port: expected a number below {1 << 16:,}, got {port}")
     require_run(directory, "model.json", "present")
     try:
         from lpfs.serving.server import Manners, listening, server

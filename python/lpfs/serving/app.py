@@ -153,6 +153,9 @@ class App:
 
 
 def _require_json(headers: dict[bytes, bytes]) -> None:
+    if b"upgrade" in headers:
+        # The parser of uvicorn gives no body of such a request.
+        raise RequestError(400, "expected HTTP/1.1 without an offer to upgrade")
     kind, _, parameters = headers.get(b"content-type", b"").lower().partition(b";")
     charset = parameters.strip().removeprefix(b"charset=").strip(b'"')
     if kind.strip() != JSON or charset not in (b"", b"utf-8"):

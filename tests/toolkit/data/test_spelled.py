@@ -350,6 +350,10 @@ def test_words_that_look_like_numbers_and_are_none() -> None:
     assert len(odd) == len(words) - 4
     assert numeral("1.234,5", ",", ".") == 1234.5
     assert numeral("1.5", ",") is None
+    # An expression with two ways to match digits would need years.
+    longest = ["1" * 10**6 + "x", "1e" + "9" * 30, "-1e-" + "9" * 30]
+    assert canonical(longest, "number") == longest
+    assert [numeral(word) for word in longest] == [None, float("inf"), 0.0]
 
 
 def by_pandas(table: pa.Table, path: Path) -> Iterator[Path]:

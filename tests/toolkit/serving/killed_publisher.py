@@ -2,14 +2,19 @@
 
 Usage: killed_publisher.py DIRECTORY. Prints how many died; an assertion fails where a reader would
 find half a version, a version older than the one before, or where the next one cannot be published.
+
+Or: killed_publisher.py DIRECTORY DEATHS. Publishes for others to read, and keeps all versions; in
+between come so many forks that publish and are killed at a random moment.
 """
 
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -91,5 +96,29 @@ def main(directory: Path) -> None:
         steps += 1
 
 
+def at_random(directory: Path, deaths: int) -> None:
+    torch.set_num_threads(1)
+    chance = random.Random(0)
+    for _ in range(deaths):
+        start = time.monotonic()
+        publish_next(directory)
+        took = time.monotonic() - start
+        if (child := os.fork()) == 0:
+            while True:
+                publish_next(directory)
+        time.sleep(chance.uniform(0, 3 * took))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def publish_next(directory: Path) -> None:
+    number = load_version(present(directory)).number
+    model = made_model(FIELDS[number % 2] + ["age"], number)
+    publish(directory, model, ENCODERS.values(), keep=10**6)
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    if len(sys.argv) == 2:
+        main(Path(sys.argv[1]))
+    else:
+        at_random(Path(sys.argv[1]), int(sys.argv[2]))
