@@ -67,12 +67,21 @@ def test_everything_public_is_in_the_reference(site: Path) -> None:
     import lpfs.data
     import lpfs.models
     import lpfs.run
+    import lpfs.serving
     import lpfs_kernels
     from lpfs.cli import app
 
     text = "".join(page.read_text() for page in (site / "reference").glob("*.html"))
     ids = set(re.findall(r'id="([^"]*)"', text))
-    packages = (lpfs, lpfs.data, lpfs.models, lpfs.run, lpfs.baselines, lpfs_kernels)
+    packages = (
+        lpfs,
+        lpfs.data,
+        lpfs.models,
+        lpfs.run,
+        lpfs.serving,
+        lpfs.baselines,
+        lpfs_kernels,
+    )
     names = {f"{package.__name__}.{name}" for package in packages for name in package.__all__}
     # Aliases of types and plain values have no docstrings.
     assert not {name for name in names - ids if isinstance(named(name), type | FunctionType)}
