@@ -106,7 +106,7 @@ def at_random(directory: Path, deaths: int) -> None:
         if (child := os.fork()) == 0:
             while True:
                 publish_next(directory)
-        time.sleep(chance.uniform(0, 3 * took))
+        time.sleep(chance.uniform(0, 1.5 * took))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
 

@@ -25,7 +25,7 @@ class Serving:
     told: str
 
     def connect(self) -> http.client.HTTPConnection:
-        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=300)
 
     def ask(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
         """Status and JSON of one request's answer; a body that is none of bytes becomes JSON."""
@@ -44,7 +44,7 @@ class Serving:
         return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines)}
 
     def socket(self) -> socket.socket:
-        return socket.create_connection(("127.0.0.1", self.port), timeout=60)
+        return socket.create_connection(("127.0.0.1", self.port), timeout=300)
 
     def send(self, content: bytes) -> bytes:
         """What comes back until the server closes."""
@@ -55,7 +55,7 @@ class Serving:
     def end(self, number: signal.Signals = signal.SIGTERM) -> tuple[int, str]:
         """Exit status, and what it has said on the standard error."""
         self.process.send_signal(number)
-        _, told = self.process.communicate(timeout=60)
+        _, told = self.process.communicate(timeout=300)
         return self.process.returncode, told
 
 

@@ -75,7 +75,7 @@ def test_no_answer_fails_or_is_mixed_while_publishers_are_killed(tmp_path: Path)
             client.start()
         publishing = Path(__file__).with_name("killed_publisher.py")
         killed = subprocess.run(
-            [sys.executable, publishing, live, "10"], capture_output=True, text=True, check=False
+            [sys.executable, publishing, live, "8"], capture_output=True, text=True, check=False
         )
         last = load_version(present(live)).number
         while server.ask("GET", "/health")[1]["version"] != last:
