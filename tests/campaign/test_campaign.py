@@ -27,7 +27,7 @@ def test_a_part_of_every_kind(kind: str, tmp_path: Path) -> None:
             pytest.fail(f"{case.name}: {type(error).__name__}: {error}")
 
 
-@pytest.mark.parametrize("test", {one.test for one in FOUND})
+@pytest.mark.parametrize("test", sorted({one.test for one in FOUND}))
 def test_what_was_found_is_held_by_a_test(test: str) -> None:
     file, _, function = test.partition("::")
     tree = ast.parse((REPOSITORY / file).read_text(encoding="utf-8"))
