@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -30,15 +31,16 @@ class Ledger:
         """Per gate: weights, squared weights, costs, squared costs."""
 
     @torch.no_grad()
-    def hear(self, costs: Tensor, heard: Tensor, rows: Tensor | float) -> None:
+    def hear(self, costs: Tensor, heard: Tensor, rows: float) -> None:
         """Take the costs `[gates]` of a step over so many rows, of the gates that were heard."""
-        age = torch.as_tensor(rows, dtype=torch.float64, device=costs.device) / self.horizon
-        keep = (-age).exp()
-        costs = costs.double()
-        one = torch.ones_like(costs)
-        new = torch.stack([one, one, costs, costs * costs])
-        forget = torch.stack([keep, keep * keep, keep, keep])[:, None]
-        self.sums.mul_(forget).add_(torch.where(heard, new, 0.0))
+        keep = math.exp(-rows / self.horizon)
+        costs = torch.where(heard, costs, 0.0).double()
+        weights, squared, total, squares = self.sums.mul_(keep).unbind()
+        squared.mul_(keep)
+        weights.add_(heard)
+        squared.add_(heard)
+        total.add_(costs)
+        squares.addcmul_(costs, costs)
 
     @torch.no_grad()
     def forget(self, share: float, gates: Sequence[int] | None = None) -> None:

@@ -13,7 +13,7 @@ from torch import nn
 
 from lpfs.method.budget import fewest
 from lpfs.method.costs import Cost, Reduction, RemovalCosts
-from lpfs.method.gate import ALL_ROWS
+from lpfs.method.gate import ALL_ROWS, FEWEST_ROWS
 from lpfs.method.prices import prices_of
 from lpfs.method.pruning import gate_of
 from lpfs.online.choice import Change, earn, swap
@@ -143,7 +143,6 @@ class Online:
         self.horizon, self.watch, self.sure, self.sleep = float(horizon), watch, sure, sleep
         self.seed, self.steps, self.rows = seed, 0, 0
         self._costs = RemovalCosts(gate, 1.0, reduction=reduction, loss_scale=loss_scale)
-        gate.fewest_rows = ALL_ROWS
         self.ledger = Ledger(gate.x, self.horizon)
         self.lives = Lives(gate.members, alive)
         self._at_first = sum(alive)
@@ -151,6 +150,8 @@ class Online:
         self._promising: set[int] = set()
         self._heard: set[int] = set()
         self._fresh = Freshness(model, gate, optimizer)
+        self._at: list[int] | None = None
+        """Which dead gates are shown at present; None where states may have changed since."""
         self._next_look = self._next_change = 0.0
         self._set([])
 
@@ -184,7 +185,7 @@ class Online:
         self._set(shown)
         try:
             yield
-            self._take(shown)
+            self._take()
         finally:
             assert self.gate.moments is not None
             self.gate.moments.grad = self.gate.x.grad = None
@@ -204,28 +205,37 @@ class Online:
     @torch.no_grad()
     def _set(self, shown: list[int]) -> None:
         """Show the living fields and these dead ones."""
+        if shown == self._at:
+            return
+        self._at = shown
         whole = [float(state == "living") for state in self.lives.states]
         for i in shown:
             whole[i] = 1.0
-        self.gate.x.copy_(torch.tensor(whole))
-        self.gate.watch_dead(False)
-        self.gate.refresh_living()
+        gate = self.gate
+        gate.x.copy_(torch.tensor(whole))
+        gate.watch_dead(False)
+        gate.refresh_living()
+        # The dead are heard in few steps, so from all of their rows.
+        gate.fewest_rows = ALL_ROWS if shown else FEWEST_ROWS
+        heard = shown or self.lives.of("living")
+        self._hears = torch.zeros(len(whole), dtype=torch.bool)
+        self._hears[heard] = True
+        self._hears = self._hears.to(gate.x.device)
 
-    def _take(self, shown: list[int]) -> None:
+    def _take(self) -> None:
         assert self.gate.moments is not None
         if self.gate.moments.grad is None:
             raise RuntimeError("the step had no pass backward that reached the gates")
         rows = int(self.gate.moments.grad[2].max())
         costs = self._costs.take()
         assert costs is not None
-        heard = torch.zeros(len(self.gate.x), dtype=torch.bool)
-        heard[shown or self.lives.of("living")] = True
-        self.ledger.hear(costs[: len(heard)], heard.to(costs.device), rows)
+        self.ledger.hear(costs[: len(self._hears)], self._hears, rows)
         self.steps += 1
         self.rows += rows
         if self.rows >= self._next_look:
             self._next_look = self.rows + self.horizon / LOOKS
             self._look()
+            self._at = None
 
     def _look(self) -> None:
         """Change what is certain, and put to sleep and wake whose time has come."""
@@ -314,4 +324,5 @@ class Online:
         self._at_first, self._learnt = state["at_first"], state["learnt"]
         self._promising, self._heard = set(state["promising"]), set(state["heard"])
         self._next_look, self._next_change = state["next"]
+        self._at = None
         self._set([])
