@@ -148,6 +148,11 @@ def _require_rows(gate: AttachedGate, lookups: Lookups) -> None:
             if columns is None or columns.rows is None:
                 continue
             for codes in lookups.get(site.module, []):
+                if columns.dim % (codes.ndim + 1) == codes.ndim:
+                    raise ValueError(
+                        f"fields: {name!r} is {site.place}, columns of each embedding: they have "
+                        "no rows of their own"
+                    )
                 of = codes.index_select(
                     columns.dim % (codes.ndim + 1),
                     torch.tensor(columns.indices, device=codes.device),
