@@ -36,8 +36,10 @@ class GatesByRemovalCosts(Method):
     kind: str = "lpfs"
     alpha: float = Field(default=30.0, ge=0, description="of lpfs++")
     path: bool = Field(default=False, description="one run for every budget, ranked by deaths")
-    watch_every: int = Field(
-        default=8, ge=1, description="steps between the costs of dead features"
+    watch_every: int | None = Field(
+        default=None,
+        ge=1,
+        description="steps between the costs of dead features; default: `Budget`'s, by the steps",
     )
     price: float | None = Field(
         default=None, gt=0, description="nats per row that a feature must be worth, for a budget"
