@@ -67,7 +67,12 @@ class Renumber:
 @contextmanager
 def only_rows(model: Any, gate: FeatureGate, lookups: Lookups) -> Iterator[None]:
     """Tables of fields with the rows that were looked up alone, for as long as the block lasts;
-    those that are much larger, and whose weights nothing but tables has."""
+    those that are much larger, and whose weights nothing but tables has. A `Prunable` model's table
+    of several fields stays whole: once pruned, the model counts its rows anew."""
+    shared = set[Tensor]()
+    if not isinstance(gate, AttachedGate):
+        own = [place.table for place in model.places().values() if place.table is not None]
+        shared = {table for table in own if sum(table is other for other in own) > 1}
     users: dict[nn.Parameter, list[nn.Module]] = {}
     for module in model.modules():
         for parameter in module._parameters.values():
@@ -75,7 +80,7 @@ def only_rows(model: Any, gate: FeatureGate, lookups: Lookups) -> Iterator[None]
                 users.setdefault(parameter, []).append(module)
     renumbers: dict[nn.Parameter, Renumber] = {}
     for weight, modules in users.items():
-        if all(_plain(module) and module in lookups for module in modules):
+        if weight not in shared and all(_plain(module) and module in lookups for module in modules):
             codes = [codes.flatten() for module in modules for codes in lookups[module]]
             pads = [m.padding_idx for m in modules if isinstance(m.padding_idx, int)]
             rows = torch.cat([*codes, codes[0].new_tensor(pads)]).unique()

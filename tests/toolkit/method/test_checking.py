@@ -439,3 +439,12 @@ def test_a_pruned_model_that_differs_is_an_error() -> None:
     smaller.item.weight = nn.Parameter(1.001 * smaller.item.weight.detach())
     with pytest.raises(RuntimeError, match="the pruned model's output differs by"):
         require_same(model, smaller, lambda network: network(CODES))
+
+
+@pytest.mark.parametrize("operator", ["linear", "concat", "embedding"])
+def test_one_large_table_of_several_fields_is_tried_whole(operator: str) -> None:
+    """The pruned network counts the rows of such a table anew."""
+    sizes = {"city": 400, "site": 700, "hour": 24}
+    model = DLRM(sizes, dim=4, top=(8,)).insert_gate(operator)
+    codes = torch.stack([torch.randint(size, (32,)) for size in sizes.values()], 1)
+    require_removable(model, lambda network: network(codes, torch.empty(32, 0)))
