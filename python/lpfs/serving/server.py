@@ -53,8 +53,9 @@ class _Protocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        began = self._in_head
         super().data_received(data)
-        if self._in_head:
+        if began and self._in_head:
             self._before_body += len(data)
             if self._before_body > HEAD:
                 self._end(431)
