@@ -42,7 +42,7 @@ from .markdown import table
 PAGE = Path(__file__).with_name("serving.md")
 CATEGORIES, NUMBERS, VALUES = 20, 7, 5_000
 CLIENTS, BODIES = 4, 8
-ALONE, LONG = 1_000, 30
+ALONE, LONG = 2_000, 200
 ENCODERS: list[Encoder] = [
     *(
         CategoryEncoder(name=f"c{i}", values=[f"v{j}" for j in range(VALUES)])
@@ -126,7 +126,8 @@ def load(
     meanwhile: Callable[[float], None] = lambda share: None,
 ) -> Load:
     """All clients' requests; `meanwhile` is called with the share of them that are answered."""
-    context = multiprocessing.get_context("spawn")
+    # Clients that have torch to import would be late, and busy with that beside the server.
+    context = multiprocessing.get_context("fork")
     done, queue = context.Value("q", 0), context.Queue()
     each = requests // clients
     working = [
@@ -251,7 +252,7 @@ def main() -> None:
             lines = [
                 ["1 row, one client", *figures(load(port, ALONE, single))],
                 ["1,000 rows, one client", *figures(load(port, LONG, long), 1_000)],
-                ["1 row, four clients", *figures(load(port, ALONE * 2, single, CLIENTS))],
+                ["1 row, four clients", *figures(load(port, ALONE * 5, single, CLIENTS))],
             ]
             changing = load(port, options.requests, single, CLIENTS, swap)
             lines.append([f"the same, over {len(published)} versions", *figures(changing)])
