@@ -117,6 +117,7 @@ def predict(
             )
         except BrokenPipeError:
             # Whoever reads has seen enough; at its end, Python would complain of what is left.
+            bars.forget()
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit from None
 

@@ -87,6 +87,12 @@ class StageBars:
             chunk.stage, chunk.bytes, total or None, chunk.rows, done, f"{chunk.rows:,} rows"
         )
 
+    def forget(self) -> None:
+        """Leave nothing behind: what was asked for is no longer wanted."""
+        for task in self._progress.task_ids:
+            self._progress.remove_task(task)
+        self._tasks.clear()
+
     def _show(
         self, stage: str, completed: int, total: int | None, rows: int, done: str, note: str
     ) -> None:

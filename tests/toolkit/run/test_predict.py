@@ -215,6 +215,9 @@ def test_scores_on_the_standard_output(place: Path, tmp_path: Path) -> None:
         assert process.stdout is not None
         assert process.stderr is not None
         assert process.stdout.readline() == b'"probability"\n'
+        # Until a bar has been shown.
+        for _ in range(3 * TEST):
+            assert process.stdout.readline()
         process.stdout.close()
         assert not process.stderr.read().strip()
         assert process.wait() == 0
