@@ -31,4 +31,66 @@ FOUND = [
         "the same; only what could not be parsed was refused",
         "tests/toolkit/run/test_run.py::test_damaged_files_are_named",
     ),
+    Found(
+        "damage",
+        "a cache in use by a process of another container was removed while it was made, and a "
+        "foreign `x.partial` in the directory ended a run",
+        "whether the maker of a part lives was asked by the number in its name",
+        "tests/campaign/test_campaign.py::test_a_part_of_every_kind",
+    ),
+    Found(
+        "hostile",
+        "a checkpoint of an older version ended `--resume` in a bare KeyError",
+        "checkpoints did not say what they hold",
+        "tests/toolkit/lifecycle/test_resume.py::test_a_checkpoint_of_another_version_is_named",
+    ),
+    Found(
+        "hostile",
+        "a deeply nested line of JSON ended in a traceback, an endless one filled the memory",
+        "RecursionError was not expected, and lines had no longest",
+        "tests/toolkit/data/test_bad_input.py::test_bad_input",
+    ),
+    Found(
+        "hostile",
+        "names with escape sequences in a log reached the terminal",
+        "rich passes most control characters on",
+        "tests/toolkit/cli/test_terminal.py::test_names_command_no_terminal",
+    ),
+    Found(
+        "hostile",
+        "a report had nothing but its escaping between a name and a script",
+        "the page had no Content-Security-Policy",
+        "tests/toolkit/report/test_report.py::test_a_page_runs_no_script_but_its_own",
+    ),
+    Found(
+        "hostile",
+        "`model.json` could ask for any memory, and encoders that do not fit the model were taken",
+        "the model was made before its file was looked at, and nothing compared the two",
+        "tests/toolkit/run/test_run.py::test_files_that_do_not_fit_are_named",
+    ),
+    Found(
+        "hostile",
+        "a summary that keeps a field which it does not know ended `show` in a KeyError",
+        "each value was checked, and not whether they belong together",
+        "tests/toolkit/run/test_run.py::test_a_summary_is_checked_when_it_is_read",
+    ),
+    Found(
+        "processes",
+        "when its terminal went away, a run lost what it had done since the last checkpoint, and "
+        "`predict` left a hidden part of a file, after SIGTERM too",
+        "only SIGTERM and Ctrl-C were heard, and only by `select` and `demo`",
+        "tests/toolkit/lifecycle/test_resume.py::test_a_signal_while_scoring_leaves_nothing",
+    ),
+    Found(
+        "processes",
+        "`lpfs select … | head` ended the run when `head` had seen enough",
+        "rich ends a program whose reader has gone",
+        "tests/toolkit/cli/test_terminal.py::test_a_selection_outlives_who_reads_what_it_says",
+    ),
+    Found(
+        "processes",
+        "`lpfs predict --out - | head` could leave a bar on the standard error",
+        "the bar was drawn once more at the end, where one had been shown",
+        "tests/toolkit/run/test_predict.py::test_scores_on_the_standard_output",
+    ),
 ]

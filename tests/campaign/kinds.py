@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from . import damage
+from . import damage, hostile
 from .case import Kind
 
 KINDS: dict[str, Kind] = {
     "damage": damage.cases,
+    "hostile": hostile.cases,
 }

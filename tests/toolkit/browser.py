@@ -57,8 +57,15 @@ def check_alone(text: str) -> None:
     assert 'name="viewport"' in text
 
 
-def opened(path: Path, width: int, *options: str) -> str:
-    """The page as a browser of that width leaves it, whose console must stay empty."""
+def probed(page: str, script: str) -> str:
+    """A page with one more script, which its policy would not let run."""
+    assert page.count("Content-Security-Policy") == 1
+    return page.replace("Content-Security-Policy", "x").replace("</body>", script)
+
+
+def opened(path: Path, width: int, *options: str, complains: bool = False) -> str:
+    """The page as a browser of that width leaves it, whose console must stay empty unless it is to
+    complain."""
     assert CHROMIUM is not None
     done = subprocess.run(
         [
@@ -72,5 +79,5 @@ def opened(path: Path, width: int, *options: str) -> str:
         check=True,
         timeout=120,
     )
-    assert "CONSOLE" not in done.stderr
+    assert ("CONSOLE" in done.stderr) == complains, done.stderr
     return done.stdout

@@ -88,13 +88,16 @@ def separators(texts: Sequence[str] | None) -> dict[str, str]:
 
     >>> separators(["tags=|", "words=space", "a=b=,", "pairs=="])
     {'tags': '|', 'words': ' ', 'a=b': ',', 'pairs': '='}
+    >>> separators(["tags==>", "words=,=", "a=b==="])
+    {'tags': '=>', 'words': ',=', 'a=b': '=='}
     """
     found: dict[str, str] = {}
     for text in texts or ():
-        column, _, sign = text[:-1].rpartition("=")
-        sign += text[-1:]
-        if not column or not sign:
+        # Of several equals signs in a row, the first one ends the name.
+        parts = re.fullmatch("(.*[^=])=(.+)", text, re.DOTALL)
+        if parts is None:
             refuse(f"--list: expected COL=SIGN, got {text!r}")
+        column, sign = parts.groups()
         if column in found:
             refuse(f"--list: {column!r} is given twice")
         found[column] = {"tab": "\t", "\\t": "\t", "space": " ", "comma": ","}.get(sign, sign)

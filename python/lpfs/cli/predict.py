@@ -87,10 +87,9 @@ def predict(
     require_run(run, "model.json", "present")
     lists = separators(list_)
     require_data(data)
-    from rich.console import Console
-
     from lpfs.cli.reading import reading_for, warn
     from lpfs.cli.selecting import require_device
+    from lpfs.cli.terminal import Terminal
     from lpfs.report.terminal import StageBars
     from lpfs.run.scoring import score_file
 
@@ -98,7 +97,7 @@ def predict(
     said = (separator, decimal, thousands, encoding, no_header, null)
     reading = checked(lambda: reading_for(*said)) if any(said) else None
     # Between the rows, nothing else has a place.
-    told = Console(markup=False, emoji=False, stderr=True) if streams else console()
+    told = Terminal(stderr=True) if streams else console()
 
     def work(bars: StageBars) -> Any:
         try:

@@ -8,7 +8,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from lpfs.cli.terminal import Terminal
 
 
 def one_of_several() -> bool:
@@ -22,15 +22,15 @@ def speaks() -> bool:
 
 
 @cache
-def console() -> Console:
+def console() -> Terminal:
     """Where commands print; it says nothing in a process that does not speak."""
-    from rich.console import Console
+    from lpfs.cli.terminal import Terminal
 
-    # Names of fields are not markup, whatever is in them.
-    return Console(markup=False, emoji=False)
+    return Terminal()
 
 
 def complain(message: str) -> None:
     """One line on the standard error."""
     if speaks():
-        print("lpfs:", " ".join(message.split()), file=sys.stderr)
+        words = (word if word.isprintable() else repr(word)[1:-1] for word in message.split())
+        print("lpfs:", " ".join(words), file=sys.stderr)

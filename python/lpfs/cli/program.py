@@ -24,6 +24,7 @@ from lpfs.cli.report import report
 from lpfs.cli.select import select
 from lpfs.cli.serve import serve
 from lpfs.cli.show import show
+from lpfs.cli.signals import interrupt, signals_call
 from lpfs.cli.statuses import Status
 from lpfs.unfinished import StoppedError
 
@@ -91,7 +92,10 @@ def _run(arguments: list[str] | None) -> NoReturn:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     try:
-        status = app(arguments, prog_name="lpfs", standalone_mode=False)
+        with signals_call(interrupt):
+            status = app(arguments, prog_name="lpfs", standalone_mode=False)
+        if status == Status.INTERRUPTED:  # typer makes that of a KeyboardInterrupt
+            complain("interrupted")
     except StoppedError as stop:
         words = ["lpfs", *(sys.argv[1:] if arguments is None else arguments)]
         again = shlex.join([*words, "--resume"] if "--resume" not in words else words)

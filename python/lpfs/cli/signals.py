@@ -1,4 +1,4 @@
-"""What Ctrl-C and SIGTERM do."""
+"""What Ctrl-C, SIGTERM and the end of the terminal do."""
 
 from __future__ import annotations
 
@@ -16,11 +16,14 @@ def interrupt() -> NoReturn:
 
 @contextlib.contextmanager
 def signals_call(action: Callable[[], object]) -> Iterator[None]:
-    """Ctrl-C and SIGTERM call that, wherever the program is at that moment."""
+    """Ctrl-C, SIGTERM and the end of the terminal (but not under nohup) call that, wherever the
+    program is at that moment."""
     if threading.current_thread() is not threading.main_thread():
         yield  # where none arrive
         return
-    numbers = signal.SIGINT, signal.SIGTERM
+    names = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has not all of them.
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    numbers = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
     before = [signal.signal(number, lambda *_: action()) for number in numbers]
     try:
         yield

@@ -23,6 +23,8 @@ __all__ = ["Lines"]
 LOOK = 1000
 ROWS = 1 << 15
 BYTES = 1 << 20
+LONGEST_LINE = 1 << 26
+"""Bytes; a packed file of one endless line would fill the memory."""
 
 
 class Lines:
@@ -101,7 +103,8 @@ class Lines:
         """How much of the file is read, and each object, its numbers as text."""
         decode = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=str).decode
         with self.path.open("rb") as file, opened(self.path, file) as stream:
-            for number, line in enumerate(_lines(Utf8(stream, self.reading.encoding)), 1):
+            lines = _lines(Utf8(stream, self.reading.encoding), self.name)
+            for number, line in enumerate(lines, 1):
                 try:
                     text = line.decode()
                     if text.isspace() or not text:
@@ -109,7 +112,7 @@ class Lines:
                     record = decode(text)
                 except UnicodeDecodeError as error:
                     raise DataError(self.name, f"line {number}", "expected UTF-8 text") from error
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:
                     raise DataError(
                         self.name,
                         f"line {number}",
@@ -121,13 +124,20 @@ class Lines:
                 yield file.tell(), record
 
 
-def _lines(file: Utf8) -> Iterator[bytes]:
-    left = b""
+def _lines(file: Utf8, name: str) -> Iterator[bytes]:
+    left = bytearray()
     while block := file.read(BYTES):
-        *lines, left = (left + block).split(b"\n")
-        yield from lines
+        first, *others = block.split(b"\n")
+        left += first
+        if len(left) > LONGEST_LINE:
+            raise DataError(name, f"a line of more than {LONGEST_LINE:,} bytes")
+        if others:
+            yield bytes(left)
+            *lines, last = others
+            yield from lines
+            left = bytearray(last)
     if left:
-        yield left
+        yield bytes(left)
 
 
 # The later ones hold the earlier ones.

@@ -184,17 +184,17 @@ def unpack(content: bytes) -> dict[Any, Any]:
         tensors = safetensors.torch.load(content)
         size = int.from_bytes(content[:8], "little")
         rest = json.loads(json.loads(content[8 : 8 + size])["__metadata__"][JSON])
-    except (safetensors.SafetensorError, KeyError) as error:
+        state: dict[Any, Any] = _put_in(rest, tensors)
+    except (safetensors.SafetensorError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"not written by lpfs: {error}") from error
-
-    def put_in(value: Any) -> Any:
-        if isinstance(value, list):
-            return [put_in(v) for v in value]
-        if isinstance(value, dict):
-            if "tensor" in value:
-                return tensors[value["tensor"]]
-            return {key: put_in(v) for key, v in value["items"]}
-        return value
-
-    state: dict[Any, Any] = put_in(rest)
     return state
+
+
+def _put_in(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if isinstance(value, list):
+        return [_put_in(v, tensors) for v in value]
+    if isinstance(value, dict):
+        if "tensor" in value:
+            return tensors[value["tensor"]]
+        return {key: _put_in(v, tensors) for key, v in value["items"]}
+    return value

@@ -16,6 +16,12 @@ from lpfs.lifecycle import distributed
 from lpfs.lifecycle.checkpoint import Checkpoints
 from lpfs.unfinished import StoppedError
 
+FORMAT = 1
+"""Of what a checkpoint holds: rises when one that was written before cannot be gone on from."""
+
+
+CONTENT = {"identity", "place", "done", "taken", "numbers", "losses", "files", "random", "parts"}
+
 
 class Stateful(Protocol):
     """What a model, an optimiser or a plan shows to be part of a checkpoint."""
@@ -39,7 +45,8 @@ class Stages:
         device: the one whose random state matters besides the CPU's.
 
     Raises:
-        ValueError: if the checkpoints are of a run with another identity.
+        ValueError: if the checkpoints are of a run with another identity, or of a version of lpfs
+            that keeps other things.
     """
 
     def __init__(
@@ -63,7 +70,13 @@ class Stages:
         self._on_cuda = torch.device(device).type == "cuda"
         state = checkpoints.read() if checkpoints is not None else None
         if checkpoints is not None and state is not None:
-            if difference := first_difference(state["identity"], identity):
+            if state.get("format") != FORMAT or not state.keys() >= CONTENT:
+                raise ValueError(_of_another_version(checkpoints))
+            try:
+                difference = first_difference(state["identity"], identity)
+            except RecursionError as error:
+                raise ValueError(_of_another_version(checkpoints)) from error
+            if difference:
                 raise ValueError(f"{checkpoints.directory}: of another run, {difference}")
             self.taken, self.done = state["taken"], state["done"]
             self.numbers, self.losses = state["numbers"], state["losses"].tolist()
@@ -77,7 +90,11 @@ class Stages:
         """Make an object part of all checkpoints from now on, with the state it has there."""
         self._parts[name] = part
         if name in self._waiting:
-            part.load_state_dict(self._waiting.pop(name))
+            try:
+                part.load_state_dict(self._waiting.pop(name))
+            except (LookupError, TypeError, AttributeError, RuntimeError) as error:
+                assert self.checkpoints is not None
+                raise ValueError(_of_another_version(self.checkpoints)) from error
         return part
 
     def disown(self, *names: str) -> None:
@@ -138,6 +155,7 @@ class Stages:
             random.append(torch.cuda.get_rng_state())
         self.checkpoints.write(
             {
+                "format": FORMAT,
                 "identity": self.identity,
                 "place": place,
                 "done": self.done,
@@ -149,6 +167,13 @@ class Stages:
                 "parts": {name: part.state_dict() for name, part in self._parts.items()},
             }
         )
+
+
+def _of_another_version(checkpoints: Checkpoints) -> str:
+    return (
+        f"{checkpoints.directory}: its checkpoints are of another version of lpfs; that version "
+        "goes on with them, this one starts anew once the directory is removed"
+    )
 
 
 def first_difference(there: Any, here: Any, place: str = "") -> str | None:

@@ -12,6 +12,8 @@ import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
+from lpfs.report.policy import guarded
+
 HEIGHT = 360
 """Of the large chart, in pixels of CSS."""
 
@@ -40,7 +42,7 @@ def render(template: str, /, **values: Any) -> str:
         autoescape=True,
         undefined=jinja2.StrictUndefined,
     )
-    return environment.get_template(template).render(height=HEIGHT, **values)
+    return guarded(environment.get_template(template).render(height=HEIGHT, **values))
 
 
 def sample(length: int, most: int) -> NDArray[np.int64]:

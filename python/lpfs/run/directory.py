@@ -29,7 +29,13 @@ import pyarrow.parquet
 import safetensors
 import safetensors.torch
 import torch
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 import lpfs
 from lpfs.checksums import damage, seal
@@ -45,6 +51,8 @@ from lpfs.models.named import MODELS, Network, fields_read, name_of
 from lpfs.run.replacing import Replacement, replaced_by
 
 ENCODERS = TypeAdapter(list[Encoder])
+LONGEST_HISTORY = 1 << 28
+"""Values: some bytes of Parquet can stand for more than any memory holds."""
 History = Mapping[str, Sequence[float]]
 """The columns of `history.parquet`."""
 
@@ -159,6 +167,30 @@ class Summary(BaseModel):
     """How the log was read: label, split, types and transforms; see `lpfs.data.load`."""
     versions: dict[str, str]
     seed: int
+
+    @model_validator(mode="after")
+    def _about_the_same_fields(self) -> Summary:
+        """What names a field names one that has a gate."""
+        named = {
+            "kept": self.kept,
+            "costs": self.costs,
+            "replaced_by": [
+                *self.replaced_by,
+                *(n for r in self.replaced_by.values() for n in r.by),
+            ],
+            "died": [death.name for death in self.died],
+            "cuts": [name for cut in self.cuts for name in cut.names],
+        }
+        for place, names in named.items():
+            for name in names:
+                if name not in self.gates:
+                    raise ValueError(f"{place}: {name!r} is none of the fields with a gate")
+        for name, gate in self.gates.items():
+            if not math.isfinite(gate):
+                raise ValueError(f"gates: that of {name!r} is {gate}")
+        if self.costs and self.costs.keys() != self.gates.keys():
+            raise ValueError("costs: expected one of every field with a gate, or none")
+        return self
 
 
 Illustrate = Callable[[Summary, History, Path], None]
@@ -322,6 +354,9 @@ def load_summary(directory: str | Path) -> Summary:
 def load_history(directory: str | Path) -> dict[str, list[float]]:
     """The columns of `history.parquet`. Raises DataError."""
     with readable(directory, "history.parquet") as path:
+        about = pa.parquet.read_metadata(path)
+        if (values := about.num_rows * about.num_columns) > LONGEST_HISTORY:
+            raise ValueError(f"{values:,} values, more than {LONGEST_HISTORY:,}")
         columns: dict[str, list[float]] = pa.parquet.read_table(path).to_pydict()
         return columns
 
@@ -333,9 +368,16 @@ def load_network(directory: str | Path) -> Network:
         name = config.pop("model")
         if name not in MODELS:
             raise ValueError(f"expected one of {', '.join(MODELS)}, got the model {name!r}")
-        model = MODELS[name](**config)
+        with torch.device("meta"):
+            wanted = MODELS[name](**config).state_dict()
     with readable(directory, "model.safetensors") as path:
-        model.load_state_dict(safetensors.torch.load_file(path))
+        weights = safetensors.torch.load_file(path)
+        # Before the memory that a model of somebody's making may ask for.
+        for key in (*weights, *wanted):
+            if key not in weights or key not in wanted or weights[key].shape != wanted[key].shape:
+                raise ValueError(f"{key!r} does not fit what model.json says")
+        model = MODELS[name](**config)
+        model.load_state_dict(weights)
     return model
 
 
@@ -376,7 +418,9 @@ def readable(directory: str | Path, name: str, sealed: bool = True) -> Iterator[
         ValueError,
         TypeError,
         AttributeError,
-        KeyError,
+        LookupError,
+        ArithmeticError,
+        MemoryError,
         RuntimeError,
         pa.ArrowException,
         safetensors.SafetensorError,

@@ -24,6 +24,7 @@ from lpfs.data.stream import stream_with
 from lpfs.files import appearing
 from lpfs.lifecycle.training import Metrics, score
 from lpfs.run.directory import Summary, Values, load_encoders, load_network
+from lpfs.run.fitting import fields_fitting
 from lpfs.run.tally import Tally
 from lpfs.run.version import Version, load_record, present
 
@@ -134,7 +135,12 @@ def load_model(directory: str | Path, device: str | torch.device = "cpu") -> Mod
     """
     directory = present(directory)
     network = load_network(directory).to(device)
-    return Model(network, load_encoders(directory), load_record(directory))
+    encoders = load_encoders(directory)
+    try:
+        fields_fitting(network, encoders)
+    except ValueError as error:
+        raise DataError(str(directory), str(error)) from error
+    return Model(network, encoders, load_record(directory))
 
 
 def score_file(

@@ -15,8 +15,9 @@ import lpfs
 from lpfs.checksums import seal
 from lpfs.data import DataError, Encoder
 from lpfs.files import directory_appearing, parents_made, sync, write_durably
-from lpfs.models.named import MODELS, Network, fields_read, name_of
+from lpfs.models.named import MODELS, Network, name_of
 from lpfs.run.directory import Values, write_model
+from lpfs.run.fitting import fields_fitting
 from lpfs.run.version import PRESENT, RECORD, Version, load_version, number_of
 from lpfs.unfinished import locked
 
@@ -105,18 +106,7 @@ def _checked(network: Network, encoders: Sequence[Encoder]) -> list[str]:
     for key, value in weights.items():
         if not value.isfinite().all():
             raise ValueError(f"the model's {key!r} has values that are not finite")
-    cardinality = {encoder.name: encoder.cardinality for encoder in encoders}
-    fields = fields_read(network, [name for name, size in cardinality.items() if not size])
-    codes = {**config.get("fields", {}), **network.categories}
-    for field in fields:
-        if field not in cardinality:
-            raise ValueError(f"the model reads the field {field!r}, which has no encoder")
-        if cardinality[field] != codes.get(field, 0):
-            raise ValueError(
-                f"field {field!r}: its encoder has {cardinality[field]} codes, "
-                f"the model has {codes.get(field, 0)}"
-            )
-    return fields
+    return fields_fitting(network, encoders)
 
 
 def _numbers(place: Path) -> list[int]:

@@ -108,6 +108,8 @@ CASES: list[tuple[str, bytes | None, dict[str, Any], list[str]]] = [
     ("log.tsv", criteo() + b"1\t2\t3\n", {}, ["line 51", "expected 40 values, got 3"]),
     ("log.tsv", criteo() + criteo()[:98].replace(b"1", b"x", 1)[2:] + b"\n", {}, ["line 51"]),
     ("log.tsv", b"0\t1\n" * 50, {}, ["line 1", "expected 40 values, got 2"]),
+    ("deep.jsonl", b'{"label": 0, "a": ' + b"[" * 100_000, {}, ["line 1", "JSON object"]),
+    ("long.jsonl.gz", gzip.compress(bytes(1 << 27)), {}, ["a line of more than 67,108,864 bytes"]),
     ("junk.parquet", b"junk" * 100, {}, ["cannot be read", "Parquet"]),
     ("cut.parquet", WHOLE[: len(WHOLE) // 2], {}, ["cannot be read"]),
     ("hole.parquet", WHOLE[:40] + bytes(200) + WHOLE[240:], {}, ["cannot be read"]),

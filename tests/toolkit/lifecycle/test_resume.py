@@ -23,6 +23,8 @@ import torch
 from lpfs import Checkpoints, Pretrained, Selection, Settings, StoppedError, select
 from lpfs.checksums import seal
 from lpfs.data import Data, load
+from lpfs.lifecycle.checkpoint import digest, pack, unpack
+from lpfs.lifecycle.stages import FORMAT
 from lpfs.run import load_pretrained, load_summary
 from lpfs.unfinished import unfinished
 
@@ -151,7 +153,8 @@ def test_two_processes_killed_at_random_points(victims: Victims, log: Path, tmp_
 
 @forks
 @pytest.mark.parametrize(
-    ("number", "processes"), [(signal.SIGINT, 1), (signal.SIGTERM, 1), (signal.SIGTERM, 2)]
+    ("number", "processes"),
+    [(signal.SIGINT, 1), (signal.SIGTERM, 1), (signal.SIGTERM, 2), (signal.SIGHUP, 1)],
 )
 def test_a_signal_leaves_a_checkpoint_and_says_how_to_go_on(
     victims: Victims, log: Path, tmp_path: Path, number: int, processes: int
@@ -188,6 +191,42 @@ def test_a_signal_while_reading_leaves_nothing(victims: Victims, log: Path, tmp_
     assert died.err.startswith("lpfs: interrupted; to go on: lpfs select")
     assert died.err.count("\n") == 1
     assert below(tmp_path) == before
+
+
+@forks
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_scoring_leaves_nothing(
+    victims: Victims, log: Path, undisturbed: Path, tmp_path: Path, number: int
+) -> None:
+    out = tmp_path / "scores.csv"
+    died = victims.run("predict", undisturbed, log, "--out", out, reading=number)
+    assert (died.statuses, died.err) == ([130], "lpfs: interrupted\n"), died
+    assert not below(tmp_path)
+
+
+def test_a_checkpoint_of_another_version_is_named(
+    tmp_path: Path, interrupted: list[object]
+) -> None:
+    """Whatever it lacks, or a part of it lacks."""
+    place = unfinished(tmp_path / "run")
+    *_, last = Checkpoints(place).files()
+    whole = unpack(last.read_bytes())
+    part = next(name for name, state in whole["parts"].items() if state)
+    changes: list[Callable[[dict[Any, Any]], object]] = [
+        lambda state: state.pop("format"),
+        lambda state: state.update(format=FORMAT + 1),
+        lambda state: state["parts"][part].clear(),
+        lambda state: state["parts"].update({part: [1]}),
+        *(lambda state, key=key: state.pop(key) for key in whole if key != "parts"),  # type: ignore[misc]
+    ]
+    for change in changes:
+        for file in Checkpoints(place).files():
+            file.unlink()
+        state = unpack(pack(whole))
+        change(state)
+        content = pack(state)
+        (place / f"checkpoint-00000009-{digest(content)}.safetensors").write_bytes(content)
+        assert "of another version of lpfs" in refuse(tmp_path, *interrupted, "--resume")
 
 
 @forks

@@ -22,7 +22,7 @@ from lpfs.report.sections.settings import penalised, variations
 from lpfs.report.statistics import area, difference, estimate, polarisation
 
 from .. import made_results as made
-from ..browser import Page, check_alone, needs_browser, opened
+from ..browser import Page, check_alone, needs_browser, opened, probed
 from ..command import below, check_picture, lpfs, succeed
 
 
@@ -429,7 +429,7 @@ body.ink = getComputedStyle(document.querySelector("#curves g.first polyline")).
 )
 def test_in_a_browser(text: str, tmp_path: Path, width: int, scheme: str, ink: str) -> None:
     path = tmp_path / "page.html"
-    path.write_text(text.replace("</body>", POINT))
+    path.write_text(probed(text, POINT))
     left = opened(path, width, f"--blink-settings=preferredColorScheme={scheme}")
 
     def told(name: str) -> str:

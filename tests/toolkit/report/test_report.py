@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from lpfs.report.page import page
 from lpfs.run import Summary, load_history, load_summary
 
-from ..browser import Page, check_alone, needs_browser, opened
+from ..browser import Page, check_alone, needs_browser, opened, probed
 from ..command import QUICK, below, lpfs, succeed
 from ..made_run import made_run
 
@@ -181,7 +182,7 @@ document.body.dataset.ink = getComputedStyle(document.querySelector("polyline.ke
 )
 def test_in_a_browser(run: Path, tmp_path: Path, width: int, scheme: str, ink: str) -> None:
     path = tmp_path / "page.html"
-    path.write_text((run / "report.html").read_text().replace("</body>", POINT))
+    path.write_text(probed((run / "report.html").read_text(), POINT))
     left = opened(path, width, f"--blink-settings=preferredColorScheme={scheme}")
     assert 'data-ready="27"' in left
     assert 'data-picked="19"' in left
@@ -194,3 +195,38 @@ def test_in_a_browser(run: Path, tmp_path: Path, width: int, scheme: str, ink: s
     assert drawn is not None
     # The curve, costs, gates, and small ones; sparks where there is room.
     assert int(drawn[1]) >= 1 + 27 + 27 + 4 + (27 if width > 640 else 0)
+
+
+HOSTILE = [
+    "</style></script><script>document.body.dataset.mine = 1</script>",
+    '"><img src=x onerror="document.body.dataset.mine = 1">',
+    "javascript:document.body.dataset.mine=1",
+    "{{ 7 * 7 }}",
+    "=cmd|' /C calc'!A1",
+    "a\0b\nc\x1b[2J",
+]
+
+
+@needs_browser
+def test_a_page_runs_no_script_but_its_own(tmp_path: Path) -> None:
+    summary, history = made_run(fields=len(HOSTILE), kept=3)
+    names = dict(zip([f"f{i}" for i in range(len(HOSTILE))], HOSTILE, strict=True))
+    text = summary.model_dump_json()
+    for name, hostile in names.items():
+        text = text.replace(f'"{name}"', json.dumps(hostile))
+        history = {k.replace(f":{name}", f":{hostile}"): v for k, v in history.items()}
+    hostile_run = Summary.model_validate_json(text).model_copy(
+        update={"source": HOSTILE[0], "notes": dict.fromkeys(HOSTILE, HOSTILE[1])}
+    )
+    path = tmp_path / "page.html"
+    path.write_text(page(hostile_run, history))
+    left = opened(path, 1200)
+    assert "data-mine" not in left.replace("dataset", "")
+    assert f'data-ready="{len(HOSTILE)}"' in left
+    # Even what would stand in the page as it is.
+    script = "<script>document.body.dataset.mine = 1</script></body>"
+    path.write_text(page(hostile_run, history).replace("</body>", script))
+    left = opened(path, 1200, complains=True)
+    assert "<body data-mine" not in left
+    path.write_text(probed(page(hostile_run, history), script))
+    assert "<body data-mine" in opened(path, 1200)

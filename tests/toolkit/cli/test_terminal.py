@@ -1,0 +1,52 @@
+"""What stands in a log does nothing to the terminal, and a command outlives who reads it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet
+
+from lpfs.run import load_summary
+
+from ..command import QUICK, lpfs, succeed
+
+COMMANDS = ["\x1b]0;mine\x07", "a\x1b[2Jb", "c\x9bd", "e\u202ef", "g\x00h", "i\rj"]
+
+
+def written(path: Path) -> Path:
+    columns = {name: [f"v{i * (j + 3) % 7}" for i in range(900)] for j, name in enumerate(COMMANDS)}
+    columns |= {"label": [str(i % 3 % 2) for i in range(900)]}
+    pa.parquet.write_table(pa.table(columns), path)
+    return path
+
+
+def test_names_command_no_terminal(tmp_path: Path) -> None:
+    log, run = written(tmp_path / "log.parquet"), tmp_path / "run"
+    said = [
+        succeed("select", log, "--keep", 2, "--out", run, *QUICK),
+        succeed("show", run),
+        succeed("look", log),
+        lpfs("select", log, "--keep", 2, "--out", run, "--resume", "--label", COMMANDS[1]).err,
+        lpfs("select", log, "--label", COMMANDS[1], "--out", tmp_path / "no", *QUICK).err,
+        lpfs("predict", run, tmp_path / "\x1b[2Jgone.csv").err,
+    ]
+    for text in said:
+        assert text
+        assert all(sign.isprintable() or sign in "\n" for sign in text), text
+    assert set(load_summary(run).gates) == {*COMMANDS}
+
+
+def test_a_selection_outlives_who_reads_what_it_says(tmp_path: Path) -> None:
+    log = written(tmp_path / "log.parquet")
+    command = ["select", str(log), "--keep", "2", "--out", str(tmp_path / "run"), *QUICK]
+    with subprocess.Popen(
+        [sys.executable, "-m", "lpfs", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait()) == (b"", 0)
+    assert len(load_summary(tmp_path / "run").kept) == 2
