@@ -93,12 +93,19 @@ def ask(connection: socket.socket, content: bytes) -> tuple[int, bytes]:
     connection.sendall(content)
     answer = b""
     while b"\r\n\r\n" not in answer:
-        answer += connection.recv(1 << 20)
+        answer += some(connection)
     head, _, body = answer.partition(b"\r\n\r\n")
     length = int(head.partition(b"content-length: ")[2].split(b"\r\n")[0])
     while len(body) < length:
-        body += connection.recv(1 << 20)
+        body += some(connection)
     return int(head.split(b" ")[1]), body
+
+
+def some(connection: socket.socket) -> bytes:
+    """What has come, at least a byte."""
+    if not (part := connection.recv(1 << 20)):
+        raise ConnectionError("the server has closed the connection")
+    return part
 
 
 def client(port: int, count: int, bodies: list[Any], done: Any, queue: Any) -> None:
