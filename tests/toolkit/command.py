@@ -78,7 +78,10 @@ def check_run(directory: Path, data: Data) -> Summary:
         assert 0 <= metrics.auc <= 1
         assert 0 < metrics.log_loss < 10
     assert summary.max_logit_change <= summary.max_logit_change_allowed
-    assert summary.metrics["gated"].auc == pytest.approx(summary.metrics["pruned"].auc, abs=1e-4)
+    # Among few rows of equal fields, rounding decides ties; not so in log loss.
+    gated, pruned = summary.metrics["gated"], summary.metrics["pruned"]
+    assert gated.auc == pytest.approx(pruned.auc, abs=2e-3)
+    assert gated.log_loss == pytest.approx(pruned.log_loss, rel=1e-6)
     assert summary.rows == {
         name: len(getattr(data, name)) for name in ("train", "validation", "test")
     }

@@ -21,7 +21,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("place")
     log = place / "log <b>&.parquet"
     succeed("generate", log, "--rows", 3000)
-    options = ["--label", "click", "--keep", 8, "--always-keep", "C1", "--seed", 3, *QUICK]
+    options = ["--label", "click", "--keep", 8, "--always-keep", "C1", "--seed", 7, *QUICK]
     succeed("select", log, "--out", place / "run", *options)
     return place / "run"
 
