@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from bench import experiments, record
+ROOT = Path(__file__).parents[2]
+sys.path.append(str(ROOT))  # what is not installed; behind what is
+from bench import experiments, record  # noqa: E402
 
-EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+EXPERIMENTS = ROOT / "experiments"
 
 
 @pytest.mark.parametrize(("name", "page"), [("README", experiments.page), ("record", record.page)])
-def test_a_page_is_what_its_command_writes(name: str, page) -> None:
+def test_a_page_is_what_its_command_writes(name: str, page: Callable[[], str]) -> None:
     assert (EXPERIMENTS / f"{name}.md").read_text(encoding="utf-8") == page()
 
 
