@@ -13,19 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lpfs.report.arms import METRICS, OURS, TITLES, Arm, Panel, panels, verdict
-from lpfs.report.comparison import WAYS, Comparison, comparisons, is_comparable
-from lpfs.report.results import Results, Retrain, Row, is_experiment, load_results
-from lpfs.report.statistics import (
-    Estimate,
+from lpfs.report.certainty import (
     Paired,
     critical_difference,
-    difference,
-    estimate,
     holm,
     paired,
     ranks,
     seeds_needed,
 )
+from lpfs.report.comparison import WAYS, Comparison, comparisons, is_comparable
+from lpfs.report.results import Results, Retrain, Row, is_experiment, load_results
+from lpfs.report.statistics import Estimate, difference, estimate
 
 from . import markdown
 
