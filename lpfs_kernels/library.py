@@ -7,7 +7,7 @@ Python has both. Where it cannot be loaded, Python defines the schemas and the r
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from torch._functorch.autograd_function import (  # type: ignore[attr-defined]
     enable_single_level_autograd_function,
 )
+from torch.autograd.graph import increment_version
 
 LIBRARY = torch.library.Library("lpfs", "FRAGMENT")
 
@@ -92,3 +93,33 @@ def below_autograd(operator: Callable[..., Any], *args: Any) -> Any:
             return operator(*args)
         with torch.set_grad_enabled(nested):
             return operator(*args)
+
+
+def implement_in_place(name: str, changed: Sequence[int]) -> None:
+    """Register what an operator without a gradient does at autograd's keys: it refuses arguments
+    that ask for one, and tells autograd of the tensors, and lists of them, that it changes."""
+    operator = getattr(torch.ops.lpfs, name).default
+
+    def autograd(*call: Any) -> Any:
+        if torch.is_grad_enabled() and any(t.requires_grad for t in _tensors_of(call)):
+            raise RuntimeError(f"{name} has no gradient: call it under torch.no_grad()")
+        return below_autograd(operator, *call)
+
+    def bump_versions(*call: Any) -> Any:
+        increment_version(_tensors_of([call[i] for i in changed]))
+        with torch._C._AutoDispatchBelowADInplaceOrView():
+            return operator(*call)
+
+    implement(name, "Autograd", autograd)
+    implement(name, "ADInplaceOrView", bump_versions)
+
+
+def _tensors_of(arguments: Sequence[Any]) -> list[torch.Tensor]:
+    """Those among some arguments, and in lists among them."""
+    found: list[torch.Tensor] = []
+    for argument in arguments:
+        if isinstance(argument, torch.Tensor):
+            found.append(argument)
+        elif isinstance(argument, list):
+            found += [each for each in argument if isinstance(each, torch.Tensor)]
+    return found

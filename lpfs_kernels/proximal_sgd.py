@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import increment_version
 
 from . import reference
 from .gates import divide
@@ -36,7 +35,7 @@ from .launch import (
     triton,
     values_are_checked,
 )
-from .library import LIBRARY, below_autograd, define, implement
+from .library import LIBRARY, define, implement, implement_in_place
 
 define("""proximal_sgd_(
     Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momentum_buffers, Tensor lr, Tensor lam,
@@ -411,28 +410,7 @@ def _fake(*call: Any) -> tuple[Tensor, Tensor]:
 torch.library.register_fake("lpfs::proximal_sgd_", _fake, lib=LIBRARY)
 
 
-def _autograd(
-    params: list[Tensor], grads: list[Tensor], momentum_buffers: list[Tensor], *rest: Any
-) -> tuple[Tensor, Tensor]:
-    tensors = [*params, *grads, *momentum_buffers]
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-        raise RuntimeError("proximal_sgd_ has no gradient: call it under torch.no_grad()")
-    operator = torch.ops.lpfs.proximal_sgd_.default
-    live, used = below_autograd(operator, params, grads, momentum_buffers, *rest)
-    return live, used
-
-
-def _bump_versions(
-    params: list[Tensor], grads: list[Tensor], momentum_buffers: list[Tensor], *rest: Any
-) -> tuple[Tensor, Tensor]:
-    increment_version([*params, *momentum_buffers])
-    with torch._C._AutoDispatchBelowADInplaceOrView():
-        live, used = torch.ops.lpfs.proximal_sgd_.default(params, grads, momentum_buffers, *rest)
-    return live, used
-
-
-implement("proximal_sgd_", "Autograd", _autograd)
-implement("proximal_sgd_", "ADInplaceOrView", _bump_versions)
+implement_in_place("proximal_sgd_", [0, 2])
 
 
 def proximal_sgd_(

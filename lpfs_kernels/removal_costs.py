@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import increment_version
 
 from . import reference
 from .gates import divide, gate
@@ -32,7 +31,7 @@ from .launch import (
     triton,
     values_are_checked,
 )
-from .library import LIBRARY, below_autograd, define, implement
+from .library import LIBRARY, define, implement, implement_in_place
 
 OPERATOR = "removal_costs_"
 
@@ -272,22 +271,7 @@ def _fake(*call: Any) -> Tensor:
 torch.library.register_fake("lpfs::removal_costs_", _fake, lib=LIBRARY)
 
 
-def _autograd(*call: Any) -> Tensor:
-    if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in call):
-        raise RuntimeError("removal_costs_ has no gradient: call it under torch.no_grad()")
-    costs: Tensor = below_autograd(torch.ops.lpfs.removal_costs_.default, *call)
-    return costs
-
-
-def _bump_version(known: Tensor, *rest: Any) -> Tensor:
-    increment_version(known)
-    with torch._C._AutoDispatchBelowADInplaceOrView():
-        costs: Tensor = torch.ops.lpfs.removal_costs_.default(known, *rest)
-    return costs
-
-
-implement(OPERATOR, "Autograd", _autograd)
-implement(OPERATOR, "ADInplaceOrView", _bump_version)
+implement_in_place(OPERATOR, [0])
 
 
 def removal_costs_(

@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import increment_version
 
 from . import reference
 from .gates import divide, square_root
@@ -42,7 +41,7 @@ from .launch import (
     triton,
     values_are_checked,
 )
-from .library import LIBRARY, below_autograd, define, implement
+from .library import LIBRARY, define, implement, implement_in_place
 
 define("""rows_adagrad_(
     Tensor(a!)[] weights, Tensor(b!)[] sums, Tensor(c!)[] steps, Tensor[] rows, Tensor[] grads,
@@ -481,27 +480,6 @@ def _fake(check: Callable[..., dict[str, Tensors]]) -> Callable[..., None]:
     return step
 
 
-def _autograd(name: str, operator: Any) -> Callable[..., None]:
-    def step(*call: Any) -> None:
-        tensors = [tensor for some in call if isinstance(some, list) for tensor in some]
-        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-            raise RuntimeError(f"{name} has no gradient: call it under torch.no_grad()")
-        below_autograd(operator, *call)
-
-    return step
-
-
-def _bump_versions(operator: Any, changed: int) -> Callable[..., None]:
-    """`changed` lists, the first ones, are what the operator changes."""
-
-    def step(*call: Any) -> None:
-        increment_version([tensor for some in call[:changed] for tensor in some])
-        with torch._C._AutoDispatchBelowADInplaceOrView():
-            operator(*call)
-
-    return step
-
-
 def _register(
     name: str,
     launch: Callable[..., None],
@@ -510,14 +488,12 @@ def _register(
     tensors: int,
     options: Sequence[str],
 ) -> None:
-    operator = getattr(torch.ops.lpfs, name).default
     if triton is not None:
         implement(name, "CUDA", launch)
     SERVED[name] = _reference(name, check, tensors, options)
     implement(name, "CPU", SERVED[name])
     torch.library.register_fake(f"lpfs::{name}", _fake(check), lib=LIBRARY)
-    implement(name, "Autograd", _autograd(name, operator))
-    implement(name, "ADInplaceOrView", _bump_versions(operator, changed))
+    implement_in_place(name, range(changed))
 
 
 SERVED: dict[str, Callable[..., None]] = {}
