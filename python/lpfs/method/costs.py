@@ -150,10 +150,17 @@ class RemovalCosts:
 def mean_and_error(known: Tensor) -> tuple[Tensor, Tensor]:
     """Of `RemovalCosts.known`, `[…, 8, units]`: mean over the horizon, 0 where nothing was heard
     yet, and its standard error, infinite where fewer than two steps were; `[…, units]`."""
-    weight, squared_weight, total, squares = known[..., 4:, :].unbind(-2)
-    least = 1e-12
-    mean = total / weight.clamp(min=least)
-    count = weight * weight / squared_weight.clamp(min=least)
-    spread = (squares / weight.clamp(min=least) - mean * mean).clamp(min=0)
-    error = torch.where(count > 1.5, (spread / (count - 1).clamp(min=least)).sqrt(), torch.inf)
-    return mean, error
+    return of_weighted_sums(known[..., 4:, :], fewest=1.5)
+
+
+def of_weighted_sums(sums: Tensor, fewest: float) -> tuple[Tensor, Tensor]:
+    """Of sums of weights, squared weights, weighted values and weighted squares, `[…, 4, units]`:
+    the mean, 0 of nothing, and its standard error, infinite where the weights are worth less than
+    `fewest` values of equal weight; `[…, units]`."""
+    weight, squared_weight, total, squares = sums.unbind(-2)
+    some = weight.clamp(min=1e-30)
+    mean = total / some
+    count = weight * weight / squared_weight.clamp(min=1e-30)
+    spread = (squares / some - mean * mean).clamp(min=0)
+    error = (spread / (count - 1).clamp(min=1e-12)).sqrt()
+    return mean, torch.where(count >= fewest, error, torch.inf)

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from lpfs.method.costs import of_weighted_sums
+
 FEWEST = 8.0
 """Of so many steps' costs a standard error is believed."""
 
@@ -54,17 +56,12 @@ class Ledger:
 
     def mean(self) -> Tensor:
         """Nats per row, `[gates]`; 0 where nothing was heard."""
-        return self.sums[2] / self.sums[0].clamp(min=1e-30)
+        return of_weighted_sums(self.sums, FEWEST)[0]
 
     def error(self) -> Tensor:
         """The standard error of `mean`, from how costs vary between steps, `[gates]`; infinite
         where too little was heard."""
-        weight, squared, total, squares = self.sums
-        count = weight * weight / squared.clamp(min=1e-30)
-        mean = total / weight.clamp(min=1e-30)
-        spread = (squares / weight.clamp(min=1e-30) - mean * mean).clamp(min=0)
-        error = (spread / (count - 1).clamp(min=1e-12)).sqrt()
-        return torch.where(count >= FEWEST, error, torch.inf)
+        return of_weighted_sums(self.sums, FEWEST)[1]
 
     def state_dict(self) -> dict[str, Tensor]:
         """What was heard."""
