@@ -9,11 +9,13 @@ import typer
 
 from lpfs.cli import options
 from lpfs.cli.options import (
+    AlwaysKept,
     Categories,
-    Columns,
     DataPaths,
     Decimal,
+    Dim,
     Encoding,
+    Hashed,
     Ignored,
     Label,
     Model,
@@ -23,6 +25,7 @@ from lpfs.cli.options import (
     Out,
     Positive,
     Price,
+    Rate,
     Seed,
     Separator,
     Thousands,
@@ -88,20 +91,11 @@ def follow(
     category: Categories = None,
     number: Numbers = None,
     ignore: Ignored = None,
-    hash_: Annotated[
-        Columns,
-        typer.Option("--hash", metavar="COL=BUCKETS,…", help="Categories too large to be listed."),
-    ] = None,
-    always_keep: Annotated[
-        Columns, typer.Option(metavar="COL,…", help="Fields without a gate; they count as kept.")
-    ] = None,
+    hash_: Hashed = None,
+    always_keep: AlwaysKept = None,
     model: Model = "dlrm",
-    dim: Annotated[
-        int, typer.Option(help="Width of every embedding.", callback=options.at_least(1))
-    ] = 16,
-    lr: Annotated[
-        float, typer.Option(help="Adagrad's learning rate.", callback=options.above(0))
-    ] = 0.01,
+    dim: Dim = 16,
+    lr: Rate = 0.01,
     batch_size: Annotated[
         int, typer.Option(help="Rows of a step.", callback=options.at_least(1))
     ] = 256,

@@ -326,6 +326,13 @@ Bags = Annotated[
         callback=one_of("mean", "sum"),
     ),
 ]
+Hashed = Annotated[
+    Columns,
+    typer.Option("--hash", metavar="COL=BUCKETS,…", help="Categories too large to be listed."),
+]
+AlwaysKept = Annotated[
+    Columns, typer.Option(metavar="COL,…", help="Fields without a gate; they count as kept.")
+]
 Ignored = Annotated[Columns, typer.Option(metavar="COL,…", help="Columns to leave out.")]
 Separator = Annotated[
     str | None,
@@ -363,6 +370,8 @@ BatchSize = Annotated[
 Resume = Annotated[
     bool, typer.Option("--resume", help="Go on with an interrupted run, or begin it.")
 ]
+Dim = Annotated[int, typer.Option(help="Width of every embedding.", callback=at_least(1))]
+Rate = Annotated[float, typer.Option(help="Adagrad's learning rate.", callback=above(0))]
 Seed = Annotated[int, typer.Option(help="Seed of the initial weights.")]
 Model = Annotated[
     str,

@@ -10,16 +10,18 @@ import typer
 from lpfs.cli import options
 from lpfs.cli.options import (
     Also,
+    AlwaysKept,
     Bags,
     BatchSize,
     CacheDirectory,
     Categories,
-    Columns,
     Cost,
     DataPaths,
     Decimal,
     Device,
+    Dim,
     Encoding,
+    Hashed,
     Ignored,
     Label,
     Lam,
@@ -34,6 +36,7 @@ from lpfs.cli.options import (
     Out,
     Positive,
     Price,
+    Rate,
     Resume,
     Seed,
     Separator,
@@ -95,13 +98,8 @@ def select(
     list_: Lists = None,
     last: Last = None,
     ignore: Ignored = None,
-    hash_: Annotated[
-        Columns,
-        typer.Option("--hash", metavar="COL=BUCKETS,…", help="Categories too large to be listed."),
-    ] = None,
-    always_keep: Annotated[
-        Columns, typer.Option(metavar="COL,…", help="Fields without a gate; they count as kept.")
-    ] = None,
+    hash_: Hashed = None,
+    always_keep: AlwaysKept = None,
     group: Annotated[
         list[str] | None,
         typer.Option(metavar="COL,…", help="Fields that share one gate; may be given again."),
@@ -150,12 +148,8 @@ def select(
             callback=options.share,
         ),
     ] = 1.0,
-    dim: Annotated[
-        int, typer.Option(help="Width of every embedding.", callback=options.at_least(1))
-    ] = 16,
-    lr: Annotated[
-        float, typer.Option(help="Adagrad's learning rate.", callback=options.above(0))
-    ] = 0.01,
+    dim: Dim = 16,
+    lr: Rate = 0.01,
     batch_size: BatchSize = None,
     epochs: Annotated[
         int, typer.Option(help="Passes after pruning, at most.", callback=options.at_least(0))
