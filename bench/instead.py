@@ -36,11 +36,11 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 import lpfs
 from bench.markdown import table
-from bench.step_memory import PROCESS, resident
 from lpfs.data import ClickLog, Data, InOrder, Part, Recipe, load
 from lpfs.lifecycle import selection
 from lpfs.lifecycle.settings import Settings, batch_size_for
 from lpfs.lifecycle.training import evaluate, train_step
+from lpfs.memory import Peak, resident
 from lpfs.method.keeping import only
 from lpfs.models import DLRM
 from lpfs.optim import Adagrad
@@ -192,12 +192,12 @@ def measured(name: str, rows: int, seed: int, cache: str) -> dict[str, Any]:
     torch.set_num_threads(1)
     data = read(rows, seed, cache)
     import_module("sklearn.metrics")  # a second, of whoever needs it first
-    (PROCESS / "clear_refs").write_text("5")
-    before = resident("VmRSS")
-    begin = time.perf_counter()
-    kept = CONTESTANTS[name](data, seed)
-    seconds = time.perf_counter() - begin
-    return {"kept": kept, "seconds": seconds, "MiB": (resident("VmHWM") - before) / 1024}
+    with Peak() as peak:
+        before, begin = resident("VmRSS"), time.perf_counter()
+        kept = CONTESTANTS[name](data, seed)
+        seconds = time.perf_counter() - begin
+    assert peak.bytes is not None
+    return {"kept": kept, "seconds": seconds, "MiB": (peak.bytes - before) / (1 << 20)}
 
 
 def compare(rows: int, seed: int) -> dict[str, dict[str, Any]]:

@@ -23,10 +23,10 @@ from typing import Any
 
 from bench.data import criteo
 from bench.markdown import table
+from lpfs.memory import resident
 
 PAGE = Path(__file__).with_name("stages.md")
 KEEP = 10
-STATUS = Path("/proc/self/status")
 TITLES = {"cache": "read, encode and cache", "pretrain": "pre-train", "select": "select"}
 
 
@@ -58,7 +58,7 @@ def run(file: Path) -> dict[str, Any]:
 
     def progress(at: Progress) -> None:
         nonlocal last, seen, anonymous
-        anonymous = max(anonymous, memory("RssAnon"))
+        anonymous = max(anonymous, resident("RssAnon"))
         if at.step == at.steps:
             now = time.perf_counter()
             figures["stages"][at.stage] = {
@@ -73,21 +73,15 @@ def run(file: Path) -> dict[str, Any]:
         last = time.perf_counter()
         rows = sum(len(part) for part in (data.train, data.validation, data.test))
         figures["stages"]["cache"] = {"rows": rows, "seconds": last - begin}
-        figures["cache anonymous"] = memory("RssAnon")
+        figures["cache anonymous"] = resident("RssAnon")
         found = gate_fields(data, Settings(keep=KEEP), progress=progress)
     figures |= {
         "kept": len(found.plan.gate.kept()),
         "steps": found.plan.steps,
         "anonymous": anonymous,
-        "peak": memory("VmHWM"),
+        "peak": resident("VmHWM"),
     }
     return figures
-
-
-def memory(name: str) -> int:
-    """A line of the process's status, in bytes."""
-    (line,) = [x for x in STATUS.read_text().splitlines() if x.startswith(f"{name}:")]
-    return int(line.split()[1]) * 1024
 
 
 def page(file: Path, rows: int, figures: dict[str, Any]) -> str:

@@ -16,33 +16,27 @@ import itertools
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import torch
 
 from bench.steps import CONTESTANTS, batches_of
+from lpfs.memory import Peak, resident
 
-PROCESS = Path("/proc/self")
 ENV = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(1 << 17)}
 
 
-def resident(name: str) -> int:
-    """`VmRSS` or its peak, `VmHWM`, in KiB."""
-    lines = (PROCESS / "status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(name))
-
-
 def of_a_step(name: str, rows: int, batch: int) -> int:
-    """KiB."""
+    """Bytes."""
     step, batches = CONTESTANTS[name](rows), batches_of(rows, batch)
     for each in batches[:8]:
         step(each)
     ctypes.CDLL(None).malloc_trim(0)
-    (PROCESS / "clear_refs").write_text("5")
-    before = resident("VmRSS")
-    for each in batches[8:]:
-        step(each)
-    return resident("VmHWM") - before
+    with Peak() as peak:
+        before = resident("VmRSS")
+        for each in batches[8:]:
+            step(each)
+    assert peak.bytes is not None
+    return peak.bytes - before
 
 
 def main() -> None:
@@ -70,7 +64,7 @@ def main() -> None:
             run = subprocess.run(command, env=ENV, capture_output=True, text=True, check=True)
             found[name] = int(run.stdout)
         best = min(found["a table for each"], found["one table"])
-        listed = ", ".join(f"{name} {kib / 1024:.1f} MiB" for name, kib in found.items())
+        listed = ", ".join(f"{name} {size / (1 << 20):.1f} MiB" for name, size in found.items())
         shares = ", ".join(f"{name} {found[name] / best:.2f}" for name in ("ours", "ours, gated"))
         print(f"27 × {rows:,}, {batch:,} rows: {listed}; {shares}", flush=True)
 

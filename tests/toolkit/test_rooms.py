@@ -12,7 +12,7 @@ import lpfs
 
 PACKAGE = Path(lpfs.__file__).parent
 FLOORS = [
-    ("checksums", "files", "unfinished", "data", "optim"),
+    ("checksums", "files", "memory", "unfinished", "data", "optim"),
     ("method",),
     ("models",),
     ("lifecycle",),

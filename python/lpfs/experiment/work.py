@@ -20,11 +20,11 @@ from lpfs.baselines import Outcome, Task
 from lpfs.data import Batch, ClickLog, Data
 from lpfs.experiment.cells import Cell
 from lpfs.experiment.config import ALL, Experiment, Training, canonical, make_method
-from lpfs.experiment.memory import Peak
 from lpfs.experiment.scores import Scores, scores_of, scores_of_logits
 from lpfs.experiment.shared import Log, Shared
 from lpfs.files import write_durably
 from lpfs.lifecycle.training import EarlyStopping, predict, train_step
+from lpfs.memory import Peak
 
 STEPS_KEPT = 200
 """Of a selection, in `steps.parquet`."""

@@ -9,6 +9,13 @@ STATUS = Path("/proc/self/status")
 RESET = Path("/proc/self/clear_refs")
 
 
+def resident(name: str) -> int:
+    """A line of the process's status on Linux, in bytes: `VmRSS` is what is resident, `RssAnon` its
+    part that is no file's, `VmHWM` the peak."""
+    (line,) = [x for x in STATUS.read_text().splitlines() if x.startswith(f"{name}:")]
+    return int(line.split()[1]) * 1024
+
+
 class Peak:
     """The process's largest resident memory within the block, in `bytes`; None where the system
     does not say it for a stretch of time."""
@@ -26,5 +33,4 @@ class Peak:
 
     def __exit__(self, *error: object) -> None:
         if self._known:
-            (line,) = [x for x in STATUS.read_text().splitlines() if x.startswith("VmHWM:")]
-            self.bytes = int(line.split()[1]) * 1024
+            self.bytes = resident("VmHWM")
