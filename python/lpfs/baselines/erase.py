@@ -104,10 +104,5 @@ class ForestPermutation(Method):
         scores = np.zeros(len(task.features))
         np.add.at(scores, owners, falls)
         steps = train_weights(task)
-        return Outcome(
-            dict(zip(task.features, scores.tolist(), strict=True)),
-            task.model,
-            task.optimizer,
-            dict.fromkeys(task.features, 1.0),
-            steps,
-        )
+        named = dict(zip(task.features, scores.tolist(), strict=True))
+        return Outcome.ungated(named, task, steps)

@@ -53,10 +53,5 @@ class GroupLasso(Method):
         with taken_from(task.optimizer, groups.weight):
             steps = train(task, optimizer, after_step=proximal)
         scores = later_deaths_first(groups.norms(), last_alive).tolist()
-        return Outcome(
-            dict(zip(task.features, scores, strict=True)),
-            task.model,
-            task.optimizer,
-            dict.fromkeys(task.features, 1.0),
-            steps,
-        )
+        named = dict(zip(task.features, scores, strict=True))
+        return Outcome.ungated(named, task, steps)

@@ -137,6 +137,12 @@ class Outcome:
     revived: Revived | None = None
     """Where gates die while they learn."""
 
+    @classmethod
+    def ungated(cls, scores: dict[str, float], task: Task, steps: int) -> Outcome:
+        """Of a method that leaves the task's network without factors."""
+        ones = dict.fromkeys(task.features, 1.0)
+        return cls(scores, task.model, task.optimizer, ones, steps)
+
     def living(self) -> list[str]:
         """The features whose factor is not exactly zero, in the model's order."""
         return [name for name, factor in self.factors.items() if factor != 0]

@@ -51,13 +51,8 @@ class MRMR(Method):
             for name in left:
                 redundancy[name] += information(codes[name], codes[best])
         steps = train_weights(task)
-        return Outcome(
-            {name: float(len(order) - order.index(name)) for name in task.features},
-            task.model,
-            task.optimizer,
-            dict.fromkeys(task.features, 1.0),
-            steps,
-        )
+        scores = {name: float(len(order) - order.index(name)) for name in task.features}
+        return Outcome.ungated(scores, task, steps)
 
     def _few(self, column: Column) -> NDArray[np.int64]:
         """At most `values` codes, and one more for missing numbers."""

@@ -58,13 +58,8 @@ class Permutation(Method):
             seed=task.seed,
         )
         found = {n: drop for group, drop in zip(groups, drops, strict=True) for n in group}
-        return Outcome(
-            {name: found[name] for name in task.features},
-            task.model,
-            task.optimizer,
-            dict.fromkeys(task.features, 1.0),
-            steps,
-        )
+        scores = {name: found[name] for name in task.features}
+        return Outcome.ungated(scores, task, steps)
 
 
 def grouped(features: Iterable[str], groups: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:

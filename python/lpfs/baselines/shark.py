@@ -36,13 +36,8 @@ class SHARK(Method):
         steps = train_weights(task)
         terms = first_order(task.model, task.validation, self.batch_size)
         scores = terms.abs().mean(0).tolist()
-        return Outcome(
-            dict(zip(task.features, scores, strict=True)),
-            task.model,
-            task.optimizer,
-            dict.fromkeys(task.features, 1.0),
-            steps,
-        )
+        named = dict(zip(task.features, scores, strict=True))
+        return Outcome.ungated(named, task, steps)
 
 
 def first_order(model: nn.Module, part: Part, batch_size: int = 1024) -> Tensor:

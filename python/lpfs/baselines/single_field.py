@@ -44,7 +44,7 @@ class SingleField(Method):
             for name in task.features
         }
         steps = train_weights(task)
-        return Outcome(scores, task.model, task.optimizer, dict.fromkeys(task.features, 1.0), steps)
+        return Outcome.ungated(scores, task, steps)
 
     def _auc(
         self, seen: Column, unseen: Column, labels: NDArray[Any], truth: NDArray[Any]

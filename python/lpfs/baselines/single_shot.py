@@ -7,13 +7,10 @@ from typing import ClassVar
 
 import torch
 from pydantic import Field
-from torch import Tensor
-from torch.nn import functional as F
 
-from lpfs.baselines.gates import FieldGate, train_weights
+from lpfs.baselines.gates import train_weights
 from lpfs.baselines.method import Method, Outcome, Task
-from lpfs.data import Part
-from lpfs.method.keeping import gate_in
+from lpfs.baselines.products import row_products
 
 
 class SingleShot(Method):
@@ -37,42 +34,12 @@ class SingleShot(Method):
     batch_size: int = Field(default=1024, ge=1)
 
     def _run(self, task: Task) -> Outcome:
-        gradients = mask_gradients(
-            task.model, task.feed.rows[: self.batches * self.batch_size], self.batch_size
-        )
-        scores = gradients.abs().mean(0)
+        rows = task.feed.rows[: self.batches * self.batch_size]
+        products = row_products(task.model, rows, self.batch_size)
+        # A batch's mean of these is the gradient of its mean loss to the mask.
+        gradients = [batch.mean(0).abs() for batch in products.split(self.batch_size)]
+        scores = torch.stack(gradients).mean(0)
         scores = scores / scores.sum().clamp(min=1e-30)
         steps = train_weights(task)
-        return Outcome(
-            dict(zip(task.features, scores.tolist(), strict=True)),
-            task.model,
-            task.optimizer,
-            dict.fromkeys(task.features, 1.0),
-            steps,
-        )
-
-
-def mask_gradients(model: torch.nn.Module, part: Part, batch_size: int) -> Tensor:
-    """The gradient of each batch's mean loss to a mask of ones, `[batches, N]`."""
-    features: Mapping[str, int] = model.features  # type: ignore[assignment]
-    device = next(model.parameters()).device
-    mask = _Mask(features).to(device)
-    was_training = model.training
-    model.eval()
-    found: list[Tensor] = []
-    with gate_in(model, mask):
-        for batch in part.batches(batch_size):
-            logits = model(batch.codes.to(device), batch.numbers.to(device))
-            loss = F.binary_cross_entropy_with_logits(logits, batch.clicks.to(device))
-            found += torch.autograd.grad(loss, [mask.ones])
-    model.train(was_training)
-    return torch.stack(found)
-
-
-class _Mask(FieldGate):
-    def __init__(self, fields: Mapping[str, int]) -> None:
-        super().__init__(fields)
-        self.ones = torch.nn.Parameter(torch.ones(len(self.fields)))
-
-    def weights(self, packed: Tensor) -> Tensor:
-        return self.ones
+        named = dict(zip(task.features, scores.tolist(), strict=True))
+        return Outcome.ungated(named, task, steps)

@@ -47,13 +47,8 @@ class Supernet(Method):
             removed.append(min(living, key=without.__getitem__))
             living.remove(removed[-1])
         order = [*removed, *living]
-        return Outcome(
-            {name: float(order.index(name)) for name in features},
-            task.model,
-            task.optimizer,
-            dict.fromkeys(features, 1.0),
-            steps,
-        )
+        scores = {name: float(order.index(name)) for name in features}
+        return Outcome.ungated(scores, task, steps)
 
 
 class _Path(FieldGate):

@@ -8,12 +8,10 @@ from typing import ClassVar
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional as F
 
-from lpfs.baselines.gates import FieldGate, train_weights
+from lpfs.baselines.gates import train_weights
 from lpfs.baselines.method import Method, Outcome, Task
-from lpfs.data import Part
-from lpfs.method.keeping import gate_in
+from lpfs.baselines.products import row_products
 
 
 class Surgeon(Method):
@@ -45,15 +43,8 @@ class Surgeon(Method):
         slope, curvature = products.mean(0), products.T @ products / len(products)
         ridge = self.damping * curvature.diagonal().mean().clamp(min=1e-30)
         order = elimination(slope, curvature + ridge * torch.eye(len(slope), dtype=torch.double))
-        names = list(task.features)
-        scores = {names[i]: float(place) for place, i in enumerate(order)}
-        return Outcome(
-            {name: scores[name] for name in names},
-            task.model,
-            task.optimizer,
-            dict.fromkeys(names, 1.0),
-            steps,
-        )
+        scores = {name: float(order.index(i)) for i, name in enumerate(task.features)}
+        return Outcome.ungated(scores, task, steps)
 
 
 def elimination(slope: Tensor, curvature: Tensor) -> list[int]:
@@ -77,33 +68,3 @@ def elimination(slope: Tensor, curvature: Tensor) -> list[int]:
         living.remove(first)
         delta[first] = -1
     return [*order, *living]
-
-
-def row_products(model: torch.nn.Module, part: Part, batch_size: int = 1024) -> Tensor:
-    """⟨∂ℓ/∂y, e⟩ of every row and field, `[rows, N]`: the derivative of the row's loss to the
-    field's factor, at 1."""
-    device = next(model.parameters()).device
-    features: Mapping[str, int] = model.features  # type: ignore[assignment]
-    ones = _PerRow(features).to(device)
-    was_training = model.training
-    model.eval()
-    found: list[Tensor] = []
-    with gate_in(model, ones):
-        for batch in part.batches(batch_size):
-            logits = model(batch.codes.to(device), batch.numbers.to(device))
-            clicks = batch.clicks.to(device)
-            loss = F.binary_cross_entropy_with_logits(logits, clicks, reduction="sum")
-            found += torch.autograd.grad(loss, [ones.factors_of_rows])
-    model.train(was_training)
-    return torch.cat(found).cpu()
-
-
-class _PerRow(FieldGate):
-    """A factor of 1 for every row and field."""
-
-    factors_of_rows: Tensor
-
-    def weights(self, packed: Tensor) -> Tensor:
-        ones = packed.new_ones(len(packed), len(self.fields))
-        self.factors_of_rows = ones.requires_grad_()
-        return self.factors_of_rows

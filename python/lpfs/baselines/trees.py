@@ -70,13 +70,8 @@ class Trees(Method):
         gains = np.zeros(len(task.features))
         np.add.at(gains, owners, self._importance(booster, table))
         steps = train_weights(task)
-        return Outcome(
-            dict(zip(task.features, gains.tolist(), strict=True)),
-            task.model,
-            task.optimizer,
-            dict.fromkeys(task.features, 1.0),
-            steps,
-        )
+        scores = dict(zip(task.features, gains.tolist(), strict=True))
+        return Outcome.ungated(scores, task, steps)
 
     def _importance(self, booster: Any, table: np.ndarray) -> np.ndarray:
         """Of every column of the table `[rows, columns]`, from LightGBM's booster."""

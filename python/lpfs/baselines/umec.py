@@ -64,13 +64,8 @@ class UMEC(Method):
         with taken_from(task.optimizer, groups.weight):
             steps = train(task, optimizer, after_step=lambda step: minimax.step())
         scores = groups.norms().tolist()
-        return Outcome(
-            dict(zip(task.features, scores, strict=True)),
-            task.model,
-            task.optimizer,
-            dict.fromkeys(task.features, 1.0),
-            steps,
-        )
+        named = dict(zip(task.features, scores, strict=True))
+        return Outcome.ungated(named, task, steps)
 
 
 class _Minimax:

@@ -59,7 +59,7 @@ class Votes(Method):
         # A share of the smallest step between shares, so that it decides among equals alone.
         scores = {n: share[n] + 0.5 / self.parts * strength[n] for n in task.features}
         steps = train_weights(task)
-        return Outcome(scores, task.model, task.optimizer, dict.fromkeys(task.features, 1.0), steps)
+        return Outcome.ungated(scores, task, steps)
 
 
 def false_at_most(keep: int, features: int, share: float) -> float:
