@@ -276,7 +276,7 @@ class _Following:
 
     def _publish(self) -> None:
         """Publish the model of the fields that live."""
-        smaller, _ = prune(self.model, self.optimizer)
+        smaller, _ = prune(self.model)
         publish(
             self.place / MODELS,
             smaller,
