@@ -14,7 +14,6 @@ scikit-learn.
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import platform
 import statistics
@@ -36,6 +35,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 import lpfs
 from bench.markdown import table
+from bench.steps import mlp
 from lpfs.data import ClickLog, Data, InOrder, Part, Recipe, load
 from lpfs.lifecycle import selection
 from lpfs.lifecycle.settings import Settings, batch_size_for
@@ -59,9 +59,7 @@ class Plain(nn.Module):
         numbers = data.train.numbers.shape[1]
         self.table = nn.Embedding(sum(sizes), WIDTH, sparse=True)
         self.register_buffer("offsets", torch.tensor([0, *sizes]).cumsum(0)[:-1])
-        widths = WIDTH * len(sizes) + 2 * numbers, *TOP, 1
-        layers = [nn.Linear(a, b) for a, b in itertools.pairwise(widths)]
-        self.mlp = nn.Sequential(*(part for layer in layers for part in (layer, nn.ReLU())))[:-1]
+        self.mlp = mlp(WIDTH * len(sizes) + 2 * numbers, *TOP, 1)
 
     def forward(self, codes: Tensor, numbers: Tensor) -> Tensor:
         missing = numbers.isnan()

@@ -31,6 +31,11 @@ Batch = tuple[Tensor, Tensor]
 Step = Callable[[Batch], None]
 
 
+def mlp(*sizes: int) -> nn.Sequential:
+    layers = [nn.Linear(a, b) for a, b in itertools.pairwise(sizes)]
+    return nn.Sequential(*(part for layer in layers for part in (layer, nn.ReLU())))[:-1]
+
+
 class Plain(nn.Module):
     """The same network as PyTorch's users write it."""
 
@@ -38,9 +43,7 @@ class Plain(nn.Module):
         super().__init__()
         tables = [rows * FIELDS] if together else [rows] * FIELDS
         self.tables = nn.ModuleList(nn.Embedding(size, WIDTH, sparse=True) for size in tables)
-        sizes = FIELDS * WIDTH, *TOP, 1
-        layers = [nn.Linear(a, b) for a, b in itertools.pairwise(sizes)]
-        self.mlp = nn.Sequential(*(part for layer in layers for part in (layer, nn.ReLU())))[:-1]
+        self.mlp = mlp(FIELDS * WIDTH, *TOP, 1)
         self.offsets = torch.arange(FIELDS) * rows if together else None
 
     def forward(self, codes: Tensor) -> Tensor:
