@@ -28,6 +28,7 @@ from lpfs.lifecycle.threads import Processors, in_step
 from lpfs.lifecycle.training import Progress, ProgressCallback, predict
 from lpfs.method.budget import Budget
 from lpfs.method.gate import FeatureGate
+from lpfs.method.penalty import Penalty
 from lpfs.method.prices import prices_of
 from lpfs.models.industrial import Industrial
 from lpfs.models.named import Fields, Network, new
@@ -106,6 +107,8 @@ class Context:
                 f"{self.steps_over(self.last_rows)} steps of selection with batches of "
                 f"{self.batch_size}, expected at least {FEWEST_STEPS} (smaller batches)"
             )
+        if self.settings.price is not None:
+            Penalty.require_enough(self.steps_over(self.last_rows))
         with torch.device("meta"):
             model = new_model(self.data, self.settings, self.build)
         if self.data.tasks and not isinstance(model, Industrial):

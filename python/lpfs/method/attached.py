@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
-from lpfs.method.columns import Argument, Columns, place_of, written
+from lpfs.method.columns import Argument, Columns, Outermost, place_of, written
 from lpfs.method.forms import is_keyed
 from lpfs.method.gate import FeatureGate
 from lpfs.method.removed import times, times_along
@@ -57,7 +57,7 @@ class Site:
         return [] if self.columns is not None else [*self.module.parameters()]
 
 
-class AttachedGate(FeatureGate):
+class AttachedGate(Outermost, FeatureGate):
     """The gates of fields whose modules stand anywhere in a model: what `lpfs.attach` returns.
 
     A hook behind each of a field's modules multiplies what comes out by the field's factor. It is a
@@ -87,6 +87,14 @@ class AttachedGate(FeatureGate):
     def forward(self, embeddings: Any, fields: Any = None) -> Any:
         """What came in: hooks multiply, and an `nn.Sequential` calls all of its modules."""
         return embeddings
+
+    def __prepare_scriptable__(self) -> AttachedGate:
+        """Raises RuntimeError: `torch.jit.script` compiles hooks, and these are objects that hold
+        gates; it would leave other ones out in silence."""
+        raise RuntimeError(
+            "torch.jit.script: hooks multiply by attached gates, and a script cannot hold those; "
+            "prune the model first (a pruned one has no gate), or use torch.compile or torch.export"
+        )
 
     def multiply(self, output: Tensor, it: Multiply) -> Tensor:
         """What a module of a field returned, times its factor."""
@@ -346,6 +354,8 @@ def hook(model: nn.Module, gate: AttachedGate) -> None:
                     module.register_forward_hook(it.behind)
                 else:
                     module.register_forward_pre_hook(it.before, with_kwargs=True)
+                    if module is model:
+                        gate.untraceable = it.place
             it.add(field, columns)
 
 

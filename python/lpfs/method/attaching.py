@@ -17,6 +17,7 @@ from lpfs.method.checking import require_removable
 from lpfs.method.columns import Argument, Columns, place_of
 from lpfs.method.field_dict import FieldDict, decoded
 from lpfs.method.gate import FeatureGate
+from lpfs.method.keyed_tables import features_of, is_collection
 from lpfs.method.removed import Removed, Thinned, kind_of, scaled_columns
 from lpfs.method.removing import shares, why_rows_stay
 
@@ -112,7 +113,7 @@ def _found(model: nn.Module) -> dict[str, list[Site]]:
     features: dict[str, list[Site]] = {}
     collected: set[nn.Module] = set()
     for path, module in model.named_modules():
-        if _is_collection(module):
+        if is_collection(module):
             collected |= {*module.modules()}
             for name, site in _features(path, module):
                 features.setdefault(name, []).append(site)
@@ -150,24 +151,15 @@ def _alike(a: str, b: str) -> bool:
     return a == b or a.endswith(f".{b}") or b.endswith(f".{a}")
 
 
-def _is_collection(module: nn.Module) -> bool:
-    """Whether a module can do what TorchRec's EmbeddingBagCollection can."""
-    return hasattr(module, "embedding_bag_configs") and hasattr(module, "embedding_bags")
-
-
 def _features(path: str, collection: Any) -> Iterator[tuple[str, Site]]:
     """Every feature of a collection of tables: its table, or its columns of what the collection
     returns where it shares the table with others."""
-    column = 0
-    for config in collection.embedding_bag_configs():
-        width, within = config.embedding_dim, f"{path}.embedding_bags.{config.name}".lstrip(".")
-        for name in config.feature_names:
-            if len(config.feature_names) == 1:
-                yield name, Site(within, collection.embedding_bags[config.name])
-            else:
-                columns = Columns(path, slice(column, column + width))
-                yield name, Site(path, collection, columns)
-            column += width
+    for config, name, columns in features_of(collection):
+        if len(config.feature_names) == 1:
+            within = f"{path}.embedding_bags.{config.name}".lstrip(".")
+            yield name, Site(within, collection.embedding_bags[config.name])
+        else:
+            yield name, Site(path, collection, Columns(path, columns))
 
 
 def _named(model: nn.Module, fields: Mapping[str, Modules]) -> dict[str, list[Site]]:

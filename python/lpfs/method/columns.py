@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -141,3 +142,28 @@ class Argument:
             return (*arguments[:at], value, *arguments[at + 1 :]), named
         assert self.name is not None
         return arguments, {**named, self.name: value}
+
+
+class Outermost(nn.Module):
+    """A part of a model, arguments of which are multiplied before its own `forward`: refuses
+    `torch.fx` to trace the model, since that calls the outermost `forward` past its hooks.
+
+    Raises RuntimeError when a trace begins, which goes through all modules first.
+    """
+
+    untraceable = ""
+    """The arguments, as one would write them; none where traces are right."""
+
+    def forward(self, value: Any) -> Any:
+        """What came in: an `nn.Sequential` calls all of its modules."""
+        return value
+
+    def named_children(self) -> Iterator[tuple[str, nn.Module]]:
+        """As of any module."""
+        if self.untraceable and torch.fx._symbolic_trace.is_fx_tracing():
+            raise RuntimeError(
+                f"torch.fx calls the outermost forward past its hooks, so what multiplies "
+                f"{self.untraceable} would be left out; use torch.export, or name a layer's "
+                "argument in place of the model's"
+            )
+        return super().named_children()

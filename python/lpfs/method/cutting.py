@@ -48,6 +48,7 @@ _ADAM: dict[str, Scaling] = {"exp_avg": _gradient, "exp_avg_sq": _square, "max_e
 STATES: dict[type[torch.optim.Optimizer], dict[str, Scaling]] = {
     torch.optim.SGD: {"momentum_buffer": _gradient},
     torch.optim.ASGD: {"ax": _weight},
+    torch.optim.Adafactor: {"variance": _square},
     torch.optim.Adagrad: {"sum": _square},
     torch.optim.Adadelta: {"square_avg": _square, "acc_delta": _no_scale},
     torch.optim.Adam: _ADAM,
@@ -178,6 +179,8 @@ def require_state(
     for parameter in slices:
         for name, value in inner.state.get(parameter, {}).items():
             if isinstance(value, Tensor) and value.numel() > 1:
+                if _is_factored(inner, name) and parameter.ndim == 2:
+                    continue
                 if value.shape not in (parameter.shape, row_shape(parameter)):
                     raise TypeError(
                         f"{type(inner).__name__}: the state {name!r} has shape "
@@ -191,12 +194,19 @@ def require_state(
         )
         if parameter not in slices or not stays or id(parameter) in held:
             continue
-        if parameter._post_accumulate_grad_hooks:
+        if steps_in_backward(parameter):
             raise ValueError(
                 f"{name}: the optimiser does not hold it, but a hook is called where its gradient "
                 "is there, as of optimisers that step in backward. Its copy would have none and "
                 "never move: hand all parameters to one optimiser that steps after backward"
             )
+
+
+def steps_in_backward(parameter: Any) -> bool:
+    """Whether something is called where a parameter's gradient is there, as optimisers are that
+    step in backward: hooks of PyTorch's, or `torch.distributed.optim`'s and TorchRec's own."""
+    hooks = getattr(parameter, "_post_accumulate_grad_hooks", None)
+    return bool(hooks) or hasattr(parameter, "_in_backward_optimizers")
 
 
 def _slice_state(
@@ -206,8 +216,12 @@ def _slice_state(
 ) -> None:
     """Put the sliced and scaled state where the deep copy will look for a copy of the old."""
     for parameter, parts in slices.items():
-        for name, value in optimizer.state.get(parameter, {}).items():
-            if not isinstance(value, Tensor):
+        state = optimizer.state.get(parameter, {})
+        if parameter.ndim == 2 and all(_is_factored(optimizer, n) and n in state for n in FACTORED):
+            of_rows, of_columns = (state[name] for name in FACTORED)
+            memo[id(of_rows)], memo[id(of_columns)] = _cut_factored(of_rows, of_columns, parts)
+        for name, value in state.items():
+            if not isinstance(value, Tensor) or _is_factored(optimizer, name):
                 continue
             whole = value.shape == parameter.shape
             if whole or value.shape == row_shape(parameter):
@@ -216,6 +230,31 @@ def _slice_state(
                     if whole or part.dim == 0:
                         remaining = part.take(remaining, scaling)
                 memo[id(value)] = remaining
+
+
+FACTORED = "row_var", "col_var"
+"""Means of squared gradients over the columns, `[rows, 1]`, and over the rows, `[1, columns]`."""
+
+
+def _is_factored(optimizer: torch.optim.Optimizer, name: str) -> bool:
+    return isinstance(optimizer, torch.optim.Adafactor) and name in FACTORED
+
+
+def _cut_factored(
+    of_rows: Tensor, of_columns: Tensor, parts: Sequence[Slice]
+) -> tuple[Tensor, Tensor]:
+    """Adafactor's state for what remains of a weight. All that it knows of a squared gradient is
+    rᵢ · cⱼ / mean(r); rows and columns are chosen such that this stays, scaled, for every element
+    that remains."""
+    for part in parts:
+        whole = of_rows.mean()
+        along, across = (of_rows, of_columns) if part.dim == 0 else (of_columns, of_rows)
+        along = part.take(along, _square)
+        if along.numel():
+            # Before the first gradient that is not 0, both are.
+            across = torch.where(whole > 0, across * along.mean() / whole, across)
+        of_rows, of_columns = (along, across) if part.dim == 0 else (across, along)
+    return of_rows, of_columns
 
 
 WITHIN = "_optimizer", "optimizer"
@@ -262,8 +301,7 @@ def _scaling(optimizer: torch.optim.Optimizer, name: str) -> Scaling:
             return STATES[known][name]
     raise TypeError(
         f"{kind.__name__}: how the state {name!r} scales with the gradient is not known. Of "
-        f"PyTorch's optimisers it is of {', '.join(sorted(each.__name__ for each in STATES))}; "
-        "what is kept of a row but depends on all its columns, as in Adafactor, cannot be cut"
+        f"PyTorch's optimisers it is of {', '.join(sorted(each.__name__ for each in STATES))}"
     )
 
 

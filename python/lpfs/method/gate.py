@@ -190,11 +190,8 @@ class FeatureGate(nn.Module):
         return self
 
     def __prepare_scriptable__(self) -> FeatureGate:
-        """What `torch.jit.script` calls. Raises RuntimeError: a script cannot hold a gate."""
-        raise RuntimeError(
-            "torch.jit.script: a gate takes embeddings in any form, which a script cannot; prune "
-            "the model first (a pruned one has no gate), or use torch.compile or torch.export"
-        )
+        """What `torch.jit.script` calls, and puts into the model for good."""
+        return ScriptableGate.take_over(self)
 
     def linear(
         self, embeddings: Sequence[Tensor] | Tensor, weight: Tensor, bias: Tensor | None = None
@@ -466,6 +463,60 @@ class FeatureGate(nn.Module):
         return (
             f"{sizes}, {len(self.kept())} alive, {self._form()}, epsilon={self.epsilon.item():.3g}"
         )
+
+
+class ScriptableGate(FeatureGate):
+    """What a `FeatureGate` becomes, in its place, where a model is scripted: the same in Python,
+    and in a script with types that are known beforehand. There it takes a list of `[B, Dᵢ]`, one
+    packed `[B, ΣD]` or `[B, F, D]`, and leaves no removal costs.
+    """
+
+    __jit_unused_properties__ = ("_listens", "formula")
+
+    @classmethod
+    def take_over(cls, gate: FeatureGate) -> ScriptableGate:
+        """Make one of a gate."""
+        gate.__class__ = cls
+        assert isinstance(gate, cls)
+        vars(gate).update(kind_number=KINDS.index(gate.kind), all_widths=list(gate.widths))
+        return gate
+
+    def forward(self, embeddings: Tensor | list[Tensor], fields: Any = None) -> Tensor:
+        """See `FeatureGate`; in a script of all fields."""
+        if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+            every = EVERY if fields is None else fields
+            gated: Tensor = super().forward(embeddings, every)
+            return gated
+        x = self.x if self.gate_of_field is None else self.x.index_select(0, self.gate_of_field)
+        if isinstance(embeddings, Tensor):
+            packed: Tensor = torch.ops.lpfs.gated_concat(
+                [embeddings.flatten(1)],
+                x,
+                self.epsilon,
+                self.all_widths,
+                self.scale,
+                self.ungated,
+                self.kind_number,
+                self.alpha,
+                self.tau,
+            )
+            return packed.view_as(embeddings)
+        side_by_side: Tensor = torch.ops.lpfs.gated_concat(
+            embeddings,
+            x,
+            self.epsilon,
+            None,
+            self.scale,
+            self.ungated,
+            self.kind_number,
+            self.alpha,
+            self.tau,
+        )
+        return side_by_side
+
+
+# Types, not their names: a script cannot read the annotations that it would inherit.
+ScriptableGate.__annotations__ = {"kind_number": int, "all_widths": list[int]}
 
 
 def _require_same_form(

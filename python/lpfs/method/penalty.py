@@ -72,11 +72,8 @@ class Penalty(Plan):
             raise ValueError(f"lam must be in [0, inf), got {lam}")
         if price is not None and not 0 < price < math.inf:
             raise ValueError(f"price must be positive and finite, got {price}")
-        if price is not None and steps < FEWEST_STEPS:
-            raise ValueError(
-                f"steps: with a price no field can die in fewer than {FEWEST_STEPS}, as a step "
-                f"moves x by at most {LARGEST_MOVE}; got {steps}"
-            )
+        if price is not None:
+            self.require_enough(steps)
         if lam is not None and cost:
             raise ValueError("cost: gates that learn from the gradient know nothing of it")
         self.price = price
@@ -101,6 +98,15 @@ class Penalty(Plan):
             costs=costs,
             watch_every=watch_every,
         )
+
+    @staticmethod
+    def require_enough(steps: int) -> None:
+        """Raise ValueError unless a price can let a field die in so many steps."""
+        if steps < FEWEST_STEPS:
+            raise ValueError(
+                f"steps: with a price no field can die in fewer than {FEWEST_STEPS}, as a step "
+                f"moves x by at most {LARGEST_MOVE}; got {steps}"
+            )
 
     def pull(self, costs: Tensor) -> Tensor:
         """By how much the recent removal costs exceed the price."""

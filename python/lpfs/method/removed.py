@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lpfs.method.columns import Argument, written
+from lpfs.method.columns import Argument, Outermost, place_of, written
 from lpfs.method.forms import is_keyed
 
 FACTOR = "lpfs_factor"
@@ -231,14 +231,22 @@ def has_scale(module: nn.Module) -> bool:
     return any(isinstance(hook, Scale) for hook in module._forward_hooks.values())
 
 
-def scale_columns(module: nn.Module, factors: Tensor, dim: int, argument: int | str | None) -> None:
-    """Let a module multiply the first columns of what it returns, or is given, by factors `[n]`."""
+def scale_columns(
+    model: nn.Module, path: str, factors: Tensor, dim: int, argument: int | str | None
+) -> None:
+    """Let a module of a model multiply the first columns of what it returns, or is given, by
+    factors `[n]`."""
+    module = model.get_submodule(path)
     it = ScaleColumns(module, dim, argument)
     module.register_buffer(it.name, factors)
     if argument is None:
         module.register_forward_hook(it.behind)
-    else:
-        module.register_forward_pre_hook(it.before, with_kwargs=True)
+        return
+    module.register_forward_pre_hook(it.before, with_kwargs=True)
+    if module is model:
+        guard = Outermost()
+        guard.untraceable = place_of(path, argument)
+        model.add_module("lpfs_outermost", guard)
 
 
 def scaled_columns(module: nn.Module) -> Iterator[ScaleColumns]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 
 from lpfs.method.attached import AttachedGate, Site, unhook
 from lpfs.method.columns import Columns
-from lpfs.method.cutting import Removal, Slice
+from lpfs.method.cutting import Removal, Slice, steps_in_backward
+from lpfs.method.keyed_tables import is_collection, tables_without
 from lpfs.method.removed import Removed, Thinned, is_linear, scale, scale_columns
 
 
@@ -32,19 +34,21 @@ def removal(model: nn.Module, gate: AttachedGate) -> Removal:
     slices: dict[Tensor, list[Slice]] = {}
     beside: list[tuple[str, float]] = []
     whole = {name: [s for s in sites if s.columns is None] for name, sites in gate.sites.items()}
-    dead = {id(s.module) for name, sites in whole.items() if name not in kept for s in sites}
+    gone = [s.module for name, sites in whole.items() if name not in kept for s in sites]
+    gone += _tables_of_the_dead(gate, kept)
+    dead = {id(module) for module in gone}
     living = {id(p) for m in model.modules() if id(m) not in dead for p in m._parameters.values()}
     own = _own_parameters(model, whole)
+    for module in gone:
+        instead[id(module)] = Removed.of(module)
+        for parameter in module.parameters():
+            if id(parameter) not in living:
+                slices[parameter] = [_scaled(parameter, 0.0)]
     for name, sites in whole.items():
         for site in sites:
-            if name not in kept:
-                instead[id(site.module)] = Removed.of(site.module)
-                for parameter in site.module.parameters():
-                    if id(parameter) not in living:
-                        slices[parameter] = [_scaled(parameter, 0.0)]
-            elif factors[name] == 1:
+            if name not in kept or factors[name] == 1:
                 continue
-            elif folds(site, own[name], gate):
+            if folds(site, own[name], gate):
                 for parameter in site.module.parameters():
                     slices[parameter] = [_scaled(parameter, factors[name])]
             else:
@@ -59,15 +63,24 @@ def removal(model: nn.Module, gate: AttachedGate) -> Removal:
         for path, factor in beside:
             scale(inner.get_submodule(path), torch.tensor(factor, device=gate.x.device))
         for left in shared:
-            left.finish(inner.get_submodule(left.of.path), gate.x.device)
+            left.finish(inner, gate.x.device)
 
     return Removal(slices, instead, finish)
 
 
+def _tables_of_the_dead(gate: AttachedGate, kept: set[str]) -> Iterable[nn.Module]:
+    """Tables of TorchRec's collections that serve several features, none of which lives."""
+    for each in shares(gate):
+        if each.argument is None and is_collection(each.module):
+            of_dead = (columns.indices for name, columns in each.fields if name not in kept)
+            yield from tables_without(each.module, {*chain.from_iterable(of_dead)})
+
+
 def folds(site: Site, own: set[int], gate: AttachedGate) -> bool:
-    """Whether a field's factor goes into the weights of one of its modules."""
+    """Whether a field's factor goes into the weights of one of its modules. Those that something
+    steps in backward stay the same objects."""
     parameters = [*site.module.parameters()]
-    alone = all(id(parameter) in own for parameter in parameters)
+    alone = all(id(p) in own and not steps_in_backward(p) for p in parameters)
     return alone and is_linear(site.module) and site.path not in gate.beside
 
 
@@ -102,6 +115,8 @@ def why_rows_stay(model: nn.Module, of: Shared, gate: AttachedGate) -> str:
     weight = of.module.weight
     if sum(p is weight for m in model.modules() for p in m._parameters.values()) > 1:
         return "another module has its weight"
+    if steps_in_backward(weight):
+        return "something steps it in backward"
     if type(of.module) is not nn.Embedding or not is_linear(of.module):
         limited = of.module.max_norm is not None
         return "max_norm is not linear" if limited else f"it is {type(of.module).__name__}"
@@ -120,13 +135,14 @@ class _Left:
     factors: list[float]
     """Of the first columns, beside the weights."""
 
-    def finish(self, module: Any, device: torch.device) -> None:
-        """Make it of a copied module, whose weights are cut already."""
+    def finish(self, smaller: nn.Module, device: torch.device) -> None:
+        """Make it of the module in the copy, whose weights are cut already."""
         if self.thinned is not None:
-            Thinned.take_over(module, **self.thinned)
+            table: Any = smaller.get_submodule(self.of.path)
+            Thinned.take_over(table, **self.thinned)
         if any(factor != 1 for factor in self.factors):
             factors = torch.tensor(self.factors, device=device)
-            scale_columns(module, factors, self.of.dim, self.of.argument)
+            scale_columns(smaller, self.of.path, factors, self.of.dim, self.of.argument)
 
 
 def _left(of: Shared, factors: Mapping[str, float], thins: bool) -> _Left:

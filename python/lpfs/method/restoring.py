@@ -119,10 +119,10 @@ def restore(model: Model, directory: str | Path) -> Model:
     for path, described in thinned.items():
         Thinned.take_over(_module(smaller, path, place), **described)  # type: ignore[arg-type]
     for it in found.get("columns", ()):
-        module = _module(smaller, it["path"], place)
+        _module(smaller, it["path"], place)
         like = next(smaller.parameters())
         factors = torch.ones(it["size"], device=like.device)
-        scale_columns(module, factors, it["dim"], it["argument"])
+        scale_columns(smaller, it["path"], factors, it["dim"], it["argument"])
     for path in found["factors"]:
         module = _module(smaller, path, place)
         scale(module, torch.ones((), device=next(module.parameters()).device))

@@ -223,6 +223,10 @@ def test_a_part_without_rows_is_refused(log: Data, part: str) -> None:
         ({"groups": (("x", "y"),)}, "there is no field 'x'"),
         ({"gate": "l0"}, "kind must be one of"),
         ({"keep": None, "total_cost": 0.5}, "total_cost must be at least 1, .* got 0.5"),
+        (
+            {"keep": None, "price": 1e-3, "batch_size": 64},
+            "steps: with a price no field can die in fewer than 20, .* got 16",
+        ),
         ({"cost": {"x": 1.0}}, "cost: there is no field 'x'"),
     ],
 )

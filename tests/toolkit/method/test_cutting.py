@@ -10,11 +10,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import lpfs
 from lpfs import prune
-from lpfs.method.cutting import STATES
+from lpfs.method.cutting import STATES, Slice, _cut_factored
 from lpfs.optim import Adagrad, Adam, RowWiseAdagrad
 
+from .attachable import DeepWide
 from .test_prune import CODES, mixed
+
+TEN = torch.randint(10, (12, 4), generator=torch.Generator().manual_seed(0))
 
 FACTORS = torch.tensor([[0.5], [2.0], [-0.25], [1.5]])
 Make = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
@@ -45,8 +49,9 @@ CASES = [
     pytest.param(kind, variant, id=f"{kind.__name__} {' '.join(variant)}")
     for kind in STATES
     for variant in VARIANTS
-    # SparseAdam takes no dense gradients; the state of ASGD is a mean of weights, see below.
-    if kind not in (torch.optim.SparseAdam, torch.optim.ASGD)
+    # SparseAdam takes no dense gradients; ASGD's state is a mean of weights, Adafactor's is
+    # factored, see below.
+    if kind not in (torch.optim.SparseAdam, torch.optim.ASGD, torch.optim.Adafactor)
     if kind in FUSED or "fused" not in variant
 ]
 
@@ -91,9 +96,9 @@ def test_training_goes_on_after_a_prune(kind: type[torch.optim.Optimizer]) -> No
     held = {id(p) for group in own.param_groups for p in group["params"]}
     assert held <= {id(p) for p in smaller.parameters()}
     for parameter, state in own.state.items():
-        for value in state.values():
+        for name, value in state.items():
             if isinstance(value, Tensor) and value.numel() > 1:
-                assert value.shape[0] == parameter.shape[0]
+                assert name == "col_var" or value.shape[0] == parameter.shape[0]
                 assert value.isfinite().all()
     before = copy.deepcopy(smaller.state_dict())
     own.zero_grad()
@@ -108,10 +113,41 @@ def test_the_mean_of_weights_is_one_of_weights() -> None:
     assert torch.equal(STATES[torch.optim.ASGD]["ax"](FACTORS), FACTORS)
 
 
-@pytest.mark.parametrize("kind", [torch.optim.Adafactor, torch.optim.LBFGS])
-def test_what_cannot_be_cut_is_refused(kind: type[torch.optim.Optimizer]) -> None:
-    model = mixed({})
-    optimizer = kind(model.parameters())  # type: ignore[call-arg]
+def estimate(state: dict[str, Any]) -> Tensor:
+    """What Adafactor takes the squared gradient for."""
+    of_rows, of_columns = state["row_var"], state["col_var"]
+    product: Tensor = of_rows @ of_columns / of_rows.mean()
+    return product
+
+
+def test_the_factored_state_is_that_of_a_scaled_whole_weight() -> None:
+    torch.manual_seed(0)
+    weight, gradients = torch.randn(4, 3), [torch.randn(4, 3) for _ in range(4)]
+    _, before = states_after(torch.optim.Adafactor, weight, gradients)
+    _, scaled = states_after(torch.optim.Adafactor, weight * 0.5, [g / 0.5 for g in gradients])
+    whole = Slice(0, torch.ones(4, dtype=torch.bool), torch.full((4,), 0.5))
+    of_rows, of_columns = _cut_factored(before["row_var"], before["col_var"], [whole])
+    torch.testing.assert_close(of_rows, scaled["row_var"])
+    torch.testing.assert_close(of_columns, scaled["col_var"])
+
+
+def test_what_is_known_of_squares_stays_for_what_remains() -> None:
+    torch.manual_seed(0)
+    _, state = states_after(torch.optim.Adafactor, torch.randn(4, 3), [torch.randn(4, 3)] * 3)
+    rows = Slice(0, torch.tensor([True, False, True, True]), FACTORS.flatten())
+    columns = Slice(1, torch.tensor([True, True, False]), torch.tensor([3.0, -0.5, 1.0]))
+    expected = rows.take(columns.take(estimate(state), lambda f: f**-2), lambda f: f**-2)
+    of_rows, of_columns = _cut_factored(state["row_var"], state["col_var"], [rows, columns])
+    torch.testing.assert_close(estimate({"row_var": of_rows, "col_var": of_columns}), expected)
+    # As a mean over rows of means over columns is one over columns of means over rows.
+    torch.testing.assert_close(of_rows.mean(), of_columns.mean())
+    nothing = torch.zeros(4, 1), torch.zeros(1, 3)
+    assert all(not part.any() for part in _cut_factored(*nothing, [rows, columns]))
+
+
+def test_what_cannot_be_cut_is_refused() -> None:
+    model, kind = mixed({}), torch.optim.LBFGS
+    optimizer = kind(model.parameters())
 
     def loss() -> Tensor:
         optimizer.zero_grad()
@@ -120,7 +156,7 @@ def test_what_cannot_be_cut_is_refused(kind: type[torch.optim.Optimizer]) -> Non
         return value
 
     loss()
-    optimizer.step(loss if kind is torch.optim.LBFGS else None)  # type: ignore[arg-type]
+    optimizer.step(loss)
     with pytest.raises(TypeError, match=f"{kind.__name__}: "):
         prune(model, optimizer)
 
@@ -164,7 +200,46 @@ def test_wrapped() -> None:
     own.step()
 
 
-def test_optimisers_in_backward_are_refused() -> None:
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # by that import
+@pytest.mark.parametrize("way", ["hook", "torch.distributed"])
+def test_optimisers_in_backward_go_on_with_the_same_tables(way: str) -> None:
+    """Of attached gates: their factors stay beside."""
+    torch.manual_seed(0)
+    model: Any = DeepWide()
+    gate = lpfs.attach(model)
+    steppers = []
+    for parameter in model.parameters():
+        if parameter is gate.x:
+            continue
+        if way == "hook":
+            own = torch.optim.Adagrad([parameter], lr=0.1)
+            steppers.append(own)
+
+            def step(parameter: Tensor, own: torch.optim.Optimizer = own) -> None:
+                own.step(), own.zero_grad()
+
+            parameter.register_post_accumulate_grad_hook(step)
+    if way != "hook":
+        from torch.distributed.optim import _apply_optimizer_in_backward
+
+        of_weights = [p for p in model.parameters() if p is not gate.x]
+        _apply_optimizer_in_backward(torch.optim.Adagrad, of_weights, {"lr": 0.1})
+    model(TEN).square().sum().backward()
+    gate.x.data.copy_(torch.tensor([0.5, 0.0, 0.8, 1.0]))
+    with torch.no_grad():
+        gate.amplify(torch.full((4,), 1.5))
+    smaller, _ = lpfs.prune(model)
+    before = copy.deepcopy(smaller.state_dict())
+    torch.testing.assert_close(smaller.eval()(TEN), model.eval()(TEN))
+    smaller(TEN).square().sum().backward()
+    after = smaller.state_dict()
+    moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    tables = {n for n, p in smaller.named_parameters() if p.numel() and "wide" not in n}
+    assert tables <= moved
+    assert all(p.grad is None for p in smaller.parameters())
+
+
+def test_optimisers_in_backward_are_refused_where_a_protocol_cuts() -> None:
     model = mixed({})
     (name, first), *others = model.named_parameters()
     first.register_post_accumulate_grad_hook(lambda _: None)

@@ -103,17 +103,23 @@ def too_few() -> None:
 
 def unscaled() -> None:
     model = models.Base()
-    optimizer = torch.optim.Adafactor(model.parameters())
+    optimizer = torch.optim.Muon([p for p in model.parameters() if p.ndim == 2])
     lpfs.attach(model)
     shrink(model, optimizer)
 
 
 def in_backward() -> None:
+    model = Normed(NORMS["batch"])
+    model.gate.x.data[0] = 0
+    weight = model.first_layer.weight
+    weight.register_post_accumulate_grad_hook(lambda parameter: None)
+    lpfs.prune(model, torch.optim.SGD([p for p in model.parameters() if p is not weight], lr=0.1))
+
+
+def traced() -> None:
     model = models.Base()
-    model.second.weight.register_post_accumulate_grad_hook(lambda parameter: None)
-    optimizer = torch.optim.SGD([model.first.weight, *model.top.parameters()], lr=0.1)
-    lpfs.attach(model)
-    shrink(model, optimizer)
+    lpfs.attach(model, {str(i): lpfs.Columns("", i, argument=0) for i in range(2)})
+    torch.fx.symbolic_trace(model)
 
 
 def differs() -> None:
@@ -191,11 +197,12 @@ FAULTS: dict[str, Callable[[], object]] = {
     "a norm that is not named (`Prunable`)": normed(lambda: Unnamed(NORMS["layer"])),
     "what is no norm between gates and layer (`Prunable`)": normed(lambda: Normed(Squash)),
     "an optimiser whose state cannot be scaled": unscaled,
-    "an optimiser that steps in backward": in_backward,
+    "an optimiser that steps in backward (`Prunable`)": in_backward,
     "a pruned model that differs": differs,
     "nothing alive": nothing_alive,
     "a model in DistributedDataParallel": lambda: lpfs.prune(Wrapped(attached())),
-    "a script": lambda: torch.jit.script(attached(DeepWide)),
+    "a script of attached gates": lambda: torch.jit.script(attached(DeepWide)),
+    "a trace where the model's own arguments are fields": traced,
     "a name that the gate lacks": lambda: lpfs.FeatureGate({"a": 2})(
         {"a": torch.ones(5, 2), "z": torch.ones(5, 2)}
     ),

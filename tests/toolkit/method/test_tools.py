@@ -68,15 +68,27 @@ def test_symbolic_traces_have_the_gate_as_one_node(form: str) -> None:
     assert traced.gate.x.grad is not None
 
 
-@JIT
-@pytest.mark.parametrize("form", [*FORMS, "attached"])
-def test_scripts_refuse_gates_and_hold_pruned_models(form: str) -> None:
+def test_traces_of_a_model_whose_own_arguments_are_fields_are_refused(tmp_path: Path) -> None:
+    """`torch.fx` would call its `forward` past what multiplies them, gated and pruned."""
     torch.manual_seed(0)
-    model: Any = InCode(form) if form != "attached" else nn.Sequential(nn.Embedding(10, 3))
-    if form == "attached":
-        lpfs.attach(model)
-    with pytest.raises(RuntimeError, match=r"torch\.jit\.script: a gate .* prune the model first"):
-        torch.jit.script(model)
+    numbers = torch.randn(5, 3)
+    model: Any = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1))
+    gate = lpfs.attach(model, {str(i): lpfs.Columns("", i, argument=0) for i in range(3)})
+    gate.x.data[1] = 0
+    smaller, _ = lpfs.prune(model)
+    lpfs.save(smaller, tmp_path)
+    built = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1))
+    for network in (model, smaller, lpfs.restore(built, tmp_path), copy.deepcopy(smaller)):
+        with pytest.raises(
+            RuntimeError, match=r"torch\.fx calls .* multiplies forward\(input\) wo"
+        ):
+            torch.fx.symbolic_trace(network)
+        exported = torch.export.export(network.eval(), (numbers,)).module()
+        assert torch.equal(exported(numbers), model(numbers))
+    within = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 1))
+    gate = lpfs.attach(within, {str(i): lpfs.Columns("0", i, argument=0) for i in range(3)})
+    gate.x.data[1] = 0
+    assert torch.equal(torch.fx.symbolic_trace(within)(numbers), within(numbers))
 
 
 class Plain(nn.Module):

@@ -93,6 +93,32 @@ def test_every_feature_is_found_removed_and_restored(tmp_path: Path) -> None:
     assert torch.equal(restored(seen[0][0]), expected)
 
 
+def test_a_table_goes_with_the_last_of_its_features(tmp_path: Path) -> None:
+    pytest.importorskip("torchrec")
+    torch.manual_seed(0)
+    model = Ranking()
+    gate = lpfs.attach(model)
+    optimizer = torch.optim.Adagrad(p for p in model.parameters() if p is not gate.x)
+    (features, _), *_ = batches(1)
+    model(features).square().sum().backward()
+    optimizer.step()
+    gate.x.data.copy_(torch.tensor([0.7, 0.0, 0.5, 1.0]))
+    one_lives, _ = lpfs.prune(model, optimizer)
+    assert isinstance(one_lives.deep.embedding_bags["both"], nn.EmbeddingBag)
+    gate.x.data[2] = 0
+    smaller, left = lpfs.prune(model, optimizer)
+    for collection in (smaller.deep, smaller.wide):
+        assert isinstance(collection.embedding_bags["both"], lpfs.Removed)
+    expected = model(features)
+    torch.testing.assert_close(smaller(features), expected, rtol=1e-5, atol=1e-5)
+    assert left is not None
+    smaller(features).sum().backward()
+    left.step()
+    lpfs.save(smaller, tmp_path)
+    restored = lpfs.restore(Ranking(), tmp_path)
+    assert torch.equal(restored(features), smaller(features))
+
+
 def test_costs_of_features_are_those_of_a_gate_of_the_keyed_tensor() -> None:
     torchrec = pytest.importorskip("torchrec")
     torch.manual_seed(0)
