@@ -143,4 +143,4 @@ def _register_ray() -> None:
         from ray.util.joblib import register_ray
     except ImportError as error:
         raise ValueError("--backend ray needs Ray, pip install 'lpfs[cluster]'") from error
-    register_ray()
+    register_ray()  # type: ignore[no-untyped-call,unused-ignore]
