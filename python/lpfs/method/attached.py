@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +57,21 @@ class Site:
         return [] if self.columns is not None else [*self.module.parameters()]
 
 
+class FactorsOfNow(NamedTuple):
+    """What the fields are multiplied by in a pass."""
+
+    together: Tensor
+    """`[N]`"""
+    one_by_one: Sequence[Tensor]
+    by_row: dict[int, Sequence[Tensor]]
+    """Number of rows → for every field `[rows, 1]`."""
+    moments: Tensor | None
+    """Where row products go."""
+    with_grad: bool
+    served: set[str]
+    """The places that were multiplied."""
+
+
 class AttachedGate(Outermost, FeatureGate):
     """The gates of fields whose modules stand anywhere in a model: what `lpfs.attach` returns.
 
@@ -98,43 +113,55 @@ class AttachedGate(Outermost, FeatureGate):
 
     def multiply(self, output: Tensor, it: Multiply) -> Tensor:
         """What a module of a field returned, times its factor."""
-        output = self._hear(output, it.place)
+        if self.heard is not None:
+            output = self._hear(output, it.place)
         if self.disabled:
             return output
-        factor = self._factors_of_now(it.place)[1][it.field]
-        rows = self._rows(output.shape[it.samples])
-        if rows is None:
-            return times(output, factor)
-        row = rows[1][self._unit_of(it.field)]
-        gated: Tensor = _apply(_Gated)(output, factor, row, it.samples)
-        return gated
+        now = self._factors_of_now(it.place)
+        count = output.shape[it.samples]
+        by_row = now.by_row.get(count)
+        if by_row is None or self.moments is not now.moments:
+            rows = self._rows(count)
+            if rows is None:
+                return times(output, now.one_by_one[it.field])
+            # A factor for every row, whose gradient is the row products.
+            by_row = now.by_row[count] = self._by_row(now.together, rows)
+        factor = by_row[it.field]
+        if output.ndim != 2:
+            factor = factor.view([count if d == it.samples else 1 for d in range(output.ndim)])
+        return times(output, factor)
+
+    def _by_row(self, factors: Tensor, rows: Tensor) -> Sequence[Tensor]:
+        """`[count, 1]` for every field: its factor, plus the zeros of its unit."""
+        if self.unit_of_field is not None:
+            rows = rows[list(self.unit_of_field)]
+        return (rows + factors[:, None]).unsqueeze(2).unbind()
 
     def multiply_columns(self, value: Tensor, it: MultiplyColumns) -> Tensor:
         """What a module returned or is given, its columns times the factors of their fields."""
         dim, size = it.dim_of(value), value.shape[it.dim]
-        value = self._hear(value, it.place)
+        if self.heard is not None:
+            value = self._hear(value, it.place)
         if self.disabled:
             return value
         # The last factor and the last unit are of columns that belong to no field.
         none, of = len(self.fields), [*range(len(self.fields))]
         fields = it.index(size, none, [*of, none], value.device)
-        factors = self._factors_of_now(it.place)[0]
+        factors = self._factors_of_now(it.place).together
         factors = torch.cat([factors, factors.new_ones(1)])[fields]
         if not torch.is_grad_enabled():
             return times_along(value, factors, dim)
         samples = it.samples if dim else 1
         rows = self._rows(value.shape[samples])
         units = it.index(size, none, [*map(self._unit_of, of), len(self.units)], value.device)
-        gated: Tensor = _apply(_GatedColumns)(
-            value, factors, None if rows is None else rows[0], units, dim, samples
-        )
+        gated: Tensor = _apply(_GatedColumns)(value, factors, rows, units, dim, samples)
         return gated
 
     def _hear(self, value: Tensor, place: str) -> Tensor:
-        if self.heard is not None:
-            if not value.requires_grad and torch.is_grad_enabled():
-                value = value.detach().requires_grad_()
-            self.heard.append((place, value))
+        assert self.heard is not None
+        if not value.requires_grad and torch.is_grad_enabled():
+            value = value.detach().requires_grad_()
+        self.heard.append((place, value))
         return value
 
     def _unit_of(self, field: int) -> int:
@@ -144,6 +171,7 @@ class AttachedGate(Outermost, FeatureGate):
         """See `FeatureGate`."""
         super().weigh(weights)
         self._sums = None
+        self._forget()
 
     def watch_dead(self, watch: bool) -> None:
         """Dead fields are watched at all times, from products that are formed anyway."""
@@ -166,33 +194,33 @@ class AttachedGate(Outermost, FeatureGate):
 
     def _forget(self) -> None:
         """The factors may be others from now on."""
-        self._factors: tuple[Tensor, Sequence[Tensor]] | None = None
-        self._served: set[str] = set()
+        self._now: FactorsOfNow | None = None
 
-    def _factors_of_now(self, place: str) -> tuple[Tensor, Sequence[Tensor]]:
-        """The factor of every field, `[N]` and one by one. They are kept until a module is called
-        for the second time, since then another pass may have begun, or until something moves."""
-        if not torch.compiler.is_compiling():
-            if place in self._served or self._with_grad != torch.is_grad_enabled():
-                self._forget()
-            self._served.add(place)
-            self._with_grad = torch.is_grad_enabled()
-        if self._factors is None:
-            factors = self.factors()
-            if torch.is_grad_enabled():
-                slope = reference.gate_derivative(
-                    self.x_of_fields().detach(), self.epsilon, self.kind, self.alpha, self.tau
-                )
-                slope = slope * self.scale
-                if self.ungated is not None:
-                    slope = slope.masked_fill(self.ungated, 0.0)
-                factors = _Factors.apply(self.x_of_fields(), factors, slope)  # type: ignore[no-untyped-call]
-            self._factors = factors, factors.unbind()
-        return self._factors
+    def _factors_of_now(self, place: str) -> FactorsOfNow:
+        """The factor of every field. They are kept until a module is called for the second time,
+        since then another pass may have begun, or until something moves."""
+        now, with_grad = self._now, torch.is_grad_enabled()
+        if torch.compiler.is_compiling():
+            if now is not None:
+                return now
+        elif now is not None and place not in now.served and now.with_grad == with_grad:
+            now.served.add(place)
+            return now
+        factors = self.factors()
+        if with_grad:
+            slope = reference.gate_derivative(
+                self.x_of_fields().detach(), self.epsilon, self.kind, self.alpha, self.tau
+            )
+            slope = slope * self.scale
+            if self.ungated is not None:
+                slope = slope.masked_fill(self.ungated, 0.0)
+            factors = _Factors.apply(self.x_of_fields(), factors, slope)  # type: ignore[no-untyped-call]
+        self._now = FactorsOfNow(factors, factors.unbind(), {}, self.moments, with_grad, {place})
+        return self._now
 
-    def _rows(self, count: int) -> tuple[Tensor, Sequence[Tensor]] | None:
-        """What a pass backward adds its row products to, `[units, count]` and one by one; None
-        where nobody wants them.
+    def _rows(self, count: int) -> Tensor | None:
+        """What a pass backward adds its row products to, `[units, count]`; None where nobody wants
+        them.
 
         A pass backward goes through them but keeps nothing in them, so they serve every pass with
         that number of rows: what one pass backward brings is squared together.
@@ -205,20 +233,14 @@ class AttachedGate(Outermost, FeatureGate):
             raise ValueError(f"weigh: expected a weight for each of {count} rows, got {weighed}")
         if self._sums is None or self._sums[0] is not moments or self._sums[1] != count:
             rows: Tensor = _Squared.apply(moments, count, self.row_scale)  # type: ignore[no-untyped-call]
-            self._sums = moments, count, (rows, rows.unbind())
+            self._sums = moments, count, rows
         return self._sums[2]
 
-    _with_grad = False
-    _sums: tuple[Tensor, int, tuple[Tensor, Sequence[Tensor]]] | None = None
+    _sums: tuple[Tensor, int, Tensor] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # Neither the factors nor the sums can be copied or saved, and both are made anew.
-        left_out: dict[str, Any] = {
-            "_factors": None,
-            "_served": set(),
-            "_sums": None,
-            "heard": None,
-        }
+        left_out: dict[str, Any] = {"_now": None, "_sums": None, "heard": None}
         return self.__dict__ | left_out
 
     def extra_repr(self) -> str:
@@ -404,31 +426,6 @@ def _apply(function: type[torch.autograd.Function]) -> Callable[..., Any]:
         return function.apply
     plain: Callable[..., Any] = super(torch.autograd.Function, function).apply  # type: ignore[misc]
     return plain
-
-
-class _Gated(torch.autograd.Function):
-    """`output · factor`, whose pass backward also gives the row products, `[samples]`."""
-
-    @staticmethod
-    def forward(output: Tensor, factor: Tensor, rows: Tensor, samples: int) -> Tensor:
-        return times(output, factor)
-
-    @staticmethod
-    def setup_context(ctx: FunctionCtx, inputs: tuple[Any, ...], output: Tensor) -> None:
-        given, factor, _, ctx.samples = inputs  # type: ignore[attr-defined]
-        ctx.save_for_backward(given, factor)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:
-        output, factor = ctx.saved_tensors
-        wide = factor.dtype
-        products = grad.to(wide) * output.to(wide)
-        if ctx.samples:
-            products = products.transpose(0, ctx.samples)
-        rows = products.flatten(1).sum(1) if products.ndim > 1 else products
-        above = times(grad, factor) if ctx.needs_input_grad[0] else None
-        return above, rows.sum(), rows, None
 
 
 class _GatedColumns(torch.autograd.Function):

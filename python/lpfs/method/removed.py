@@ -280,7 +280,8 @@ def times(output: Tensor, factor: Tensor) -> Tensor:
     """The product, computed in fp32 at least and rounded to the output's dtype."""
     if output.dtype in (torch.float16, torch.bfloat16):
         return (output.float() * factor).to(output.dtype)
-    return output * factor
+    product = output * factor
+    return product if product.dtype == output.dtype else product.to(output.dtype)
 
 
 def times_along(value: Tensor, factors: Tensor, dim: int) -> Tensor:
