@@ -35,6 +35,7 @@ PACKAGES = (
     "lpfs.run",
     "lpfs.serving",
     "lpfs.sklearn",
+    "lpfs.torchrec",
     "lpfs_kernels",
 )
 SPECIAL = ("__call__", "__enter__", "__exit__", "__getitem__", "__iter__", "__len__")

@@ -14,7 +14,7 @@ PACKAGE = Path(lpfs.__file__).parent
 FLOORS = [
     ("checksums", "files", "memory", "unfinished", "data", "optim"),
     ("method",),
-    ("models",),
+    ("models", "torchrec"),
     ("lifecycle",),
     ("online",),
     ("baselines",),

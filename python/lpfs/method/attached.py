@@ -87,6 +87,10 @@ class AttachedGate(Outermost, FeatureGate):
     Printing it shows what was found: a line a field.
     """
 
+    watched: Tensor | None
+    removed_by = ""
+    """What takes dead fields away, where `lpfs.prune` does not."""
+
     def __init__(self, sites: Mapping[str, Sequence[Site]], **options: Any) -> None:
         widths = {name: found[0].width for name, found in sites.items()}
         super().__init__(widths, **options)
@@ -95,6 +99,8 @@ class AttachedGate(Outermost, FeatureGate):
         """The modules whose factor pruning keeps beside the weights though it could be folded."""
         self.disabled = False
         """Whether hooks let everything through, as if there were no gates."""
+        # Of which units row products are those of the rows, `[units]`, 0 or 1; None: of all.
+        self.register_buffer("watched", None, persistent=False)
         self.heard: list[tuple[str, Tensor]] | None = None
         """Where a check notes the outputs of gated modules; None outside of one."""
         self._forget()
@@ -232,7 +238,7 @@ class AttachedGate(Outermost, FeatureGate):
             weighed = len(self.row_scale)
             raise ValueError(f"weigh: expected a weight for each of {count} rows, got {weighed}")
         if self._sums is None or self._sums[0] is not moments or self._sums[1] != count:
-            rows: Tensor = _Squared.apply(moments, count, self.row_scale)  # type: ignore[no-untyped-call]
+            rows: Tensor = _Squared.apply(moments, count, self.row_scale, self.watched)  # type: ignore[no-untyped-call]
             self._sums = moments, count, rows
         return self._sums[2]
 
@@ -290,11 +296,13 @@ class MultiplyColumns:
         self.place = place_of(path, of.argument)
         self.argument = None if of.argument is None else Argument(module, of.argument)
         self.parts: list[tuple[int, tuple[int, ...]]] = []
+        self._numbers: dict[tuple[Any, ...], Tensor] = {}
         self.samples = 0
 
-    def add(self, field: int, columns: Columns) -> None:
+    def add(self, field: int, indices: Iterable[int]) -> None:
         """Take in more columns of this tensor."""
-        self.parts.append((field, columns.indices))
+        self.parts.append((field, tuple(indices)))
+        self._numbers.clear()
 
     def before(
         self, module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]
@@ -315,11 +323,17 @@ class MultiplyColumns:
     def index(self, size: int, none: int, number_of: Sequence[int], device: torch.device) -> Tensor:
         """`[size]`: for every index of the dimension the number of its field, the last for those of
         no field."""
-        fields = [none] * size
-        for field, indices in self.parts:
-            for index in indices:
-                fields[index] = field
-        return torch.tensor([number_of[field] for field in fields], device=device)
+        asked = size, device, *number_of
+        if asked not in self._numbers:
+            fields = [none] * size
+            for field, indices in self.parts:
+                for index in indices:
+                    fields[index] = field
+            numbers = torch.tensor([number_of[field] for field in fields], device=device)
+            if torch.compiler.is_compiling():
+                return numbers
+            self._numbers[asked] = numbers
+        return self._numbers[asked]
 
     def dim_of(self, value: Tensor) -> int:
         """The dimension of the fields in a tensor. Raises ValueError where it has no such, or not
@@ -356,11 +370,16 @@ class Begin:
         self.gate.begin()
 
 
-def hook(model: nn.Module, gate: AttachedGate) -> None:
-    """Make the gate part of a model, and put its hooks into the modules."""
+def hook_whole(model: nn.Module, gate: AttachedGate) -> None:
+    """Make the gate part of a model, which tells it when a pass begins and ends."""
     model.add_module(NAME, gate)
     model.register_forward_pre_hook(Begin(gate))
     model.register_forward_hook(Begin(gate))
+
+
+def hook(model: nn.Module, gate: AttachedGate) -> None:
+    """Make the gate part of a model, and put its hooks into the modules."""
+    hook_whole(model, gate)
     shared: dict[tuple[int, int | str | None], MultiplyColumns] = {}
     for field, sites in enumerate(gate.sites.values()):
         for site in sites:
@@ -378,7 +397,7 @@ def hook(model: nn.Module, gate: AttachedGate) -> None:
                     module.register_forward_pre_hook(it.before, with_kwargs=True)
                     if module is model:
                         gate.untraceable = it.place
-            it.add(field, columns)
+            it.add(field, columns.indices)
 
 
 def unhook(model: nn.Module) -> nn.Module:
@@ -467,20 +486,24 @@ class _Squared(torch.autograd.Function):
     rows, `[3, units]`."""
 
     @staticmethod
-    def forward(moments: Tensor, count: int, row_scale: Tensor | None) -> Tensor:
+    def forward(
+        moments: Tensor, count: int, row_scale: Tensor | None, watched: Tensor | None
+    ) -> Tensor:
         return moments.new_zeros(moments.shape[1], count)
 
     @staticmethod
     def setup_context(ctx: FunctionCtx, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.set_materialize_grads(True)
-        ctx.row_scale = inputs[2]  # type: ignore[attr-defined]
+        ctx.row_scale, ctx.watched = inputs[2:]  # type: ignore[attr-defined]
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, rows: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, rows: Tensor) -> tuple[Tensor, None, None, None]:
         count = torch.full_like(rows[:, 0], rows.shape[1]) if rows.shape[1] else rows.sum(1)
+        if ctx.watched is not None:
+            count = count * ctx.watched
         squares = rows.square() if ctx.row_scale is None else rows.square() * ctx.row_scale
-        return torch.stack([rows.sum(1), squares.sum(1), count]), None, None
+        return torch.stack([rows.sum(1), squares.sum(1), count]), None, None, None
 
 
 class _Factors(torch.autograd.Function):

@@ -160,7 +160,7 @@ class Outermost(nn.Module):
 
     def named_children(self) -> Iterator[tuple[str, nn.Module]]:
         """As of any module."""
-        if self.untraceable and torch.fx._symbolic_trace.is_fx_tracing():
+        if self.untraceable and torch.fx._symbolic_trace.is_fx_symbolic_tracing():
             raise RuntimeError(
                 f"torch.fx calls the outermost forward past its hooks, so what multiplies "
                 f"{self.untraceable} would be left out; use torch.export, or name a layer's "

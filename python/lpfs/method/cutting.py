@@ -155,6 +155,9 @@ def cut_copy(
 def require_whole(model: nn.Module) -> None:
     """Raise ValueError for a model in a wrapper of processes, or whose parameters lie in parts in
     several: nothing can be cut there."""
+    for module in model.modules():
+        if by := getattr(module, "removed_by", ""):
+            raise ValueError(f"model: its tables may lie in several processes; use {by}")
     if isinstance(model, nn.parallel.DistributedDataParallel):
         raise ValueError(
             "model: is wrapped by DistributedDataParallel; give what it wraps, `.module`, and wrap "

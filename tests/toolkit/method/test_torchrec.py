@@ -1,7 +1,5 @@
-"""Features of TorchRec's EmbeddingBagCollection; skipped where TorchRec is not installed:
-`pip install --no-deps torchrec==1.8.0 fbgemm-gpu-cpu==1.8.0 tensordict torchmetrics==1.0.3` and
-`pip install pyre-extensions tqdm lightning-utilities cloudpickle`.
-"""
+"""Features of TorchRec's EmbeddingBagCollection; skipped where TorchRec is not installed, see
+docs/guides/torchrec.md."""
 
 from __future__ import annotations
 
