@@ -19,7 +19,7 @@ import lpfs
 from lpfs.data import Batch, Data, DataError, Encoder, InOrder, Reading, load, stream
 from lpfs.data.encode import MISSING, UNKNOWN
 from lpfs.data.places import expand
-from lpfs.files import write_durably
+from lpfs.files import PARTIAL, write_durably
 from lpfs.following.day import Day, DayCost, drift, stability
 from lpfs.following.record import Followed, Happened, Record
 from lpfs.lifecycle.checkpoint import Checkpoints
@@ -76,7 +76,7 @@ def follow(
     if not files:
         raise DataError("source", "expected at least one file, got none")
     state = _read(place) if resume else None
-    if state is None and place.exists() and any(place.iterdir()):
+    if state is None and place.exists() and not _is_free(place, resume):
         raise ValueError(f"{place}: already exists")
     place.mkdir(parents=True, exist_ok=True)
     try:
@@ -86,6 +86,9 @@ def follow(
             here = [file.name for file in files]
             if here[: len(done)] != done:
                 raise ValueError(f"{place}: has followed {', '.join(done)}, got {', '.join(here)}")
+            if done:
+                # Whoever was killed may have written the last day's checkpoint and nothing else.
+                following.write(illustrate)
             for file in files[len(done) :]:
                 day = following.day(str(file.path), file.name)
                 following.keep()
@@ -97,6 +100,12 @@ def follow(
             place.rmdir()  # where nothing is in it
         raise
     return following.record
+
+
+def _is_free(place: Path, resume: bool) -> bool:
+    """Whether nothing is there, or only what is left of a first day that was not finished."""
+    left = [path.name for path in place.iterdir()]
+    return not left or (resume and all(n == MODELS or n.startswith(PARTIAL) for n in left))
 
 
 def _read(place: Path) -> dict[str, Any] | None:

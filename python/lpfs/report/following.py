@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lpfs.files import write_durably
 from lpfs.following import Day, Record
 from lpfs.report.curves import Chart, Series, chart, number, render
 from lpfs.report.parts import Cell, Part, Section, Table
@@ -16,7 +17,7 @@ BAND = 2.0
 
 def illustrate(record: Record, directory: Path) -> None:
     """Write the page. Raises OSError."""
-    (directory / "report.html").write_text(followed_page(record), encoding="utf-8")
+    write_durably(directory / "report.html", followed_page(record).encode())
 
 
 def followed_page(record: Record) -> str:
