@@ -64,7 +64,7 @@ def follow(
             help="The share of the steps in which dead fields are shown.",
             callback=options.share,
         ),
-    ] = 0.25,
+    ] = 0.5,
     sure: Annotated[
         float,
         typer.Option(

@@ -19,7 +19,7 @@ class Followed(BaseModel):
     keep: int | None = Field(default=None, ge=1)
     price: float | None = Field(default=None, gt=0)
     horizon: float = Field(default=100_000, gt=0)
-    watch: float = Field(default=0.25, gt=0, lt=1)
+    watch: float = Field(default=0.5, gt=0, lt=1)
     sure: float = Field(default=3.0, gt=0)
     sleep: float | None = Field(default=None, gt=0)
     always_keep: list[str] = []

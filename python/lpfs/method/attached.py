@@ -135,7 +135,10 @@ class AttachedGate(Outermost, FeatureGate):
         factor = by_row[it.field]
         if output.ndim != 2:
             factor = factor.view([count if d == it.samples else 1 for d in range(output.ndim)])
-        return times(output, factor)
+        gated = times(output, factor)
+        if not torch.compiler.is_compiling() and self.listener is not None:
+            self.listener.hear_module(gated, it.field, it.place, it.samples)
+        return gated
 
     def _by_row(self, factors: Tensor, rows: Tensor) -> Sequence[Tensor]:
         """`[count, 1]` for every field: its factor, plus the zeros of its unit."""
@@ -161,6 +164,8 @@ class AttachedGate(Outermost, FeatureGate):
         rows = self._rows(value.shape[samples])
         units = it.index(size, none, [*map(self._unit_of, of), len(self.units)], value.device)
         gated: Tensor = _apply(_GatedColumns)(value, factors, rows, units, dim, samples)
+        if not torch.compiler.is_compiling() and self.listener is not None:
+            self.listener.hear_columns(gated, it.parts, it.place, dim, samples)
         return gated
 
     def _hear(self, value: Tensor, place: str) -> Tensor:

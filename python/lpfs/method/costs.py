@@ -90,7 +90,7 @@ class RemovalCosts:
             return None
         self._found = removal_costs_(
             self.known,
-            self._over_processes(moments),
+            self.over_processes(moments),
             gate.x_of_fields().detach(),
             gate.epsilon,
             gate.scale,
@@ -132,7 +132,7 @@ class RemovalCosts:
         self.known.copy_(state["known"])
         self._found = state["found"].to(self.known).clone()
 
-    def _over_processes(self, moments: Tensor) -> Tensor:
+    def over_processes(self, moments: Tensor) -> Tensor:
         """The sums over all processes, in the same order everywhere."""
         if not (dist.is_available() and dist.is_initialized()):
             return moments

@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from lpfs.method.forms import taken_apart, tracer_of
 from lpfs_kernels import KINDS, gated_concat, gated_embedding_concat, gated_linear, reference
+
+if TYPE_CHECKING:
+    from lpfs.method.constants import Constants
 
 EPSILON_START = 0.1
 """ε before the first step (section 4.9), as it stands in LPFS's formula."""
@@ -101,6 +104,8 @@ class FeatureGate(nn.Module):
         self.living = list(range(len(self.fields)))
         self.moments = self.dead_rows = self.row_scale = None
         self.watches_dead, self.fewest_rows = True, FEWEST_ROWS
+        self.listener: Constants | None = None
+        """Hears what is multiplied, in the steps in which somebody listens."""
         if not self.members:
             raise ValueError("fields: none is left to gate")
 
@@ -175,6 +180,7 @@ class FeatureGate(nn.Module):
             **self.asked(fields),
             **self.formula,
         )
+        self._tell(gated, range(len(self.fields))[fields])
         return back(gated)
 
     def _apply(self, fn: Any, recurse: bool = True) -> FeatureGate:
@@ -199,6 +205,12 @@ class FeatureGate(nn.Module):
         """`[B, H]`, `linear(self(embeddings), weight, bias)` without a pass over the batch for the
         gates. What is packed may hold the fields of `computed` alone."""
         packed = isinstance(embeddings, Tensor)
+        if isinstance(embeddings, Tensor):
+            every = embeddings.shape[1] == sum(self.widths)
+            self._tell(embeddings, range(len(self.fields)) if every else self.computed())
+        else:
+            for i, each in enumerate(embeddings):
+                self._tell(each, [i])
         return gated_linear(
             [embeddings] if isinstance(embeddings, Tensor) else embeddings,
             self.x_of_fields(),
@@ -229,7 +241,13 @@ class FeatureGate(nn.Module):
         x, scale, ungated = self._of(fields)
         gates = x, self.epsilon, scale, ungated
         options = {"sparse": table.sparse} | lookup | self.asked(fields) | self.formula
-        return gated_embedding_concat(table.weight, codes, offsets, *gates, **options)
+        gated = gated_embedding_concat(table.weight, codes, offsets, *gates, **options)
+        self._tell(gated, range(len(self.fields))[fields])
+        return gated
+
+    def _tell(self, value: Tensor, fields: Sequence[int]) -> None:
+        if not torch.compiler.is_compiling() and self.listener is not None:
+            self.listener.hear(value, fields)
 
     @property
     def formula(self) -> dict[str, Any]:

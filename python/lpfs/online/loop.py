@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from lpfs.method.budget import fewest
+from lpfs.method.constants import Constants
 from lpfs.method.costs import Cost, Reduction, RemovalCosts
 from lpfs.method.gate import ALL_ROWS, FEWEST_ROWS
 from lpfs.method.prices import prices_of
@@ -34,9 +35,15 @@ have learnt little are large and wrong; and between when the number of fields fa
 Of an audition's, the same share does not count."""
 PROMISING = 1.0
 """By how many standard errors a dead field must be worth something to be shown in every step in
-which any is."""
+which any is, if it may be worth what is wanted of it."""
 ROUND = 20
 """In how many horizons every sleeping field has one audition."""
+QUICK = 6
+"""Costs are running over a horizon, which tells small differences, and over a sixth of one, which
+sees large ones soon: what a field cost before it meant something no longer counts there."""
+FADE = 2.0
+"""By which power of e the sums of dead fields' Adagrad fade in a horizon. By less, a table that is
+shown in few rows learns too slowly what its field begins to mean."""
 
 
 class Online:
@@ -46,7 +53,8 @@ class Online:
     is stale looks useless; so in a random `watch` of the steps some of the dead are shown whole:
     they learn there alone, and cost is what they would save there, on rows that the weights have
     not seen. Living fields are heard in the other steps, among the fields that live, as the model
-    serves. Evidence fades over a horizon of rows.
+    serves. Evidence fades over a horizon of rows, and faster where a difference is large. What a
+    constant would do in a field's place is no worth of the field's (`Constants`).
 
     A field that stayed dead for `sleep` is not shown any more, but woken for an audition in turn, a
     horizon long, in whose first half its table learns and its costs are not counted.
@@ -105,7 +113,7 @@ class Online:
         price: float | None = None,
         horizon: float = 100_000,
         cost: Mapping[str, float] | None = None,
-        watch: float = 0.25,
+        watch: float = 0.5,
         sure: float = 3.0,
         sleep: float | None = None,
         seed: int = 0,
@@ -143,7 +151,9 @@ class Online:
         self.horizon, self.watch, self.sure, self.sleep = float(horizon), watch, sure, sleep
         self.seed, self.steps, self.rows = seed, 0, 0
         self._costs = RemovalCosts(gate, 1.0, reduction=reduction, loss_scale=loss_scale)
+        self._constants = Constants(self._costs)
         self.ledger = Ledger(gate.x, self.horizon)
+        self.quick = Ledger(gate.x, self.horizon / QUICK)
         self.lives = Lives(gate.members, alive)
         self._at_first = sum(alive)
         self._learnt = False
@@ -184,7 +194,8 @@ class Online:
         shown = self._shown()
         self._set(shown)
         try:
-            yield
+            with self._constants.listening():
+                yield
             self._take()
         finally:
             assert self.gate.moments is not None
@@ -229,7 +240,9 @@ class Online:
         rows = int(self.gate.moments.grad[2].max())
         costs = self._costs.take()
         assert costs is not None
-        self.ledger.hear(costs[: len(self._hears)], self._hears, rows)
+        costs = (costs - self._constants.take())[: len(self._hears)]
+        for ledger in (self.ledger, self.quick):
+            ledger.hear(costs, self._hears, rows)
         self.steps += 1
         self.rows += rows
         if self.rows >= self._next_look:
@@ -239,25 +252,47 @@ class Online:
 
     def _look(self) -> None:
         """Change what is certain, and put to sleep and wake whose time has come."""
-        mean, error = self.ledger.mean().tolist(), self.ledger.error().tolist()
+        known = [
+            (ledger.mean().tolist(), ledger.error().tolist())
+            for ledger in (self.ledger, self.quick)
+        ]
 
-        def move(gate: int, what: What) -> None:
+        def move(gate: int, what: What, mean: list[float], error: list[float]) -> None:
             self.lives.move(gate, what, self.rows, mean[gate], error[gate])
 
-        if (change := self._change(mean, error)) is not None:
+        for mean, error in known:
+            if (change := self._change(mean, error)) is None:
+                continue
             for gate in change.dies:
-                move(gate, "died")
+                move(gate, "died", mean, error)
             for gate in change.lives:
-                move(gate, "revived")
-            self.ledger.forget(OUTDATED)
+                move(gate, "revived", mean, error)
+            self._forget(OUTDATED)
             self._next_change = self.rows + SETTLE * self.horizon
+            break
         if not self._learnt and self.rows >= LEARN * self.horizon:
             self._learnt = True
-            self.ledger.forget(1.0)
+            self._forget(1.0)
         dead = self.lives.of("watched", "audition")
-        self._promising = {i for i in dead if mean[i] > PROMISING * error[i]}
-        self._fresh.fade(dead, math.exp(-1 / LOOKS))
-        self._rest(move)
+        self._promising = {
+            i for i in dead if any(self._promises(i, mean, error) for mean, error in known)
+        }
+        self._fresh.fade(dead, math.exp(-FADE / LOOKS))
+        self._rest(lambda gate, what: move(gate, what, *known[0]))
+
+    def _promises(self, dead: int, mean: list[float], error: list[float]) -> bool:
+        """Whether a dead field seems worth something, and may be worth its price, or more than the
+        worst that lives."""
+        if self.price is not None:
+            wanted = self.price[dead]
+        else:
+            wanted = min((mean[i] for i in self.lives.of("living")), default=0.0)
+        reach = mean[dead] + self.sure * error[dead]
+        return PROMISING * error[dead] < mean[dead] and wanted < reach
+
+    def _forget(self, share: float, gates: list[int] | None = None) -> None:
+        for ledger in (self.ledger, self.quick):
+            ledger.forget(share, gates)
 
     def _change(self, mean: list[float], error: list[float]) -> Change | None:
         living, watched = self.lives.of("living"), self.lives.of("watched", "audition")
@@ -284,7 +319,7 @@ class Online:
             heard = self.rows - since[gate]
             if heard >= LEARN * self.horizon and gate not in self._heard:
                 self._heard.add(gate)
-                self.ledger.forget(1.0, [gate])
+                self._forget(1.0, [gate])
             if heard >= self.horizon:
                 move(gate, "asleep")
         for gate in self.lives.of("watched"):
@@ -304,6 +339,7 @@ class Online:
             "steps": self.steps,
             "rows": self.rows,
             "ledger": self.ledger.state_dict(),
+            "quick": self.quick.state_dict(),
             "lives": self.lives.state_dict(),
             "at_first": self._at_first,
             "learnt": self._learnt,
@@ -320,6 +356,7 @@ class Online:
             raise ValueError(f"state: of {there} gates, the model has {len(self.gate.members)}")
         self.steps, self.rows = state["steps"], state["rows"]
         self.ledger.load_state_dict(state["ledger"])
+        self.quick.load_state_dict(state["quick"])
         self.lives.load_state_dict(state["lives"])
         self._at_first, self._learnt = state["at_first"], state["learnt"]
         self._promising, self._heard = set(state["promising"]), set(state["heard"])

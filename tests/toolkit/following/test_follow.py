@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from lpfs.following import Day
+from lpfs.following import Day, Record
 from lpfs.following.day import DayCost, drift, stability
 from lpfs.following.follow import _Following
 from lpfs.run import load_model

@@ -16,7 +16,7 @@ from lpfs.run import load_model
 
 from ..command import below, succeed
 from ..victims import Victims
-from .made_days import OPTIONS, present, record, write
+from .made_days import OPTIONS, present, write
 
 FULL = os.environ.get("LPFS_FULL") == "1"
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs fork and /proc")
@@ -66,4 +66,4 @@ def test_killed_at_any_moment_and_resumed_it_ends_with_the_same_bits(
         left = {path.name for path in below(out)} - {path.name for path in below(whole)}
         assert not [name for name in left if name.startswith(".")], moment
         moment += 1 if FULL else 3 * moment
-    assert killed > 3
+    assert killed > 2

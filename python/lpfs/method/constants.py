@@ -1,0 +1,146 @@
+"""What part of a removal's cost a constant in the field's place would spare."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from lpfs.method.costs import RemovalCosts
+
+
+class Constants:
+    """Per gate, how much less it costs to put a field's mean in its place than to remove it.
+
+    What a field adds to every row alike, a bias would learn within some steps; but until it has, a
+    removal costs it, and a field that says nothing any more, that is missing in every row even,
+    looks worth keeping. With t_r = ⟨∂ℓ_r/∂y_r, ē⟩ beside s_r = ⟨∂ℓ_r/∂y_r, e_r⟩, ē the mean
+    embedding of the step's rows, the cost of putting ē in place of e_r is that of a removal (see
+    `RemovalCosts`) with s − t in place of s, so lower by
+
+        mean over rows of  −t + ½·(s² − (s − t)²)
+
+    Fields that are whole alone are measured: of what is dead nothing is known, and the part is 0.
+
+    Args:
+        costs: of the same gates and loss.
+    """
+
+    def __init__(self, costs: RemovalCosts) -> None:
+        self.costs, self.gate = costs, costs.gate
+        self._passes: list[_Pass] = []
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Around the passes forward and backward of a step. A compiled pass is not heard."""
+        self._passes = []
+        self.gate.listener = self
+        try:
+            yield
+        finally:
+            self.gate.listener = None
+
+    def hear(self, value: Tensor, fields: Sequence[int]) -> None:
+        """Fields beside each other, `[B, Σ widths]`, before or after they were multiplied by 1."""
+        widths = [self.gate.widths[i] for i in fields]
+        self._await(value, fields, ("fields", *fields), 0, lambda each: _by_field(each, widths))
+
+    def hear_module(self, value: Tensor, field: int, place: str, samples: int) -> None:
+        """What a module returned for a field, its samples along a dimension."""
+        self._await(
+            value,
+            [field],
+            (place,),
+            samples,
+            lambda each: each.movedim(samples, 0).reshape(each.shape[samples], -1).sum(1)[:, None],
+        )
+
+    def hear_columns(
+        self,
+        value: Tensor,
+        parts: Sequence[tuple[int, Sequence[int]]],
+        place: str,
+        dim: int,
+        samples: int,
+    ) -> None:
+        """Fields that are these indices of a dimension each."""
+        where = [torch.tensor(indices, device=value.device) for _, indices in parts]
+
+        def by_field(each: Tensor) -> Tensor:
+            each = each.movedim((samples, dim), (0, 1)).flatten(2)
+            return torch.stack([each[:, indices].flatten(1).sum(1) for indices in where], 1)
+
+        self._await(value, [field for field, _ in parts], (place,), samples, by_field)
+
+    def take(self) -> Tensor:
+        """Of the step that is done, nats per row, `[units]`."""
+        gate, costs = self.gate, self.costs
+        moments = gate.x.detach().new_zeros(3, len(gate.units))
+        for each in self._passes:
+            moments += each.moments(gate.row_scale)
+        self._passes = []
+        first, second, rows = costs.over_processes(moments)
+        scale = costs.loss_scale() if callable(costs.loss_scale) else costs.loss_scale
+        first, second = first / scale, second / (scale * scale)
+        mean = costs.reduction == "mean"
+        part: Tensor = second * rows / 2 - first if mean else (second / 2 - first) / rows
+        return torch.where(part.isfinite(), part, 0.0)
+
+    def _await(
+        self,
+        value: Tensor,
+        fields: Sequence[int],
+        place: tuple[object, ...],
+        samples: int,
+        by_field: Callable[[Tensor], Tensor],
+    ) -> None:
+        """Take the row products of a value when its gradient is known; `by_field` adds up products
+        of its shape, `[B, fields]`."""
+        if not value.requires_grad:
+            return
+        units = self.gate.unit_of_field
+        index = torch.tensor([i if units is None else units[i] for i in fields])
+        into, rows = self._pass(place, value.shape[samples]), value.detach()
+
+        def backward(grad: Tensor) -> None:
+            wide = into.products.dtype
+            grad, e = grad.to(wide), rows.to(wide)
+            mean = e.mean(samples, keepdim=True)
+            found = torch.stack([by_field(grad * e).T, by_field(grad * mean).T])
+            into.products.index_add_(1, index.to(grad.device), found)
+
+        value.register_hook(backward)
+
+    def _pass(self, place: tuple[object, ...], count: int) -> _Pass:
+        """Where a place's products belong; one that comes again begins another pass."""
+        last = self._passes[-1] if self._passes else None
+        if last is None or place in last.places or last.products.shape[2] != count:
+            last = _Pass(self.gate.x.detach().new_zeros(2, len(self.gate.units), count))
+            self._passes.append(last)
+        last.places.add(place)
+        return last
+
+
+class _Pass:
+    """s and t of the rows of one pass, `[2, units, rows]`, added up over a gate's places."""
+
+    def __init__(self, products: Tensor) -> None:
+        self.products = products
+        self.places = set[tuple[object, ...]]()
+
+    def moments(self, row_scale: Tensor | None) -> Tensor:
+        """Σ t and Σ s² − (s − t)² over the rows, and their number, `[3, units]`."""
+        s, t = self.products
+        squares = t * (2 * s - t)
+        if row_scale is not None and len(row_scale) == t.shape[1]:
+            squares = squares * row_scale
+        return torch.stack([t.sum(1), squares.sum(1), torch.full_like(t[:, 0], t.shape[1])])
+
+
+def _by_field(products: Tensor, widths: Sequence[int]) -> Tensor:
+    if len({*widths}) == 1:
+        of_fields: Tensor = products.unflatten(1, (len(widths), widths[0])).sum(2)
+        return of_fields
+    return torch.stack([each.sum(1) for each in products.split([*widths], 1)], 1)
