@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lpfs.method.costs import RemovalCosts
+from lpfs.method.gate import FEWEST_ROWS, SHARE_OF_ROWS, FeatureGate
 
 
 class Constants:
@@ -22,6 +23,7 @@ class Constants:
 
         mean over rows of  −t + ½·(s² − (s − t)²)
 
+    Of a large batch it is taken of some rows, evenly spaced, as many as `gated_linear` takes.
     Fields that are whole alone are measured: of what is dead nothing is known, and the part is 0.
 
     Args:
@@ -50,11 +52,7 @@ class Constants:
     def hear_module(self, value: Tensor, field: int, place: str, samples: int) -> None:
         """What a module returned for a field, its samples along a dimension."""
         self._await(
-            value,
-            [field],
-            (place,),
-            samples,
-            lambda each: each.movedim(samples, 0).reshape(each.shape[samples], -1).sum(1)[:, None],
+            value, [field], (place,), samples, lambda each: each.flatten(1).sum(1, keepdim=True)
         )
 
     def hear_columns(
@@ -69,7 +67,7 @@ class Constants:
         where = [torch.tensor(indices, device=value.device) for _, indices in parts]
 
         def by_field(each: Tensor) -> Tensor:
-            each = each.movedim((samples, dim), (0, 1)).flatten(2)
+            each = each.movedim(dim or samples, 1)
             return torch.stack([each[:, indices].flatten(1).sum(1) for indices in where], 1)
 
         self._await(value, [field for field, _ in parts], (place,), samples, by_field)
@@ -79,7 +77,7 @@ class Constants:
         gate, costs = self.gate, self.costs
         moments = gate.x.detach().new_zeros(3, len(gate.units))
         for each in self._passes:
-            moments += each.moments(gate.row_scale)
+            each.add_to(moments, gate)
         self._passes = []
         first, second, rows = costs.over_processes(moments)
         scale = costs.loss_scale() if callable(costs.loss_scale) else costs.loss_scale
@@ -97,46 +95,67 @@ class Constants:
         by_field: Callable[[Tensor], Tensor],
     ) -> None:
         """Take the row products of a value when its gradient is known; `by_field` adds up products
-        of its shape, `[B, fields]`."""
+        whose samples come first, `[rows, fields]`."""
         if not value.requires_grad:
             return
-        units = self.gate.unit_of_field
-        index = torch.tensor([i if units is None else units[i] for i in fields])
-        into, rows = self._pass(place, value.shape[samples]), value.detach()
+        count = value.shape[samples]
+        into, step = (
+            self._pass(place, count),
+            max(1, count // max(FEWEST_ROWS, count // SHARE_OF_ROWS)),
+        )
+        e = value.detach().movedim(samples, 0)[::step].to(self.gate.x.dtype)
 
         def backward(grad: Tensor) -> None:
-            wide = into.products.dtype
-            grad, e = grad.to(wide), rows.to(wide)
-            mean = e.mean(samples, keepdim=True)
-            found = torch.stack([by_field(grad * e).T, by_field(grad * mean).T])
-            into.products.index_add_(1, index.to(grad.device), found)
+            g = grad.movedim(samples, 0)[::step].to(e.dtype)
+            into.found.append((fields, by_field(g * e), by_field(g * e.mean(0))))
 
         value.register_hook(backward)
 
     def _pass(self, place: tuple[object, ...], count: int) -> _Pass:
         """Where a place's products belong; one that comes again begins another pass."""
         last = self._passes[-1] if self._passes else None
-        if last is None or place in last.places or last.products.shape[2] != count:
-            last = _Pass(self.gate.x.detach().new_zeros(2, len(self.gate.units), count))
+        if last is None or place in last.places or last.count != count:
+            last = _Pass(count)
             self._passes.append(last)
         last.places.add(place)
         return last
 
 
 class _Pass:
-    """s and t of the rows of one pass, `[2, units, rows]`, added up over a gate's places."""
+    """The row products of one pass, place by place."""
 
-    def __init__(self, products: Tensor) -> None:
-        self.products = products
+    def __init__(self, count: int) -> None:
+        self.count = count
+        """Rows of the pass."""
+        self.step = max(1, count // max(FEWEST_ROWS, count // SHARE_OF_ROWS))
+        """Of every how manieth there are products."""
         self.places = set[tuple[object, ...]]()
+        self.found: list[tuple[Sequence[int], Tensor, Tensor]] = []
+        """Fields, s and t, `[rows, fields]`."""
 
-    def moments(self, row_scale: Tensor | None) -> Tensor:
-        """Σ t and Σ s² − (s − t)² over the rows, and their number, `[3, units]`."""
-        s, t = self.products
+    def add_to(self, moments: Tensor, gate: FeatureGate) -> None:
+        """Σ t, Σ s² − (s − t)² and the number of rows, `[3, units]`, as if of all rows."""
+        if not self.found:
+            return
+        fields = [field for names, *_ in self.found for field in names]
+        s = torch.cat([s for _, s, _ in self.found], 1)
+        t = torch.cat([t for *_, t in self.found], 1)
+        if gate.unit_of_field is not None:
+            fields = [gate.unit_of_field[field] for field in fields]
+        units = sorted({*fields})
+        if units != fields:
+            # A removal takes all that is behind a gate away at once.
+            belongs = torch.tensor([units.index(unit) for unit in fields], device=s.device)
+            s, t = (
+                each.new_zeros(len(each), len(units)).index_add_(1, belongs, each)
+                for each in (s, t)
+            )
         squares = t * (2 * s - t)
-        if row_scale is not None and len(row_scale) == t.shape[1]:
-            squares = squares * row_scale
-        return torch.stack([t.sum(1), squares.sum(1), torch.full_like(t[:, 0], t.shape[1])])
+        if gate.row_scale is not None and len(gate.row_scale) == self.count:
+            squares = squares * gate.row_scale[:: self.step, None]
+        share = self.count / len(s)
+        moments[:2, units] += torch.stack([t.sum(0), squares.sum(0)]) * share
+        moments[2, units] += self.count
 
 
 def _by_field(products: Tensor, widths: Sequence[int]) -> Tensor:

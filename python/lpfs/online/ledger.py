@@ -63,6 +63,16 @@ class Ledger:
         where too little was heard."""
         return of_weighted_sums(self.sums, FEWEST)[1]
 
+    def error_at(self, sure: float) -> Tensor:
+        """`error`, wider where it is uncertain itself: `sure` of it are as certain as `sure`
+        standard errors of many steps. Student's t of n − 1 degrees of freedom over a normal
+        deviate, to two terms in 1 / (n − 1); `[gates]`."""
+        weight, squared = self.sums[:2]
+        few = 1 / (weight * weight / squared.clamp(min=1e-30) - 1).clamp(min=FEWEST - 1)
+        z = sure * sure
+        wider: Tensor = 1 + (z + 1) / 4 * few + (5 * z * z + 16 * z + 3) / 96 * few * few
+        return self.error() * wider
+
     def state_dict(self) -> dict[str, Tensor]:
         """What was heard."""
         return {"sums": self.sums}

@@ -252,24 +252,22 @@ class Online:
 
     def _look(self) -> None:
         """Change what is certain, and put to sleep and wake whose time has come."""
-        known = [
-            (ledger.mean().tolist(), ledger.error().tolist())
-            for ledger in (self.ledger, self.quick)
-        ]
+        ledgers = self.ledger, self.quick
+        known = [(each.mean().tolist(), each.error_at(self.sure).tolist()) for each in ledgers]
 
-        def move(gate: int, what: What, mean: list[float], error: list[float]) -> None:
-            self.lives.move(gate, what, self.rows, mean[gate], error[gate])
+        def move(gate: int, what: What, ledger: Ledger = self.ledger) -> None:
+            mean, error = ledger.mean()[gate].item(), ledger.error()[gate].item()
+            self.lives.move(gate, what, self.rows, mean, error)
 
-        for mean, error in known:
-            if (change := self._change(mean, error)) is None:
-                continue
-            for gate in change.dies:
-                move(gate, "died", mean, error)
-            for gate in change.lives:
-                move(gate, "revived", mean, error)
-            self._forget(OUTDATED)
-            self._next_change = self.rows + SETTLE * self.horizon
-            break
+        for ledger, (mean, error) in zip(ledgers, known, strict=True):
+            if (change := self._change(mean, error)) is not None:
+                for gate in change.dies:
+                    move(gate, "died", ledger)
+                for gate in change.lives:
+                    move(gate, "revived", ledger)
+                self._forget(OUTDATED)
+                self._next_change = self.rows + SETTLE * self.horizon
+                break
         if not self._learnt and self.rows >= LEARN * self.horizon:
             self._learnt = True
             self._forget(1.0)
@@ -278,7 +276,7 @@ class Online:
             i for i in dead if any(self._promises(i, mean, error) for mean, error in known)
         }
         self._fresh.fade(dead, math.exp(-FADE / LOOKS))
-        self._rest(lambda gate, what: move(gate, what, *known[0]))
+        self._rest(move)
 
     def _promises(self, dead: int, mean: list[float], error: list[float]) -> bool:
         """Whether a dead field seems worth something, and may be worth its price, or more than the

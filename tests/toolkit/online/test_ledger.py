@@ -55,6 +55,17 @@ def test_errors_are_as_large_as_means_are_wrong() -> None:
     assert off.var().item() == pytest.approx(1.02, abs=6 * math.sqrt(2 / 4_000))
 
 
+@pytest.mark.parametrize(("steps", "quantile"), [(9, 4.2766), (21, 3.4217), (101, 3.0768)])
+def test_errors_of_few_steps_are_wider(steps: int, quantile: float) -> None:
+    """The quantiles are those of Student's t of steps − 1 degrees at the .99865 of three standard
+    deviations; what two terms leave out is 3 % at 8 degrees and falls with their cube."""
+    ledger = Ledger(torch.zeros(1), horizon=1e12)
+    for step in range(steps):
+        ledger.hear(torch.tensor([step % 2.0]), torch.tensor([True]), 1)
+    wider = (ledger.error_at(3.0) / ledger.error()).item()
+    assert wider == pytest.approx(quantile / 3, rel=0.03 * (8 / (steps - 1)) ** 3 + 1e-3)
+
+
 def test_forgetting_leaves_means_and_widens_errors() -> None:
     ledger = Ledger(torch.zeros(2), horizon=1e3)
     for step in range(100):
