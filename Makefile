@@ -40,10 +40,12 @@ gpu:
 	$(PYTHON) tests/gpu/run.py
 
 # torch comes first and the build is not isolated: an isolated one would download a second torch.
+# Tests of other libraries' models skip where these do not install.
 $(INSTALLED): pyproject.toml setup.py $(CONSTRAINTS) $(wildcard csrc/*)
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install -q -c $(CONSTRAINTS) $(TORCH) setuptools ninja numpy
 	$(PIP) install -q -c $(CONSTRAINTS) --no-build-isolation -e ".[docs,test]"
+	-$(PIP) install -q --no-deps -c $(CONSTRAINTS) torch-rechub deepctr-torch tqdm
 	touch $@
 
 clean:

@@ -67,6 +67,11 @@ STATES: dict[type[torch.optim.Optimizer], dict[str, Scaling]] = {
 """How each piece of state scales that has the parameter's shape, or a number for each of its rows,
 where a weight is scaled by a factor and its gradient by the factor's inverse."""
 
+OTHERS: dict[str, dict[str, Scaling]] = {
+    "torchrec.optim.rowwise_adagrad.RowWiseAdagrad": {"sum": _square},
+}
+"""The same of optimisers of other libraries, by their names."""
+
 
 @dataclass
 class Slice:
@@ -302,6 +307,8 @@ def _scaling(optimizer: torch.optim.Optimizer, name: str) -> Scaling:
     for known in kind.__mro__:
         if name in STATES.get(known, {}):
             return STATES[known][name]
+        if name in OTHERS.get(f"{known.__module__}.{known.__name__}", {}):
+            return OTHERS[f"{known.__module__}.{known.__name__}"][name]
     raise TypeError(
         f"{kind.__name__}: how the state {name!r} scales with the gradient is not known. Of "
         f"PyTorch's optimisers it is of {', '.join(sorted(each.__name__ for each in STATES))}"

@@ -167,6 +167,12 @@ def other_rows() -> None:
     lpfs.attach(Deep(), wanted, example=torch.full((6, 4), 8))
 
 
+def in_parts() -> None:
+    model = attached()
+    model.first.weight.full_tensor = None  # as parameters have that FSDP2 shards
+    lpfs.prune(model)
+
+
 FAULTS: dict[str, Callable[[], object]] = {
     "a module that is not there": lambda: attach(a="nowhere"),
     "two fields in one place": lambda: attach(a="first", b="first"),
@@ -201,6 +207,7 @@ FAULTS: dict[str, Callable[[], object]] = {
     "a pruned model that differs": differs,
     "nothing alive": nothing_alive,
     "a model in DistributedDataParallel": lambda: lpfs.prune(Wrapped(attached())),
+    "a model that FSDP2 shards": in_parts,
     "a script of attached gates": lambda: torch.jit.script(attached(DeepWide)),
     "a trace where the model's own arguments are fields": traced,
     "a name that the gate lacks": lambda: lpfs.FeatureGate({"a": 2})(

@@ -117,6 +117,28 @@ def test_a_table_goes_with_the_last_of_its_features(tmp_path: Path) -> None:
     assert torch.equal(restored(features), smaller(features))
 
 
+def test_row_wise_states_of_torchrec_s_own_optimiser_are_cut() -> None:
+    pytest.importorskip("torchrec")
+    from torchrec.optim import RowWiseAdagrad
+
+    torch.manual_seed(0)
+    model = Ranking()
+    (features, _), *_ = batches(1)
+    optimizer = RowWiseAdagrad([*model.deep.parameters(), *model.wide.parameters()], lr=0.1)
+    gate = lpfs.attach(model)
+    model(features).square().sum().backward()
+    optimizer.step()
+    gate.x.data.copy_(torch.tensor([0.5, 1.0, 1.0, 0.0]))
+    factor = gate.gates()["user.id"]
+    smaller, left = lpfs.prune(model, optimizer)
+    assert left is not None
+    table = smaller.deep.embedding_bags["user"].weight
+    whole = optimizer.state[model.deep.embedding_bags["user"].weight]["sum"]
+    torch.testing.assert_close(left.state[table]["sum"], whole / factor**2)
+    smaller(features).sum().backward()
+    left.step()
+
+
 def test_costs_of_features_are_those_of_a_gate_of_the_keyed_tensor() -> None:
     torchrec = pytest.importorskip("torchrec")
     torch.manual_seed(0)
