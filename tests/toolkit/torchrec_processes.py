@@ -101,11 +101,12 @@ def shard(kind: str, fused: str = "Adagrad") -> Any:
             p for m in model.modules() if isinstance(m, nn.EmbeddingBag) for p in m.parameters()
         ]
         apply_optimizer_in_backward(optimizers[fused], tables, {"lr": 0.1})
-        # A width of 4 cannot be cut into columns.
         narrowest = 4 if kind == "column_wise" else None
         constraints = {
-            name: ParameterConstraints(sharding_types=[kind], min_partition=narrowest)
-            for name in TABLES
+            config.name: ParameterConstraints(sharding_types=[kind], min_partition=narrowest)
+            for module in model.modules()
+            if hasattr(module, "embedding_bag_configs")
+            for config in module.embedding_bag_configs()
         }
         planner = EmbeddingShardingPlanner(
             topology=Topology(world_size=dist.get_world_size(), compute_device="cpu"),
