@@ -219,13 +219,13 @@ def far(a: Tensor, b: Tensor) -> str:
 
 def equality() -> Iterator[list[str]]:
     """A line of every kind of sharding and number of processes."""
-    cases = [(kind, kind, "Adagrad", False, {}) for kind in KINDS]
+    cases = [(kind, kind, "Adagrad", "bags", {}) for kind in KINDS]
     with tempfile.TemporaryDirectory() as place, torch.multiprocessing.Manager() as manager:
         shared = manager.dict()
         for size in SIZES:
             arguments = size, place, cases, shared
             torch.multiprocessing.spawn(processes.process, arguments, nprocs=size)
-        saved = [(f"of 4 {i}", kind, "Adagrad", False) for i, kind in enumerate(KINDS)]
+        saved = [(f"of 4 {i}", kind, "Adagrad", "bags") for i, kind in enumerate(KINDS)]
         arguments = 2, place, saved, shared
         torch.multiprocessing.spawn(processes.again, arguments, nprocs=2)
         found = dict(shared)

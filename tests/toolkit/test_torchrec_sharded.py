@@ -15,20 +15,24 @@ from torch import Tensor, nn
 
 import lpfs
 import lpfs.torchrec
+from lpfs.method.costs import RemovalCosts
+from lpfs.torchrec import batches, handing
 
 from . import torchrec_processes as processes
 from .torchrec_processes import FEATURES, TABLES, Ranking, batch
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-CASES: list[tuple[str, str, str, bool, dict[str, Any]]] = [
-    ("table_wise", "row_wise", "Adagrad", False, {}),
-    ("row_wise", "column_wise", "Adagrad", False, {"watch_every": 4}),
-    ("data_parallel", "data_parallel", "Adagrad", False, {}),
-    ("column_wise", "table_wise", "Adagrad", True, {}),
-    ("table_wise", "row_wise", "RowWiseAdagrad", True, {"watch_every": 4}),
+CASES: list[tuple[str, str, str, str, dict[str, Any]]] = [
+    ("table_wise", "row_wise", "Adagrad", "bags", {}),
+    ("row_wise", "column_wise", "Adagrad", "bags", {"watch_every": 4}),
+    ("data_parallel", "data_parallel", "Adagrad", "bags", {}),
+    ("column_wise", "table_wise", "Adagrad", "weighted", {}),
+    ("table_wise", "row_wise", "RowWiseAdagrad", "weighted", {"watch_every": 4}),
+    ("table_wise", "row_wise", "Adagrad", "sequences", {}),
+    ("row_wise", "table_wise", "Adagrad", "sequences", {"watch_every": 4}),
 ]
-"""Sharding before and after, optimiser in backward, weighted bags or not, options of a plan."""
+"""Sharding before and after, optimiser in backward, kind of collections, options of a plan."""
 NUMBERS = range(len(CASES))
 EVERYTHING = slice(None)
 
@@ -51,8 +55,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     pytest.importorskip("torchrec")
     place = str(tmp_path_factory.mktemp("sharded"))
     saved = [
-        (f"of 2 {number}", after, fused, weighted)
-        for number, (_, after, fused, weighted, _) in enumerate(CASES)
+        (f"of 2 {number}", after, fused, kind)
+        for number, (_, after, fused, kind, _) in enumerate(CASES)
     ]
     with torch.multiprocessing.Manager() as manager:
         found = manager.dict()
@@ -104,7 +108,8 @@ def test_what_is_restored_predicts_and_learns_the_same(results: Results, number:
             torch.testing.assert_close(found["trained on"], found["gated on"], rtol=1e-4, atol=1e-4)
             assert not torch.equal(found["trained on"], found["smaller"])
             assert not any("of_noise" in name or "lpfs_gate" in name for name in found["names"])
-            assert "wide.embedding_bags.of_more.weight" in found["names"]
+            # The table also serves a feature that lives.
+            assert any(name.endswith("of_more.weight") for name in found["names"])
 
 
 @pytest.mark.parametrize("number", NUMBERS)
@@ -142,9 +147,9 @@ def features_of(keyed: Any) -> dict[str, tuple[list[int], list[int], list[float]
 def test_features_leave_a_batch(gone: set[str], weighted: bool) -> None:
     features, _ = batch(0, slice(3, 40), weighted)
     whole = features_of(features)
-    without = features_of(lpfs.torchrec.without(features, {*FEATURES} - gone))
+    without = features_of(batches.without(features, {*FEATURES} - gone))
     assert without == {key: one for key, one in whole.items() if key not in gone}
-    emptied = features_of(lpfs.torchrec.emptied(features, gone))
+    emptied = features_of(batches.emptied(features, gone))
     nothing = [0] * 37, [], [] if weighted else None
     assert emptied == {key: nothing if key in gone else one for key, one in whole.items()}
 
@@ -161,7 +166,7 @@ def test_dead_features_are_looked_up_where_costs_are_taken_alone() -> None:
     model.deep.register_forward_pre_hook(
         lambda _, given: seen.append([k for k, one in features_of(given[0]).items() if one[1]])
     )
-    costs = lpfs.method.costs.RemovalCosts(gate, 10)
+    costs = RemovalCosts(gate, 10)
     gate.x.data[[gate.names.index(name) for name in ("item", "noise")]] = 0
     features, _ = batch(0, EVERYTHING)
     taken = []
@@ -229,13 +234,83 @@ def test_a_collection_may_lose_all_of_its_features(tmp_path: Path) -> None:
     # It can be handed over again, and be given what lives alone.
     lpfs.torchrec.save(smaller, None, tmp_path / "again")
     again, _ = lpfs.torchrec.restore(Two(), as_it_is, tmp_path / "again")
-    living = lpfs.torchrec.without(features, {"user", "clicked"})
+    living = batches.without(features, {"user", "clicked"})
     assert torch.equal(again(living), smaller(features))
-    assert json.loads((tmp_path / lpfs.torchrec.REMOVAL).read_text())["second"]["features"] == {}
+    assert json.loads((tmp_path / handing.REMOVAL).read_text())["second"]["features"] == {}
+
+
+class Mixed(nn.Module):
+    """Bags of one feature; sequences of others, with their codes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        import torchrec
+
+        bag = torchrec.EmbeddingBagConfig(
+            name="users", embedding_dim=3, num_embeddings=40, feature_names=["user"]
+        )
+        tables = [
+            torchrec.EmbeddingConfig(
+                name=name, embedding_dim=2, num_embeddings=40, feature_names=[name]
+            )
+            for name in ("item", "noise")
+        ]
+        self.bags = torchrec.EmbeddingBagCollection(tables=[bag])
+        self.sequences = torchrec.EmbeddingCollection(tables=tables, need_indices=True)
+
+    def forward(self, features: Any) -> tuple[Tensor, ...]:
+        found = self.sequences(features)
+        parts = [found[name] for name in ("item", "noise")]
+        of = [(each.values(), each.lengths(), each.weights()) for each in parts]
+        return (self.bags(features).values(), *(each for several in of for each in several))
+
+
+@pytest.mark.parametrize("dead", [["item"], ["item", "noise"], ["user"], ["user", "noise"]])
+def test_sequences_stay_as_long_as_they_were(dead: list[str], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Mixed()
+    features, _ = batch(0, EVERYTHING)
+    plain = model(features)
+    gate = lpfs.torchrec.attach(model)
+    for expected, got in zip(plain, model(features), strict=True):
+        torch.testing.assert_close(got, expected)
+    gate.x.data.copy_(torch.tensor([0.6, 0.8, 1.1]))
+    gate.x.data[[gate.names.index(name) for name in dead]] = 0
+    lpfs.torchrec.save(model, None, tmp_path)
+    smaller, _ = lpfs.torchrec.restore(Mixed(), as_it_is, tmp_path)
+    assert len([*smaller.parameters()]) == 3 - len(dead)
+    model.eval()
+    factors = [gate.gates()[name] for name in ("user", "item", "item", "item", *3 * ("noise",))]
+    for watch in (True, False):
+        gate.watch_dead(watch)
+        columns = zip(plain, model(features), smaller(features), factors, strict=True)
+        for i, (before, gated, restored, factor) in enumerate(columns):
+            expected = before * factor if i in (0, 1, 4) else before
+            torch.testing.assert_close(gated, expected)
+            torch.testing.assert_close(restored, expected)
+
+
+def test_moments_of_sequences_are_those_of_whole_rows() -> None:
+    torch.manual_seed(0)
+    model = Mixed()
+    features, _ = batch(0, EVERYTHING)
+    gate = lpfs.torchrec.attach(model)
+    gate.watch()
+    assert gate.moments is not None
+    out = model(features)
+    weights = torch.randn(out[1].shape)
+    (out[1] * weights).sum().backward()
+    rows = torch.arange(len(out[2])).repeat_interleave(out[2])
+    products = (out[1].detach() * weights).sum(1)
+    of_row = torch.zeros(len(out[2])).index_add(0, rows, products)
+    expected = torch.stack([of_row.sum(), of_row.square().sum(), torch.tensor(len(of_row))])
+    found = gate.moments.grad
+    assert found is not None
+    torch.testing.assert_close(found[:, gate.names.index("item")], expected)
 
 
 def test_what_is_wrong_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="has no EmbeddingBagCollection, sharded or not"):
+    with pytest.raises(ValueError, match="has no collection of tables of TorchRec"):
         lpfs.torchrec.attach(nn.Linear(1, 1))
     with pytest.raises(ValueError, match="there is no field 'x'"):
         lpfs.torchrec.attach(Two(), always_keep=["x"])
@@ -261,7 +336,7 @@ def test_what_is_wrong_is_named(tmp_path: Path) -> None:
     smaller, _ = lpfs.torchrec.restore(Two(), as_it_is, tmp_path)
     with pytest.raises(ValueError, match="model: is restored from a removal already"):
         lpfs.torchrec.attach(smaller)
-    with pytest.raises(ValueError, match=r"model: lacks the collection 'first', which .*removal"):
+    with pytest.raises(ValueError, match=r"model: lacks the collection 'first' of .*removal"):
         lpfs.torchrec.restore(Ranking("cpu"), as_it_is, tmp_path)
     other = Two()
     other.first = other.second

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,45 @@ class Ranking(nn.Module):
         return out
 
 
+class Sequences(nn.Module):
+    """The same of a collection of sequences: the mean of each feature's values, which hangs on how
+    many there are."""
+
+    def __init__(self, device: str = "meta") -> None:
+        super().__init__()
+        import torchrec
+
+        tables = [
+            torchrec.EmbeddingConfig(
+                name=name, embedding_dim=8, num_embeddings=CODES, feature_names=features
+            )
+            for name, features in TABLES.items()
+        ]
+        self.items = torchrec.EmbeddingCollection(tables=tables, device=torch.device(device))
+        self.top = nn.Sequential(
+            nn.Linear(48, 16, device=device), nn.ReLU(), nn.Linear(16, 1, device=device)
+        )
+
+    def forward(self, features: Any) -> Tensor:
+        found = self.items(features)
+        means = []
+        for key in KEYS:
+            values, lengths = found[key].values(), found[key].lengths()
+            rows = torch.arange(len(lengths)).repeat_interleave(lengths)
+            total = values.new_zeros(len(lengths), 8).index_add(0, rows, values)
+            # A row without values is told from one whose values are zeros.
+            means.append((total + lengths[:, None].clamp(max=1)) / lengths[:, None].clamp(min=1))
+        out: Tensor = self.top(torch.cat(means, 1)).squeeze(1)
+        return out
+
+
+BUILT: dict[str, Callable[[], nn.Module]] = {
+    "bags": Ranking,
+    "weighted": lambda: Ranking(weighted=True),
+    "sequences": Sequences,
+}
+
+
 def batch(step: int, part: slice, weighted: bool = False) -> tuple[Any, Tensor]:
     """Bags of up to two codes, some of them empty; the rows of one process."""
     import torchrec
@@ -78,6 +117,7 @@ def batch(step: int, part: slice, weighted: bool = False) -> tuple[Any, Tensor]:
 def shard(kind: str, fused: str = "Adagrad") -> Any:
     """How a user shards: planner, fused optimiser in backward, dense optimiser."""
     from torchrec.distributed import DistributedModelParallel
+    from torchrec.distributed.embedding import EmbeddingCollectionSharder
     from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
     from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
     from torchrec.distributed.planner.types import ParameterConstraints
@@ -86,10 +126,10 @@ def shard(kind: str, fused: str = "Adagrad") -> Any:
     from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
     from torchrec.optim.optimizers import in_backward_optimizer_filter
 
-    class Sharder(EmbeddingBagCollectionSharder):  # type: ignore[misc,unused-ignore]
-        def sharding_types(self, compute_device_type: str) -> list[str]:
-            """Rows too, which TorchRec's own offers on GPUs alone."""
-            return [kind]
+    def only(sharder: Any) -> Any:
+        # Rows too, which TorchRec's own offers on GPUs alone.
+        kinds: Any = {"sharding_types": lambda self, compute_device_type: [kind]}
+        return type("Only", (sharder,), kinds)()
 
     optimizers = {
         "Adagrad": torch.optim.Adagrad,
@@ -103,16 +143,17 @@ def shard(kind: str, fused: str = "Adagrad") -> Any:
         apply_optimizer_in_backward(optimizers[fused], tables, {"lr": 0.1})
         narrowest = 4 if kind == "column_wise" else None
         constraints = {
-            config.name: ParameterConstraints(sharding_types=[kind], min_partition=narrowest)
+            name: ParameterConstraints(sharding_types=[kind], min_partition=narrowest)
             for module in model.modules()
-            if hasattr(module, "embedding_bag_configs")
-            for config in module.embedding_bag_configs()
+            for name in (
+                getattr(module, "embedding_bags", None) or getattr(module, "embeddings", ())
+            )
         }
         planner = EmbeddingShardingPlanner(
             topology=Topology(world_size=dist.get_world_size(), compute_device="cpu"),
             constraints=constraints,
         )
-        sharders: Any = [Sharder()]
+        sharders = [only(EmbeddingBagCollectionSharder), only(EmbeddingCollectionSharder)]
         plan = planner.collective_plan(model, sharders, dist.GroupMember.WORLD)
         parallel = DistributedModelParallel(
             model, device=torch.device("cpu"), plan=plan, sharders=sharders
@@ -184,8 +225,9 @@ def process(rank: int, size: int, place: str, cases: Sequence[Any], results: Any
     torch.set_num_threads(1)
     meet = f"file://{place}/meet{size}"
     dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=size)
-    for number, (before, after, fused, weighted, options) in enumerate(cases):
-        model, optimizer = shard(before, fused)(Ranking(weighted=weighted))
+    for number, (before, after, fused, kind, options) in enumerate(cases):
+        weighted, new = kind == "weighted", BUILT[kind]
+        model, optimizer = shard(before, fused)(new())
         fill(model)
         gate = lpfs.torchrec.attach(model)
         first, plan = learn(model, optimizer, gate, slice(rank, None, size), weighted, **options)
@@ -198,9 +240,7 @@ def process(rank: int, size: int, place: str, cases: Sequence[Any], results: Any
         }
         directory = Path(place) / f"of {size} {number}"
         lpfs.torchrec.save(model, optimizer, directory)
-        smaller, left = lpfs.torchrec.restore(
-            Ranking(weighted=weighted), shard(after, fused), directory
-        )
+        smaller, left = lpfs.torchrec.restore(new(), shard(after, fused), directory)
         found["smaller"] = logits(smaller, weighted)
         found["names"] = sorted(smaller.state_dict())
         found["trained on"] = one_step(smaller, left, rank, size, weighted)
@@ -217,10 +257,9 @@ def again(rank: int, size: int, place: str, directories: Sequence[Any], results:
     torch.set_num_threads(1)
     meet = f"file://{place}/again{size}"
     dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=size)
-    for number, (name, kind, fused, weighted) in enumerate(directories):
-        smaller, left = lpfs.torchrec.restore(
-            Ranking(weighted=weighted), shard(kind, fused), Path(place) / name
-        )
+    for number, (name, after, fused, kind) in enumerate(directories):
+        weighted, saved = kind == "weighted", Path(place) / name
+        smaller, left = lpfs.torchrec.restore(BUILT[kind](), shard(after, fused), saved)
         found = {"smaller": logits(smaller, weighted)}
         found["trained on"] = one_step(smaller, left, rank, size, weighted)
         results["again", number, rank] = found

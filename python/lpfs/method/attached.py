@@ -123,22 +123,26 @@ class AttachedGate(Outermost, FeatureGate):
             output = self._hear(output, it.place)
         if self.disabled:
             return output
+        factor = self.factor_of_rows(it, output.shape[it.samples])
+        if factor.ndim and output.ndim != 2:
+            factor = factor.view([-1 if d == it.samples else 1 for d in range(output.ndim)])
+        gated = times(output, factor)
+        listens = factor.ndim and not torch.compiler.is_compiling()
+        if listens and self.listener is not None:
+            self.listener.hear_module(gated, it.field, it.place, it.samples)
+        return gated
+
+    def factor_of_rows(self, it: Multiply, count: int) -> Tensor:
+        """The factor of a field for every row, `[count, 1]`, whose gradient is the row products;
+        without dimensions where nobody wants them."""
         now = self._factors_of_now(it.place)
-        count = output.shape[it.samples]
         by_row = now.by_row.get(count)
         if by_row is None or self.moments is not now.moments:
             rows = self._rows(count)
             if rows is None:
-                return times(output, now.one_by_one[it.field])
-            # A factor for every row, whose gradient is the row products.
+                return now.one_by_one[it.field]
             by_row = now.by_row[count] = self._by_row(now.together, rows)
-        factor = by_row[it.field]
-        if output.ndim != 2:
-            factor = factor.view([count if d == it.samples else 1 for d in range(output.ndim)])
-        gated = times(output, factor)
-        if not torch.compiler.is_compiling() and self.listener is not None:
-            self.listener.hear_module(gated, it.field, it.place, it.samples)
-        return gated
+        return by_row[it.field]
 
     def _by_row(self, factors: Tensor, rows: Tensor) -> Sequence[Tensor]:
         """`[count, 1]` for every field: its factor, plus the zeros of its unit."""
