@@ -419,8 +419,8 @@ def rest() -> list[str]:
         "",
         "Rows per second of processor time of `Online` over those of the living fields' model "
         f"alone; 40 fields, batches of {BATCH_OF_SPEED:,}, median of 25 turns in one process. A "
-        "step that shows dead fields reads at most twice the fields, every other step is such a one; "
-        "the rest is what gates, moments and costs take.",
+        "step that shows dead fields reads at most twice the fields, every other step is one; the "
+        "rest is what gates, moments and costs take.",
         "",
         *table(["dead", "of the speed"], [[f"{d:.0%}", f"{s:.2f}"] for d, s in speeds.items()]),
     ]

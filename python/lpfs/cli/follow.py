@@ -100,6 +100,14 @@ def follow(
         int, typer.Option(help="Rows of a step.", callback=options.at_least(1))
     ] = 256,
     seed: Seed = 0,
+    compare: Annotated[
+        bool,
+        typer.Option(
+            "--compare",
+            help="Train two models beside, one of all fields and one whose fields are chosen once, "
+            "and say how they predict.",
+        ),
+    ] = False,
     resume: Annotated[
         bool,
         typer.Option("--resume", help="Go on with the files that are new, or were not finished."),
@@ -150,6 +158,7 @@ def follow(
             lr=lr,
             batch_size=batch_size,
             seed=seed,
+            compare=compare,
         )
     )
 

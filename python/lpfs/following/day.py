@@ -35,6 +35,8 @@ class Day(BaseModel):
     auc: float | None
     """Of predictions, each made before its row was learnt; None where all labels are alike."""
     log_loss: float
+    beside: dict[str, float] = {}
+    """The log loss of what one would do instead, way by way, see `lpfs.following.beside`."""
     living: list[str]
     """The fields that live at its end."""
     asleep: list[str]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from operator import itemgetter
@@ -20,19 +21,21 @@ from lpfs.data import Batch, Data, DataError, Encoder, InOrder, Reading, load, s
 from lpfs.data.encode import MISSING, UNKNOWN
 from lpfs.data.places import expand
 from lpfs.files import PARTIAL, write_durably
+from lpfs.following.beside import Beside
 from lpfs.following.day import Day, DayCost, drift, stability
+from lpfs.following.metrics import metrics
 from lpfs.following.record import Followed, Happened, Record
 from lpfs.lifecycle.checkpoint import Checkpoints
 from lpfs.lifecycle.stages import first_difference
 from lpfs.lifecycle.training import DivergedError, losses_of, score
 from lpfs.method.pruning import prune
 from lpfs.models.named import new
-from lpfs.online.loop import Online
+from lpfs.online.loop import FALLEN, Online
 from lpfs.optim import Adagrad
 from lpfs.serving.publishing import publish
 from lpfs.unfinished import locked
 
-RECORD, MODELS = "follow.json", "models"
+RECORD, METRICS, MODELS = "follow.json", "metrics.prom", "models"
 ENCODERS: TypeAdapter[list[Encoder]] = TypeAdapter(list[Encoder])
 
 
@@ -49,9 +52,9 @@ def follow(
     """Follow a log whose files are days, in their order, each row once.
 
     Every batch is predicted by the living fields before the model learns from it. Vocabularies and
-    bins are those of the first file. At the end of every file a checkpoint, `follow.json` and
-    `report.html` are written; whenever other fields live, and at the end of every file, the smaller
-    model is published in `models` (`lpfs.serving.publish`).
+    bins are those of the first file. At the end of every file a checkpoint, `follow.json`,
+    `metrics.prom` and `report.html` are written; whenever other fields live, and at the end of
+    every file, the smaller model is published in `models` (`lpfs.serving.publish`).
 
     With `resume`, a directory that is there goes on with the files that are new, or that were not
     finished: from what the last finished one left, so to the same bits.
@@ -143,6 +146,9 @@ class _Following:
         self.model = new(
             settings.model, fields, dim=settings.dim, top=settings.top, lists=self.lists
         )
+        self.beside: Beside | None = None
+        if settings.compare:
+            self.beside = Beside(copy.deepcopy(self.model), settings.lr)
         groups = [names for names in self.times.values() if len(names) > 1]
         self.model.insert_gate(groups=groups, always_keep=settings.always_keep)
         gate = self.model.gate
@@ -177,15 +183,20 @@ class _Following:
             self.online.load_state_dict(state["online"])
             self.counts, self.published = state["counts"], state["published"]
             self.record = there
+            if self.beside is not None:
+                self.beside.load_state_dict(state["beside"], self.model)
 
     def day(self, path: str, name: str) -> Day:
         """Predict and learn a file."""
+        settings = self.settings
         sizes = [encoder.cardinality for encoder in self.encoders if encoder.cardinality]
         counts = [np.zeros(size, dtype=np.int64) for size in sizes]
         logits, labels = list[Tensor](), list[Tensor]()
         coded = [e.name for e in self.encoders if e.cardinality]
         scaled = [e.name for e in self.encoders if not e.cardinality]
         blank = np.zeros(len(scaled), dtype=np.int64)
+        if self.beside is not None:
+            self.beside.begin()
         for batch in self._batches(path):
             for i, column in enumerate(batch.codes[:, : len(sizes)].numpy().T):
                 counts[i] += np.bincount(column, minlength=sizes[i])
@@ -194,6 +205,8 @@ class _Following:
                 logits.append(self.model(batch.codes, batch.numbers))
             labels.append(batch.labels)
             self._learn(batch, name)
+            if self.beside is not None:
+                self.beside.learn(batch)
             if self.online.kept() != self.published:
                 self._publish()
         if not labels:
@@ -203,11 +216,13 @@ class _Following:
         found, truth = torch.cat(logits), torch.cat(labels).numpy()
         rows = len(truth)
         states = self.online.lives
+        beside = {} if self.beside is None else self.beside.logits()
         day = Day(
             name=name,
             rows=rows,
             auc=score(found, truth).auc if len(np.unique(truth)) == 2 else None,
             log_loss=losses_of(found, truth).mean().item(),
+            beside={way: losses_of(own, truth).mean().item() for way, own in beside.items()},
             living=self.online.kept(),
             asleep=[n for i in states.of("asleep") for n in states.members[i]],
             costs={
@@ -232,6 +247,8 @@ class _Following:
             for e in self.online.events
         ]
         self._publish()
+        if self.beside is not None and self.online.rows >= FALLEN * settings.horizon:
+            self.beside.choose(self.model, self.optimizer)
         return day
 
     def keep(self) -> None:
@@ -247,6 +264,7 @@ class _Following:
                 "online": self.online.state_dict(),
                 "counts": self.counts,
                 "published": self.published,
+                "beside": None if self.beside is None else self.beside.state_dict(),
             }
         )
 
@@ -254,6 +272,7 @@ class _Following:
         """Write what people and other programs read."""
         text = self.record.model_dump_json(indent=2) + "\n"
         write_durably(self.place / RECORD, text.encode())
+        write_durably(self.place / METRICS, metrics(self.record).encode())
         if illustrate is not None:
             illustrate(self.record, self.place)
 

@@ -34,6 +34,8 @@ class Followed(BaseModel):
     lr: float = Field(default=0.01, gt=0)
     batch_size: int = Field(default=256, ge=1)
     seed: int = 0
+    compare: bool = False
+    """Whether models train beside, of all fields and of those that were chosen once."""
 
 
 class Happened(BaseModel):

@@ -7,10 +7,12 @@ from pathlib import Path
 from lpfs.files import write_durably
 from lpfs.following import Day, Record
 from lpfs.report.curves import Chart, Series, chart, number, render
-from lpfs.report.parts import Cell, Part, Section, Table
+from lpfs.report.parts import Cell, Part, Section, Stretch, Table, plain
 
 LINES = 8
 """Fields whose costs are drawn."""
+AFTER = {"died": "watched", "revived": "lives", "asleep": "asleep", "woken": "watched"}
+"""What an event makes of a field."""
 BAND = 2.0
 """Standard errors on either side."""
 
@@ -28,13 +30,20 @@ def followed_page(record: Record) -> str:
         Section(
             "loss",
             "Predictions",
-            "Every row was predicted by the living fields before it was learnt.",
+            "Every row was predicted by the living fields before it was learnt"
+            + (
+                ", and by models that train on beside: one of all fields, and one whose fields are "
+                "for ever those that lived when the choice was made first."
+                if days[-1].beside
+                else "."
+            ),
             [Part("", charts=_losses(days), tables=[("", _days(days))])],
         ),
         Section(
             "lives",
             "Lives of fields",
-            "A sign for every day: █ lives at its end, · is dead and watched, z sleeps.",
+            "Over the rows so far: a bar while a field lives, a line while it is dead and watched, "
+            "dots while it sleeps.",
             [Part("", charts=_costs(days), tables=[("", _lives(record))])],
         ),
         Section(
@@ -67,9 +76,22 @@ def followed_page(record: Record) -> str:
 
 
 def _losses(days: list[Day]) -> list[Chart]:
+    """The log loss of every day, and how far what one would do instead is above ours."""
     places = list(range(1, len(days) + 1))
-    line = Series("log loss", 0, places, [day.log_loss for day in days])
-    return [chart("Log loss by day", [line], x_title="day", size="big", unit="log loss")]
+    ours = Series("followed", 0, places, [day.log_loss for day in days])
+    others, above = [], []
+    for colour, way in enumerate(dict.fromkeys(way for day in days for way in day.beside), 1):
+        known = [(i, d.beside[way], d.log_loss) for i, d in enumerate(days, 1) if way in d.beside]
+        x, theirs, own = map(list, zip(*known, strict=True))
+        others.append(Series(way, colour, x, theirs))
+        more = [a - b for a, b in zip(theirs, own, strict=True)]
+        above.append(Series(way, colour, x, more))
+    charts = [chart("Log loss by day", [ours, *others], x_title="day", size="big", unit="log loss")]
+    if above:
+        title = "Log loss above that of the fields that are followed"
+        level = (0.0, "followed")
+        charts.append(chart(title, above, x_title="day", size="big", unit="nats", level=level))
+    return charts
 
 
 def _costs(days: list[Day]) -> list[Chart]:
@@ -92,17 +114,19 @@ def _costs(days: list[Day]) -> list[Chart]:
 
 
 def _days(days: list[Day]) -> Table:
+    ways = list(dict.fromkeys(way for day in days for way in day.beside))
     rows = [
         [
             Cell(day.name),
             Cell(f"{day.rows:,}", day.rows),
             Cell("–" if day.auc is None else f"{day.auc:.4f}", day.auc or 0.0),
             Cell(f"{day.log_loss:.4f}", day.log_loss),
+            *(plain(day.beside.get(way), 4) for way in ways),
             Cell(str(len(day.living)), len(day.living)),
         ]
         for day in days
     ]
-    return Table(["day", "rows", "AUC", "log loss", "fields"], rows)
+    return Table(["day", "rows", "AUC", "log loss", *ways, "fields"], rows)
 
 
 def _lives(record: Record) -> Table:
@@ -111,21 +135,35 @@ def _lives(record: Record) -> Table:
     for name in record.fields:
         if name not in last.costs:
             continue
-        bar = "".join(
-            "█" if name in day.living else "z" if name in day.asleep else "·" for day in record.days
-        )
         cost = last.costs[name]
         error = "" if cost.error is None else f"± {cost.error:.5f}"
         rows.append(
             [
                 Cell(name, strong=name in last.living),
-                Cell(bar, code=True),
+                Cell("", name in last.living, bar=_life(record, name)),
                 Cell(number(cost.nats, 5), cost.nats, soft=error),
                 Cell(f"{last.psi.get(name, 0.0):.3f}", last.psi.get(name, 0.0)),
                 Cell(f"{last.unknown.get(name, 0.0):.1%}", last.unknown.get(name, 0.0)),
             ]
         )
     return Table(["field", "lives", "cost", "PSI", "unknown"], rows, words=2)
+
+
+def _life(record: Record, name: str) -> tuple[Stretch, ...]:
+    """From event to event, in rows."""
+    end = sum(day.rows for day in record.days)
+    moments = [(0, "lives", "born")]
+    for event in record.events:
+        if name in event.fields:
+            error = "" if event.error is None else f" ± {event.error:.5f}"
+            text = f"{event.what} after {event.rows:,} rows, cost {event.cost:.5f}{error}"
+            moments.append((event.rows, AFTER[event.what], text))
+    ends = [rows for rows, *_ in moments[1:]] + [end]
+    return tuple(
+        Stretch(round(100 * begin / end, 3), round(100 * (to - begin) / end, 3), kind, text)
+        for (begin, kind, text), to in zip(moments, ends, strict=True)
+        if to > begin
+    )
 
 
 def _drift(days: list[Day]) -> Table:

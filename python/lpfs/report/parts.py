@@ -10,6 +10,18 @@ from lpfs.report.statistics import Estimate
 
 
 @dataclass(frozen=True)
+class Stretch:
+    """A part of a bar, in percent of its length."""
+
+    left: float
+    width: float
+    kind: str
+    """A class of the style."""
+    text: str
+    """What is said of it."""
+
+
+@dataclass(frozen=True)
 class Cell:
     """What stands in a table."""
 
@@ -22,6 +34,8 @@ class Cell:
     colour: int | None = None
     """Of a swatch before the text."""
     code: bool = False
+    bar: tuple[Stretch, ...] = ()
+    """Instead of the text."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from lpfs.run.tally import Tally
 from lpfs.run.version import Version
 from lpfs.serving.present import Live
+from lpfs.serving.prometheus import escaped, head, one
 
 __all__ = ["Metrics"]
 
@@ -50,39 +51,39 @@ class Metrics:
         return "".join(f"{line}\n" for line in self._lines(live))
 
     def _lines(self, live: Live) -> Iterator[str]:
-        yield from _head("lpfs_requests_total", "counter", "Requests by path and status.")
+        yield from head("lpfs_requests_total", "counter", "Requests by path and status.")
         for (path, status), count in sorted(self.requests.items()):
             yield f'lpfs_requests_total{{path="{path}",status="{status}"}} {count}'
-        yield from _one("lpfs_rows_total", "counter", "Rows that were scored.", self.rows)
+        yield from one("lpfs_rows_total", "counter", "Rows that were scored.", self.rows)
         name = "lpfs_predict_seconds"
-        yield from _head(name, "histogram", "From a request with rows to its answer.")
+        yield from head(name, "histogram", "From a request with rows to its answer.")
         total = 0
         for bound, count in zip((*BOUNDS, "+Inf"), self._buckets, strict=True):
             total += count
             yield f'{name}_bucket{{le="{bound}"}} {total}'
         yield from (f"{name}_sum {self._seconds}", f"{name}_count {total}")
         for kind, now in _counts(live.tally).items():
-            yield from _head(f"lpfs_field_{kind}_total", "counter", FIELDS[kind])
+            yield from head(f"lpfs_field_{kind}_total", "counter", FIELDS[kind])
             counts = self._fields[kind] + Counter(now)
             for field in {**self._fields[kind], **now}:
-                yield f'lpfs_field_{kind}_total{{field="{_escaped(field)}"}} {counts[field]}'
+                yield f'lpfs_field_{kind}_total{{field="{escaped(field)}"}} {counts[field]}'
         record = live.model.summary
         trained = "lpfs_field_unknown_share_in_training"
-        yield from _head(trained, "gauge", "Of the validation rows of the present version.")
+        yield from head(trained, "gauge", "Of the validation rows of the present version.")
         for encoder in live.model.encoders:
             if encoder.name in record.values:
                 share = record.values[encoder.name].unknown
-                yield f'{trained}{{field="{_escaped(encoder.name)}"}} {share}'
-        yield from _one("lpfs_version", "gauge", "The present version.", live.number)
+                yield f'{trained}{{field="{escaped(encoder.name)}"}} {share}'
+        yield from one("lpfs_version", "gauge", "The present version.", live.number)
         fields = len(live.model.encoders)
-        yield from _one("lpfs_fields", "gauge", "Fields that the present version reads.", fields)
+        yield from one("lpfs_fields", "gauge", "Fields that the present version reads.", fields)
         if isinstance(record, Version):
             published = record.published.timestamp()
             said = "When the present version was published."
-            yield from _one("lpfs_version_published_timestamp_seconds", "gauge", said, published)
-        yield from _one("lpfs_swaps_total", "counter", "Versions that came.", self.swaps)
+            yield from one("lpfs_version_published_timestamp_seconds", "gauge", said, published)
+        yield from one("lpfs_swaps_total", "counter", "Versions that came.", self.swaps)
         said = "Versions that could not be read."
-        yield from _one("lpfs_failed_swaps_total", "counter", said, self.failed_swaps)
+        yield from one("lpfs_failed_swaps_total", "counter", said, self.failed_swaps)
 
 
 def _counts(tally: Tally) -> dict[str, Mapping[str, int]]:
@@ -91,15 +92,3 @@ def _counts(tally: Tally) -> dict[str, Mapping[str, int]]:
         kind: dict(zip(tally.names, column.tolist(), strict=True))
         for kind, column in columns.items()
     }
-
-
-def _head(name: str, kind: str, text: str) -> list[str]:
-    return [f"# HELP {name} {text}", f"# TYPE {name} {kind}"]
-
-
-def _one(name: str, kind: str, text: str, value: float) -> list[str]:
-    return [*_head(name, kind, text), f"{name} {value}"]
-
-
-def _escaped(label: str) -> str:
-    return label.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+import torch
 
+from lpfs.data import Batch
 from lpfs.following import Day, Record
+from lpfs.following.beside import ALL, ONCE, Beside
 from lpfs.following.day import DayCost, drift, stability
 from lpfs.following.follow import _Following
+from lpfs.following.metrics import metrics
+from lpfs.models.named import new
+from lpfs.optim import Adagrad
 from lpfs.run import load_model
 
 from ..command import below, lpfs, succeed
@@ -41,7 +48,9 @@ def test_every_day_is_judged_before_it_is_learnt(followed: tuple[Path, Path, str
     assert {*died} >= {*days[0].costs} - {*days[-1].living}
     page = (out / "report.html").read_text()
     assert all(f"{name}</" in page for name in record(out).fields)
-    assert "█" in page
+    assert page.count('<i class="lives"') >= len(record(out).fields)
+    assert '<i class="watched"' in page
+    assert all(f"died after {event.rows:,} rows" in page for event in record(out).events)
 
 
 def test_the_present_model_has_the_fields_that_live(followed: tuple[Path, Path, str]) -> None:
@@ -51,6 +60,89 @@ def test_the_present_model_has_the_fields_that_live(followed: tuple[Path, Path, 
     scores = model.predict(pa.parquet.read_table(log / "day_3.parquet"))
     assert len(scores) == ROWS
     assert np.ptp(scores) > 0.05
+
+
+def test_metrics_say_what_the_record_says(followed: tuple[Path, Path, str]) -> None:
+    _, out, _ = followed
+    found, text = record(out), (out / "metrics.prom").read_text()
+    assert text.endswith("\n")
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    values = {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines)}
+    assert len(values) == len(lines)
+    assert {name.partition("{")[0] for name in values} == {
+        line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")
+    }
+    day = found.days[-1]
+    assert values["lpfs_follow_days_total"] == 4
+    assert values["lpfs_follow_rows_total"] == 4 * ROWS
+    assert values["lpfs_follow_log_loss"] == day.log_loss
+    assert values['lpfs_follow_events_total{what="died"}'] == len(found.events)
+    assert values['lpfs_follow_fields{state="living"}'] == 3
+    assert values['lpfs_follow_fields{state="watched"}'] == len(found.fields) - 3
+    for field, cost in day.costs.items():
+        assert values[f'lpfs_follow_field_cost_nats{{field="{field}"}}'] == cost.nats
+        assert values[f'lpfs_follow_field_living{{field="{field}"}}'] == (field in day.living)
+    for name, shares in (("psi", day.psi), ("unknown_share", day.unknown)):
+        for field, share in shares.items():
+            assert values[f'lpfs_follow_field_{name}{{field="{field}"}}'] == share
+
+
+def test_names_in_metrics_are_escaped(followed: tuple[Path, Path, str]) -> None:
+    _, out, _ = followed
+    found = record(out)
+    name = 'a"b\\c\nd'
+    found.fields, found.days[-1].psi = [name], {name: 0.5}
+    assert 'psi{field="a\\"b\\\\c\\nd"} 0.5\n' in metrics(found)
+
+
+def test_what_one_would_do_instead_is_judged_beside(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    write(log, 4)
+    options = [*OPTIONS, "--compare"]
+    succeed("follow", log, *options, "--out", tmp_path / "whole")
+    days = record(tmp_path / "whole").days
+    # Chosen at the end of the day in which the second horizon ends, after 1,000 rows.
+    assert [[*day.beside] for day in days] == [[ALL], [ALL], [ALL, ONCE], [ALL, ONCE]]
+    for day in days[2:]:
+        assert all(abs(loss - day.log_loss) < 0.1 for loss in day.beside.values())
+        assert len({day.log_loss, *day.beside.values()}) == 3
+    page = (tmp_path / "whole" / "report.html").read_text()
+    assert "Log loss above that of the fields that are followed" in page
+    for count in (1, 3, 4):
+        write(tmp_path / "grows", count)
+        more = ["--resume"] if count > 1 else []
+        succeed("follow", tmp_path / "grows", *options, "--out", tmp_path / "out", *more)
+    assert [d.beside for d in record(tmp_path / "out").days] == [d.beside for d in days]
+
+
+def test_all_fields_train_as_if_nothing_were_followed() -> None:
+    torch.manual_seed(0)
+    fields = {"a": 4, "b": 4, "n": 0}
+    network = new("dlrm", fields, dim=2, top=(4,))
+    beside, plain = Beside(copy.deepcopy(network), lr=0.1), copy.deepcopy(network)
+    optimizer = Adagrad(plain.parameters(), lr=0.1)
+    network.insert_gate()
+    assert network.gate is not None
+    beside.begin()
+    right = []
+    for _ in range(5):
+        batch = Batch(torch.randint(4, (8, 2)), torch.randn(8, 1), torch.rand(8).round())
+        beside.learn(batch)
+        logits = plain(batch.codes, batch.numbers)
+        right.append(logits.detach())
+        optimizer.zero_grad()
+        torch.nn.functional.binary_cross_entropy_with_logits(logits, batch.labels).backward()
+        optimizer.step()
+    assert torch.equal(beside.logits()[ALL], torch.cat(right))
+    network.gate.x.data[1] = 0.0
+    own = Adagrad([p for p in network.parameters() if p is not network.gate.x], lr=0.1)
+    beside.choose(network, own)
+    beside.begin()
+    expected = network(batch.codes, batch.numbers)
+    beside.learn(batch)
+    assert torch.allclose(beside.logits()[ONCE], expected, atol=1e-6)
+    # The one that is followed stays as it was.
+    assert torch.equal(network(batch.codes, batch.numbers), expected)
 
 
 def test_labels_that_nothing_decides_are_not_predicted(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bits(out: Path) -> tuple[bytes, ...]:
     """What a stream leaves, but for numbers and times of versions, which count publications."""
     checkpoint = sorted(out.glob("checkpoint-*"))[-1]
-    files = (out / "follow.json", out / "report.html", checkpoint)
+    files = (*(out / name for name in ("follow.json", "metrics.prom", "report.html")), checkpoint)
     return (*(file.read_bytes() for file in files), present(out))
 
 
