@@ -1,5 +1,6 @@
 """The C++ extensions, nothing else; pyproject.toml has the rest."""
 
+import os
 import shutil
 import sys
 from glob import glob
@@ -20,6 +21,15 @@ except ModuleNotFoundError:
     sys.exit()
 
 
+# `make sanitized`: what checks itself while it runs, address,undefined or thread.
+SANITIZERS = os.environ.get("LPFS_SANITIZERS")
+OPTIMIZED = ["-O3", "-g0"]
+SANITIZED = ["-O1", "-g1", "-fno-omit-frame-pointer", f"-fsanitize={SANITIZERS}"]
+SANITIZED += ["-fno-sanitize-recover=all"]
+COMPILE = [*(SANITIZED if SANITIZERS else OPTIMIZED), "-fvisibility=hidden"]
+LINK = [f"-fsanitize={SANITIZERS}"] if SANITIZERS else []
+
+
 class Build(BuildExtension):
     """Without a compiler the package installs all the same: its operators run in plain PyTorch,
     and logs are read by pyarrow alone."""
@@ -31,6 +41,8 @@ class Build(BuildExtension):
                 raise RuntimeError(f"there is no compiler {compiler}")
             super().build_extensions()
         except Exception as error:
+            if SANITIZERS:
+                raise
             reason = str(error).partition("\n")[0]
             print(f"lpfs: built without its C++ library, slower on the CPU: {reason}")
 
@@ -53,9 +65,7 @@ extension = CppExtension(
     ],
     depends=glob("csrc/*.h"),
     extra_compile_args=[
-        "-O3",
-        "-g0",
-        "-fvisibility=hidden",
+        *COMPILE,
         # Comparisons in loops become vectors; nobody asks for floating-point exceptions.
         "-fno-trapping-math",
         # A root of a negative number is NaN, and no error number tells of it.
@@ -64,16 +74,19 @@ extension = CppExtension(
         "-DTORCH_TARGET_VERSION=0x020a000000000000",
         "-DTORCH_STABLE_ONLY",
     ],
+    extra_link_args=LINK,
     py_limited_api=True,
 )
-extension.optional = True
+# A sanitized build that fails must not leave the plain one to be tested.
+extension.optional = not SANITIZERS
 text = Extension(
     "lpfs.data._plain",
     ["csrc/plain_text.cpp"],
-    extra_compile_args=["-O3", "-g0", "-fvisibility=hidden"],
+    extra_compile_args=COMPILE,
+    extra_link_args=LINK,
     language="c++",
     py_limited_api=True,
-    optional=True,
+    optional=not SANITIZERS,
 )
 
 setup(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -15,14 +16,21 @@ PARTIAL = ".partial-"
 
 @contextlib.contextmanager
 def appearing(out: Path) -> Iterator[Path]:
-    """A file beside the wanted one, which takes its name once it is complete."""
-    place = out.with_name(f"{PARTIAL}{out.name}")
+    """A file or a directory beside the wanted one, which takes its name once it is complete.
+
+    Each has a name of its own, or of two processes that write the same file at a time one would
+    give the other's half of it the name. It ends as the wanted one does, by which some writers know
+    their format, and is never too long where that is not.
+    """
+    place = out.with_name(f"{PARTIAL}{secrets.token_hex(8)}-{out.name[-16:]}")
     try:
         yield place
         place.replace(out)
     finally:
+        if place.is_dir():
+            shutil.rmtree(place, ignore_errors=True)
         with contextlib.suppress(OSError):
-            place.unlink(missing_ok=True)
+            place.unlink()
 
 
 @contextlib.contextmanager

@@ -93,4 +93,50 @@ FOUND = [
         "the bar was drawn once more at the end, where one had been shown",
         "tests/toolkit/run/test_predict.py::test_scores_on_the_standard_output",
     ),
+    Found(
+        "disk",
+        "on a full or read-only disk `path`, `look`, `report` and `generate` ended in a traceback, "
+        "after all their work",
+        "only what was read and computed was checked, and not what was written in the end",
+        "tests/campaign/test_campaign.py::test_a_part_of_every_kind",
+    ),
+    Found(
+        "disk",
+        "two processes that write the same file at a time gave one's half the other's name, or one "
+        "of them failed: cells of an experiment that share a network, two `predict --out` alike",
+        "both wrote under the same name before the file took its own",
+        "tests/toolkit/test_files.py::test_two_who_write_the_same_file_at_a_time_do_not_mix",
+    ),
+    Found(
+        "disk",
+        "a file could not be written if its name was almost as long as names may be",
+        "its name before it was complete was longer still",
+        "tests/toolkit/test_files.py::test_a_name_may_be_as_long_as_the_disk_allows",
+    ),
+    Found(
+        "disk",
+        "`generate --days` left its hidden directory where the truth could not be written",
+        "only the files in it were looked after",
+        "tests/toolkit/test_files.py::test_a_directory_that_does_not_become_whole_goes",
+    ),
+    Found(
+        "disk",
+        "of eight files of the first pass seven stayed open where the first was on a full disk",
+        "the first that could not be closed ended the closing",
+        "tests/campaign/test_campaign.py::test_a_part_of_every_kind",
+    ),
+    Found(
+        "processes",
+        "`look -` without a standard input and `predict --out -` without a standard output ended "
+        "in a traceback",
+        "a stream that is closed is None",
+        "tests/toolkit/cli/test_terminal.py::test_a_stream_that_is_closed_is_named",
+    ),
+    Found(
+        "processes",
+        "a terminal or a log file that takes no more (`> /dev/full`) ended every command in a "
+        "traceback",
+        "what the program prints was not expected to fail",
+        "tests/toolkit/cli/test_terminal.py::test_a_full_standard_output_is_said_in_a_line",
+    ),
 ]

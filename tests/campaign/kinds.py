@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from . import damage, hostile
+from . import damage, disk, hostile
 from .case import Kind
 
 KINDS: dict[str, Kind] = {
     "damage": damage.cases,
+    "disk": disk.cases,
     "hostile": hostile.cases,
 }

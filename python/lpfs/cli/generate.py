@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +11,7 @@ import typer
 
 from lpfs.cli.processes import console
 from lpfs.cli.refusals import checked, refuse, require_one_process, require_parent
-from lpfs.files import appearing
+from lpfs.files import appearing, write_durably
 
 if TYPE_CHECKING:
     from lpfs.data import ClickLog
@@ -79,10 +78,16 @@ def generate(
 
     changes: dict[str, Any] = {"signal": signal} | ({} if drift is None else {"drift": drift})
     log = checked(lambda: ClickLog(replace(RECIPE_OF[name](rows, seed), **changes)))
-    with appearing(out) as place:
-        checked(lambda: _write(log, place, out.suffix, name, days))
     truth = out.with_name(out.name + ".truth.json")
-    truth.write_text(json.dumps([asdict(field) for field in log.truth], indent=1) + "\n")
+
+    def make() -> None:
+        with appearing(out) as place:
+            _write(log, place, out.suffix, name, days)
+            # First, so that no log is without.
+            about = json.dumps([asdict(field) for field in log.truth], indent=1) + "\n"
+            write_durably(truth, about.encode())
+
+    checked(make)
     console().print(f"{rows:,} rows written to {out}, the truth about their fields to {truth}.")
 
 
@@ -91,11 +96,7 @@ def _write(log: ClickLog, place: Path, ending: str, recipe: str, days: int | Non
 
     if days is not None:
         place.mkdir()
-        try:
-            write_days(log, place, days)
-        except BaseException:
-            shutil.rmtree(place, ignore_errors=True)
-            raise
+        write_days(log, place, days)
     elif recipe == "avazu" and ending == ".csv":
         write_avazu(log, place)
     else:

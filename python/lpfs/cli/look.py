@@ -42,8 +42,8 @@ from lpfs.cli.refusals import (
     require_new_file,
     require_one_process,
     require_split,
+    write,
 )
-from lpfs.files import appearing
 
 
 def look(
@@ -124,6 +124,5 @@ def look(
             "notes": read.notes,
             "warnings": read.warnings,
         }
-        with appearing(out) as place:
-            place.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+        write(out, json.dumps(known, indent=1) + "\n")
         console().print(f"Written to {out}.")

@@ -54,9 +54,9 @@ from lpfs.cli.refusals import (
     require_new_file,
     require_one_process,
     require_split,
+    write,
 )
 from lpfs.cli.statuses import Status
-from lpfs.files import appearing
 
 
 def path(
@@ -159,7 +159,6 @@ def path(
             )
     except DivergedError as error:
         fail(str(error), Status.FAILED)
-    with appearing(out) as place:
-        place.write_text(found.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    write(out, found.model_dump_json(indent=1) + "\n")
     print_path(console(), found)
     console().print(f"Written to {out}.")

@@ -30,6 +30,7 @@ from lpfs.cli.options import (
 from lpfs.cli.processes import console
 from lpfs.cli.refusals import (
     checked,
+    refuse,
     require_data,
     require_new_file,
     require_one_process,
@@ -84,6 +85,8 @@ def predict(
     streams = str(out) == "-"
     if not streams:
         require_new_file(out, ".parquet", ".csv")
+    elif sys.stdout is None:
+        refuse("--out -: the standard output is closed")
     require_run(run, "model.json", "present")
     lists = separators(list_)
     require_data(data)

@@ -103,6 +103,10 @@ def _run(arguments: list[str] | None) -> NoReturn:
             again = "the same torchrun command with --resume"
         complain(f"{stop}; to go on: {again}")
         status = Status.INTERRUPTED
+    except OSError as error:
+        # Of a disk or a terminal, where nothing of ours says more.
+        complain(str(error))
+        status = Status.FAILED
     except (typer.Abort, KeyboardInterrupt):
         complain("interrupted")
         status = Status.INTERRUPTED

@@ -15,6 +15,7 @@ import typer
 
 from lpfs.cli.processes import complain, one_of_several, speaks
 from lpfs.cli.statuses import Status
+from lpfs.files import write_durably
 from lpfs.unfinished import unfinished
 
 
@@ -44,6 +45,11 @@ def checked(action: Callable[[], Any]) -> Any:
     if fault is not None:
         refuse(fault)
     return result
+
+
+def write(out: Path, text: str) -> None:
+    """Let a file appear with that text, or end in one line that names it."""
+    checked(lambda: write_durably(out, text.encode()))
 
 
 def require_one_process(command: str) -> None:

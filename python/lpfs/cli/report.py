@@ -14,8 +14,8 @@ from lpfs.cli.refusals import (
     require_one_process,
     require_run,
     require_writable,
+    write,
 )
-from lpfs.files import appearing
 
 
 def report(
@@ -51,8 +51,7 @@ def _report_run(run: Path, out: Path) -> None:
     from lpfs.run import load_history, load_summary
 
     text: str = checked(lambda: page(load_summary(run), load_history(run)))
-    with appearing(out) as place:
-        place.write_text(text, encoding="utf-8")
+    write(out, text)
     console().print(f"Written to {out}.")
 
 
@@ -64,8 +63,7 @@ def _report_experiment(directory: Path, out: Path | None) -> None:
     from lpfs.report.results import load_results
 
     results = checked(lambda: load_results(directory))
-    with appearing(written) as place:
-        place.write_text(page(results), encoding="utf-8")
-    pictures = [] if out is not None else draw(results, directory)
+    write(written, page(results))
+    pictures = [] if out is not None else checked(lambda: draw(results, directory))
     beside = f", beside it {', '.join(path.name for path in pictures)}" if pictures else ""
     console().print(f"Written to {written}{beside}.")

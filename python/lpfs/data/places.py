@@ -122,6 +122,8 @@ def _copies(uri: str) -> list[Place]:
 
 def _standard_input() -> Place:
     """What comes is needed more than once: it is copied to a file that goes with the process."""
+    if sys.stdin is None:
+        raise DataError("standard input", "it is closed")
     path = scratch() / "input"
     with path.open("wb") as file:
         shutil.copyfileobj(sys.stdin.buffer, file, 1 << 20)

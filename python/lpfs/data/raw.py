@@ -89,8 +89,9 @@ class Raw:
         self._sizes, self._values = ((self.path / n).open("wb") for n in ("sizes", "values"))
 
     def __exit__(self, *error: object) -> None:
-        for file in (*self._files, self._sizes, self._values):
-            file.close()
+        with ExitStack() as stack:  # all of them, though the disk be full for the first
+            for file in (*self._files, self._sizes, self._values):
+                stack.callback(file.close)
 
     def add(self, chunk: Chunk) -> None:
         """Write a chunk's rows behind the others. Raises DataError for what has no place there."""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet
+import pytest
 
+from lpfs.cli import main
 from lpfs.run import load_summary
 
 from ..command import QUICK, lpfs, succeed
@@ -50,3 +54,32 @@ def test_a_selection_outlives_who_reads_what_it_says(tmp_path: Path) -> None:
         process.stdout.close()
         assert (process.stderr.read(), process.wait()) == (b"", 0)
     assert len(load_summary(tmp_path / "run").kept) == 2
+
+
+def test_a_stream_that_is_closed_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log, run = written(tmp_path / "log.parquet"), tmp_path / "run"
+    succeed("select", log, "--keep", 2, "--out", run, *QUICK)
+    monkeypatch.setattr("sys.stdin", None)
+    ended = lpfs("look", "-")
+    assert (ended.status, ended.err) == (2, "lpfs: standard input: it is closed\n")
+    with redirect_stdout(None), pytest.raises(SystemExit, match="2"):
+        main(["predict", str(run), str(log), "--out", "-"])
+    assert capsys.readouterr().err == "lpfs: --out -: the standard output is closed\n"
+    # Who said nothing of the streams needs none.
+    with redirect_stdout(None), redirect_stderr(None), pytest.raises(SystemExit) as end:
+        main(["predict", str(run), str(log), "--out", str(tmp_path / "scores.csv")])
+    assert not end.value.code
+    assert (tmp_path / "scores.csv").exists()
+
+
+class Full(io.StringIO):
+    def write(self, text: str) -> int:
+        raise OSError(28, "No space left on device")
+
+
+def test_a_full_standard_output_is_said_in_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with redirect_stdout(Full()), pytest.raises(SystemExit, match="1"):
+        main(["--help"])
+    assert capsys.readouterr().err == "lpfs: [Errno 28] No space left on device\n"
