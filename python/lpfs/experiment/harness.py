@@ -7,14 +7,13 @@ import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import joblib
 
-from lpfs.experiment import results
+from lpfs.experiment import results, stored
 from lpfs.experiment.cells import Cell, cells_of, trials_of
 from lpfs.experiment.config import Experiment, Settings
-from lpfs.experiment.work import place_of, prepare, work
+from lpfs.experiment.work import prepare, work
 
 Report = Callable[[str, int, int], None]
 """Called with the stage, how many of its pieces are done, and how many there are."""
@@ -72,7 +71,7 @@ def choose(
     found: dict[tuple[str, str, str], dict[str, list[float | None]]] = {}
     for trial in trials:
         key = (trial.data, trial.model, trial.method)
-        (row,) = stored(experiment, trial, directory)["rows"]
+        (row,) = results.of(experiment, trial, directory)["rows"]
         aucs = found.setdefault(key, {}).setdefault(json.dumps(trial.settings), [])
         aucs.append(row.get("auc"))
     chosen = {}
@@ -87,19 +86,10 @@ def choose(
     return chosen
 
 
-def stored(experiment: Experiment, cell: Cell, directory: Path) -> dict[str, Any]:
-    """What a cell has given. Raises OSError if it was not run."""
-    content: dict[str, Any] = json.loads(place_of(directory, cell.id(experiment)).read_text())
-    return content
-
-
 def is_done(experiment: Experiment, cell: Cell, directory: Path) -> bool:
-    """Whether a cell was run and did not fail."""
-    try:
-        rows = stored(experiment, cell, directory)["rows"]
-    except FileNotFoundError:
-        return False
-    return not any(row.get("error") for row in rows)
+    """Whether a cell was run and did not fail, and what it gave is undamaged."""
+    found = stored.read(directory, cell.id(experiment))
+    return found is not None and not any(row.get("error") for row in found["rows"])
 
 
 class _Pool:

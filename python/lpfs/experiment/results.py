@@ -14,9 +14,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet
 
+from lpfs.data import DataError
+from lpfs.experiment import stored
 from lpfs.experiment.cells import Cell
 from lpfs.experiment.config import Experiment, Settings
-from lpfs.experiment.work import place_of
 from lpfs.files import appearing, write_durably
 
 SCHEMA_VERSION = 1
@@ -91,12 +92,12 @@ def write(
     rows, gates, steps, tried = [], [], [], []
     for cell in cells:
         name = cell.id(experiment)
-        content = json.loads(place_of(directory, name).read_text())
-        rows += content["rows"]
-        gates += content.get("gates", [])
-        steps += [{"cell": name, **step} for step in content.get("steps", [])]
+        gave = of(experiment, cell, directory)
+        rows += gave["rows"]
+        gates += gave.get("gates", [])
+        steps += [{"cell": name, **step} for step in gave.get("steps", [])]
     for trial in trials:
-        tried += json.loads(place_of(directory, trial.id(experiment)).read_text())["rows"]
+        tried += of(experiment, trial, directory)["rows"]
     tables = {"cells": (rows, CELLS), "gates": (gates, GATES), "steps": (steps, STEPS)}
     if tried:
         tables["trials"] = (tried, CELLS)
@@ -132,6 +133,17 @@ def write(
     text = json.dumps(about, indent=1, ensure_ascii=False) + "\n"
     write_durably(directory / "experiment.json", text.encode())
     return list(errors.items())
+
+
+def of(experiment: Experiment, cell: Cell, directory: Path) -> dict[str, Any]:
+    """What a cell that was run has given. Raises DataError if its file is gone or damaged since."""
+    name = cell.id(experiment)
+    content = stored.read(directory, name)
+    if content is None:
+        raise DataError(
+            str(directory), f"cell {name}", "gone or damaged since; run the experiment again"
+        )
+    return content
 
 
 def read(directory: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:

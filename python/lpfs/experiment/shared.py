@@ -9,7 +9,7 @@ import hashlib
 import json
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,14 +20,16 @@ from torch import nn
 
 from lpfs.baselines import Feed, only, split_rows
 from lpfs.data import ClickLog, Data, DataError, InOrder, load
+from lpfs.data import cache as cached
 from lpfs.experiment.cells import Cell
 from lpfs.experiment.config import Experiment, File, Network, Synthetic, Training, canonical
 from lpfs.experiment.networks import NETWORKS
 from lpfs.experiment.scores import Scores, scores_of
-from lpfs.files import write_durably
 from lpfs.lifecycle.pretrained import Pretrained
 from lpfs.lifecycle.training import train_step
 from lpfs.optim import Adagrad
+
+PRETRAINED, SCORES = "pretrained.safetensors", "scores.json"
 
 
 @dataclass(frozen=True)
@@ -80,8 +82,8 @@ class Shared:
             "batch_size": feed.batch_size,
             "lr": training.lr,
         }
-        path = self._place("pretrained", origin, ".safetensors")
-        if not path.exists():
+
+        def make(place: Path) -> None:
             times, start = [], time.perf_counter()
             for step, batch in enumerate(first.batches(feed.batch_size), start=1):
                 begun = time.perf_counter()
@@ -92,9 +94,9 @@ class Shared:
                 "step_seconds": statistics.median(times),
             }
             done = Pretrained.of(model, optimizer, len(times), origin | took)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            done.write(path)
-        stored = Pretrained.read(path)
+            done.write(place / PRETRAINED)
+
+        stored = Pretrained.read(self._made("pretrained", origin, make) / PRETRAINED)
         stored.load_into(model, optimizer)
         return model, optimizer, feed, dict(stored.origin)
 
@@ -110,8 +112,8 @@ class Shared:
             "lr": training.lr,
             "part": cell.part,
         }
-        path = self._place("cold", decides, ".json")
-        if not path.exists():
+
+        def make(place: Path) -> None:
             model = self.network(cell, log.data)
             model, optimizer = only(model, adagrad(model, training), features)
             start = time.perf_counter()
@@ -120,9 +122,9 @@ class Shared:
                 train_step(model, optimizer, batch, "retrain", step)
             seconds = time.perf_counter() - start
             scores = scores_of(model, log.data, cell.part, seconds)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_durably(path, json.dumps(scores.__dict__).encode())
-        return Scores(**json.loads(path.read_text()))
+            (place / SCORES).write_text(json.dumps(scores.__dict__))
+
+        return Scores(**json.loads((self._made("cold", decides, make) / SCORES).read_text()))
 
     def _split(self, cell: Cell, data: Data) -> tuple[Any, Feed]:
         training = self.experiment.training
@@ -141,9 +143,10 @@ class Shared:
     def _network(self, cell: Cell) -> Network:
         return next(n for n in self.experiment.model if n.name == cell.model)
 
-    def _place(self, kind: str, decides: Any, ending: str) -> Path:
+    def _made(self, kind: str, decides: Any, make: Callable[[Path], None]) -> Path:
+        """A directory that holds what was made of that; made anew where it is damaged."""
         name = hashlib.blake2b(canonical(decides).encode(), digest_size=12).hexdigest()
-        return self.directory / kind / f"{name}{ending}"
+        return cached.directory(self.directory / kind, name, make, durable=True)[0]
 
 
 def adagrad(model: nn.Module, training: Training) -> torch.optim.Optimizer:

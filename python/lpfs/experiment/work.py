@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import statistics
 import time
@@ -18,11 +17,11 @@ from torch import nn
 
 from lpfs.baselines import Outcome, Task
 from lpfs.data import Batch, ClickLog, Data
+from lpfs.experiment import stored
 from lpfs.experiment.cells import Cell
 from lpfs.experiment.config import ALL, Experiment, Training, canonical, make_method
 from lpfs.experiment.scores import Scores, scores_of, scores_of_logits
 from lpfs.experiment.shared import Log, Shared
-from lpfs.files import write_durably
 from lpfs.lifecycle.training import EarlyStopping, predict, train_step
 from lpfs.memory import Peak
 
@@ -53,13 +52,8 @@ def work(experiment: Experiment, cell: Cell, directory: Path) -> str | None:
         except Exception as fault:
             error = f"{type(fault).__name__}: {' '.join(str(fault).split())}"
             result = {"rows": [_row(experiment, cell, name) | {"error": error}]}
-    write_durably(place_of(directory, name), json.dumps(result).encode())
+    stored.write(directory, name, result)
     return error
-
-
-def place_of(directory: Path, name: str) -> Path:
-    """Where a cell's result lies."""
-    return directory / "cells" / f"{name}.json"
 
 
 class _Run:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +167,22 @@ def test_nothing_is_run_twice(config: Path, finished: Path) -> None:
     assert before == {path: path.stat().st_mtime_ns for path in (finished / "cells").iterdir()}
 
 
+@pytest.mark.parametrize(
+    "damage", [lambda text: text[:-9], lambda text: text.replace("0.7", "0.8")]
+)
+def test_a_damaged_cell_is_run_again(
+    damage: Callable[[str], str], config: Path, finished: Path, tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(finished, tmp_path / "out"))
+    cell = next(p for p in sorted((out / "cells").iterdir()) if "0.7" in p.read_text())
+    cell.write_text(damage(cell.read_text()))
+    before = {path: path.stat().st_mtime_ns for path in (out / "cells").iterdir()}
+    succeed("experiment", config, "--out", out)
+    after = {path: path.stat().st_mtime_ns for path in (out / "cells").iterdir()}
+    assert {path for path in after if after[path] != before[path]} == {cell}
+    assert without_times(table(out)) == without_times(table(finished))
+
+
 def test_two_processes_find_what_one_finds(config: Path, finished: Path, tmp_path: Path) -> None:
     succeed("experiment", config, "--out", tmp_path / "two", "--jobs", "2")
     assert without_times(table(tmp_path / "two")) == without_times(table(finished))
@@ -205,6 +223,11 @@ def test_a_failing_cell_does_not_stop_the_others(tmp_path: Path) -> None:
     assert failed["settings"] == '{"lam": 0.0, "lr": 1e+30}'
     assert failed["auc"] is None
     assert json.loads((out / "experiment.json").read_text())["cells"] == {"done": 3, "failed": 1}
+    # What cells share is made anew where it is damaged.
+    for shared in (out / "shared").glob("*/*/*"):
+        shared.write_bytes(shared.read_bytes()[:-1])
+    again = lpfs("experiment", config, "--out", out)
+    assert (again.status, again.err) == (1, ended.err)
 
 
 def test_trials(tmp_path: Path) -> None:
