@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import sys
@@ -13,6 +14,10 @@ from lpfs.files import parents_made
 
 if sys.platform != "win32":
     import fcntl
+
+
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
+"""What file systems say that have none: some on a network."""
 
 
 class StoppedError(Exception):
@@ -34,7 +39,8 @@ def working_on(out: Path) -> Iterator[Path]:
     """Hold that directory; it may be left from a run that was interrupted.
 
     It goes when the run ends well, and stays when it does not, unless it was made here and holds no
-    checkpoint. Raises OSError if it cannot be made, or another process works there.
+    checkpoint. Raises OSError if it cannot be made, another process works there, or the result has
+    appeared meanwhile.
     """
     place = unfinished(out)
     with parents_made(place):
@@ -42,6 +48,8 @@ def working_on(out: Path) -> Iterator[Path]:
         place.mkdir(exist_ok=True)
         with locked(place):
             try:
+                if out.is_dir() and any(out.iterdir()):
+                    raise OSError(f"{out}: already exists")
                 yield place
             except BaseException:
                 if new and not any(place.glob("checkpoint-*")):
@@ -51,10 +59,11 @@ def working_on(out: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def locked(place: Path, wait: bool = False) -> Iterator[None]:
+def locked(place: Path, wait: bool = False, needed: bool = True) -> Iterator[None]:
     """Keep other processes out for as long as this one lives.
 
-    Raises OSError if another one is there, unless this one is to `wait` for it.
+    Raises OSError if another one is there, unless this one is to `wait` for it; if it is `needed`,
+    also where the file system has no locks.
     """
     if sys.platform == "win32":
         yield
@@ -65,6 +74,11 @@ def locked(place: Path, wait: bool = False) -> Iterator[None]:
             fcntl.flock(number, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
             raise OSError(f"{place}: another process works there") from error
+        except OSError as error:
+            if needed or error.errno not in NO_LOCKS:
+                raise OSError(f"{place}: cannot be locked: {error.strerror}") from error
+        if not place.exists() or not os.path.samestat(os.fstat(number), place.stat()):
+            raise OSError(f"{place}: another process has worked there until now")
         yield
     finally:
         os.close(number)

@@ -52,7 +52,7 @@ def directory(
     made = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=root))
     partial = made.with_name(f"{made.name[1:]}{_LEFT}")
     try:
-        with locked(made):
+        with locked(made, needed=False):
             made.rename(partial)
             build(partial)
             seal(partial)
@@ -74,7 +74,7 @@ def directory(
 
 def _put_aside(path: Path) -> None:
     """Remove a damaged directory; one that somebody has made anew by now stays."""
-    with locked(path.parent, wait=True):
+    with locked(path.parent, wait=True, needed=False):
         if path.exists() and damage(path) is not None:
             aside = Path(tempfile.mkdtemp(suffix=_LEFT, dir=path.parent))
             path.rename(aside / path.name)
