@@ -44,7 +44,7 @@ class _Protocol(HttpToolsProtocol):
         super().__init__(*arguments, **named)
         self._timeout = timeout
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
         self._await()
 
@@ -124,7 +124,7 @@ def server(app: App, manners: Manners) -> Server:
     then those that are there."""
     config = Config(
         app,
-        http=functools.partial(_Protocol, timeout=manners.timeout),  # type: ignore[arg-type]
+        http=functools.partial(_Protocol, timeout=manners.timeout),
         loop="asyncio",
         ws="none",
         lifespan="on",
@@ -133,8 +133,8 @@ def server(app: App, manners: Manners) -> Server:
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        timeout_keep_alive=manners.idle,  # type: ignore[arg-type]
-        timeout_graceful_shutdown=manners.timeout,  # type: ignore[arg-type]
+        timeout_keep_alive=manners.idle,
+        timeout_graceful_shutdown=manners.timeout,
         limit_concurrency=manners.connections,
     )
     return Server(config)
