@@ -104,6 +104,7 @@ def test_what_is_restored_predicts_and_learns_the_same(results: Results, number:
             found = results[size, number, rank]
             # Copies of the same numbers, multiplied by the same factors.
             torch.testing.assert_close(found["smaller"], found["gated"], rtol=1e-6, atol=1e-6)
+            torch.testing.assert_close(found["reloaded"], found["gated"], rtol=0, atol=0)
             # So is the optimisers' state; sums of gradients may be taken in another order.
             torch.testing.assert_close(found["trained on"], found["gated on"], rtol=1e-4, atol=1e-4)
             assert not torch.equal(found["trained on"], found["smaller"])
@@ -129,6 +130,33 @@ def test_a_pipeline_selects_the_same(tmp_path: Path) -> None:
         assert results["pipeline", rank] == results["steps", rank]
     assert results["pipeline", 0] == results["pipeline", 1]
     assert results["pipeline", 0][1] == ["user", "clicked"]
+
+
+def test_a_killed_selection_goes_on_with_fewer_processes(tmp_path: Path) -> None:
+    """Tables lie in rows before, as wholes afterwards."""
+    (tmp_path / "whole").mkdir()
+    with torch.multiprocessing.Manager() as manager:
+        found = manager.dict()
+        whole = 1, str(tmp_path / "whole"), "table_wise", 0, found
+        torch.multiprocessing.spawn(processes.stopped, whole, nprocs=1)
+        expected = found[1, 0]
+        killed = 2, str(tmp_path), "row_wise", 34, found
+        with pytest.raises(torch.multiprocessing.ProcessExitedException):
+            torch.multiprocessing.spawn(processes.stopped, killed, nprocs=2)
+        again = 1, str(tmp_path), "table_wise", 0, found
+        torch.multiprocessing.spawn(processes.stopped, again, nprocs=1)
+        got = found[1, 0]
+    assert expected[0] == 0
+    assert got[0] == 30
+    assert [x == 0 for x in got[1]] == [x == 0 for x in expected[1]]
+    # Thirty steps of two processes, whose sums are taken in another order.
+    for mine, other in zip(got[1:4], expected[1:4], strict=True):
+        torch.testing.assert_close(
+            torch.as_tensor(mine), torch.as_tensor(other), rtol=1e-3, atol=1e-4
+        )
+    torch.testing.assert_close(got[5], expected[5], rtol=1e-3, atol=1e-3)
+    assert got[4]["step"] == expected[4]["step"]
+    assert [path.name for path in (tmp_path / "checkpoints").glob("step-*")] == ["step-60"]
 
 
 def features_of(keyed: Any) -> dict[str, tuple[list[int], list[int], list[float] | None]]:

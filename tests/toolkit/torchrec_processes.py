@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -238,6 +240,10 @@ def process(rank: int, size: int, place: str, cases: Sequence[Any], results: Any
             "kept": gate.kept(),
             "gated": logits(model, weighted),
         }
+        # What the gate makes of its state must be made again when that is loaded.
+        gate.scale.fill_(7.0)
+        model.load_state_dict(model.state_dict())
+        found["reloaded"] = logits(model, weighted)
         directory = Path(place) / f"of {size} {number}"
         lpfs.torchrec.save(model, optimizer, directory)
         smaller, left = lpfs.torchrec.restore(new(), shard(after, fused), directory)
@@ -321,4 +327,33 @@ def pipelined(rank: int, size: int, place: str, results: Any) -> None:
                 optimizer.step(), optimizer.zero_grad()
             prox.step(), plan.step(), prox.zero_grad()
         results[way, rank] = gate.x.tolist(), gate.kept()
+    dist.destroy_process_group()
+
+
+def stopped(rank: int, size: int, place: str, kind: str, die_at: int, results: Any) -> None:
+    """A selection with a checkpoint every ten steps, killed after a step, or resumed."""
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    torch.set_num_threads(1)
+    meet = f"file://{place}/meet{size}{die_at}"
+    dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=size)
+    model, optimizer = shard(kind)(Ranking())
+    fill(model)
+    gate = lpfs.torchrec.attach(model)
+    prox = lpfs.ProximalSGD([gate.x])
+    plan = lpfs.Budget(gate, prox, keep=KEEP, steps=STEPS)
+    directory = Path(place) / "checkpoints"
+    begin = lpfs.torchrec.resume(plan, model, optimizer, directory)
+    for step in range(begin, STEPS):
+        features, label = batch(step, slice(rank, None, size))
+        nn.functional.binary_cross_entropy_with_logits(model(features), label).backward()
+        optimizer.step(), prox.step(), plan.step()
+        optimizer.zero_grad(), prox.zero_grad()
+        if plan.taken % 10 == 0:
+            lpfs.torchrec.checkpoint(plan, model, optimizer, directory)
+        if plan.taken == die_at and rank == size - 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+    assert plan.costs is not None
+    seen = gate.x.tolist(), gate.amplitude.tolist(), plan.costs.known, plan.trajectory.table()
+    results[size, rank] = begin, *seen, logits(model, weighted=False)
     dist.destroy_process_group()

@@ -82,6 +82,12 @@ class ShardedGate(AttachedGate):
             )
         super().__setattr__(name, value)
 
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        super()._load_from_state_dict(*arguments)
+        # DistributedModelParallel calls no hooks after that.
+        self._refresh_scale()
+        self._forget()
+
     def watch_dead(self, watch: bool) -> None:
         """Whether the next step shows dead features too, and takes their removal costs."""
         super().watch_dead(watch)

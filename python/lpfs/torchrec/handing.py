@@ -42,18 +42,18 @@ def save(model: nn.Module, optimizer: Any, directory: str | Path) -> None:
         (f"{path}.{tables_of(it.is_sequence)}.".lstrip("."), [*it.features])
         for path, it in removal.items()
     ]
-    state = _state(model, optimizer, living)
-    directory, first = Path(directory), not _several() or dist.get_rank() == 0
+    state = state_of(model, optimizer, living)
+    directory, first = Path(directory), not several() or dist.get_rank() == 0
     if first:
         directory.mkdir(parents=True, exist_ok=True)
         # A removal stands beside the weights that belong to it, or nowhere.
         (directory / REMOVAL).unlink(missing_ok=True)
-    _wait()
-    save_checkpoint(state, checkpoint_id=str(directory), no_dist=not _several())
+    wait()
+    save_checkpoint(state, checkpoint_id=str(directory), no_dist=not several())
     if first:
         described = {path: it.described() for path, it in removal.items()}
         write_durably(directory / REMOVAL, json.dumps(described, indent=2).encode())
-    _wait()
+    wait()
 
 
 def restore(
@@ -89,18 +89,8 @@ def restore(
         module, it = inner_of(sharded).get_submodule(path), Instead(path, each)
         module.register_forward_pre_hook(it.before)
         module.register_forward_hook(it.behind)
-    if optimizer is not None:
-        # What is made at the first step only must be there to be loaded.
-        optimizer.init_state()
-        optimizer.zero_grad()
-    state = _state(sharded, optimizer, [])
-    _require_there(state, directory)
-    load_checkpoint(state, checkpoint_id=str(directory), no_dist=not _several())
-    sharded.load_state_dict(state["model"])
-    if optimizer is not None:
-        loaded = optimizer.state_dict()
-        loaded["state"] |= state["optimizer"]
-        optimizer.load_state_dict(loaded)
+    ready(optimizer)
+    load(state_of(sharded, optimizer), sharded, optimizer, directory)
     return sharded, optimizer
 
 
@@ -116,8 +106,8 @@ def _removal_of(model: nn.Module) -> dict[str, Removal]:
     return {it.path: Removal.of(it, factors, kept) for it in collections_of(inner)}
 
 
-def _state(
-    model: nn.Module, optimizer: Any, living: Sequence[tuple[str, Sequence[str]]]
+def state_of(
+    model: nn.Module, optimizer: Any, living: Sequence[tuple[str, Sequence[str]]] = ()
 ) -> dict[str, Any]:
     """What travels: weights and optimiser state by name, but for those of gates and dead tables.
     `living`: how the names of a collection's tables begin, and which of them live."""
@@ -134,6 +124,25 @@ def _state(
         # A process may know nothing of a table that is another's.
         state["optimizer"] = {n: v for n, v in of_weights.items() if v and travels(n)}
     return state
+
+
+def ready(optimizer: Any) -> None:
+    """Let an optimiser have the state that it makes at its first step, so that it can be loaded."""
+    if optimizer is not None:
+        optimizer.init_state()
+        optimizer.zero_grad()
+
+
+def load(state: dict[str, Any], model: Any, optimizer: Any, directory: str | Path) -> None:
+    """Fill a state from a checkpoint and put it into a model and its optimiser. Raises ValueError
+    where something was not saved, or otherwise; then nothing is loaded."""
+    _require_there(state, directory)
+    load_checkpoint(state, checkpoint_id=str(directory), no_dist=not several())
+    model.load_state_dict(model.state_dict() | state["model"])
+    if optimizer is not None:
+        loaded = optimizer.state_dict()
+        loaded["state"] |= state["optimizer"]
+        optimizer.load_state_dict(loaded)
 
 
 def _require_there(state: dict[str, Any], directory: str | Path) -> None:
@@ -155,10 +164,12 @@ def _require_there(state: dict[str, Any], directory: str | Path) -> None:
             )
 
 
-def _several() -> bool:
+def several() -> bool:
+    """Whether there is a process group."""
     return dist.is_available() and dist.is_initialized()
 
 
-def _wait() -> None:
-    if _several():
+def wait() -> None:
+    """For all processes."""
+    if several():
         dist.barrier()
