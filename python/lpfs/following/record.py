@@ -42,7 +42,7 @@ class Happened(BaseModel):
     """See `lpfs.online.Event`; an error that is not known is None."""
 
     rows: int
-    what: Literal["died", "revived", "asleep", "woken"]
+    what: Literal["joined", "died", "revived", "asleep", "woken"]
     fields: list[str]
     cost: float
     error: float | None

@@ -77,6 +77,9 @@ class Ledger:
         """What was heard."""
         return {"sums": self.sums}
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from what `state_dict` returned."""
-        self.sums.copy_(state["sums"])
+    def load_state_dict(self, state: Mapping[str, Tensor], places: Sequence[int]) -> None:
+        """Go on from what `state_dict` returned, of every gate from its place there; −1 is a gate
+        of which nothing was heard."""
+        theirs = state["sums"].to(self.sums)
+        for gate, place in enumerate(places):
+            self.sums[:, gate] = theirs[:, place] if place >= 0 else 0.0

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 State = Literal["living", "watched", "asleep", "audition"]
-What = Literal["died", "revived", "asleep", "woken"]
+What = Literal["joined", "died", "revived", "asleep", "woken"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Lives:
     def move(self, gate: int, what: What, rows: int, cost: float, error: float) -> None:
         """Let something happen to a gate."""
         after: dict[What, State] = {
+            "joined": "watched",
             "died": "watched",
             "revived": "living",
             "asleep": "asleep",
@@ -51,12 +53,25 @@ class Lives:
     def state_dict(self) -> dict[str, Any]:
         """States and events."""
         events = [[e.rows, e.what, list(e.fields), e.cost, e.error] for e in self.events]
-        return {"states": list(self.states), "since": list(self.since), "events": events}
+        return {
+            "members": [list(names) for names in self.members],
+            "states": list(self.states),
+            "since": list(self.since),
+            "events": events,
+        }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` returned, with the same gates."""
-        self.states, self.since = list(state["states"]), list(state["since"])
+    def load_state_dict(self, state: Mapping[str, Any], rows: int) -> list[int]:
+        """Go on from what `state_dict` returned, after so many rows; for every gate its place
+        there, −1 for one that joins."""
+        places = {tuple(names): i for i, names in enumerate(state["members"])}
+        found = [places.get(names, -1) for names in self.members]
         self.events = [
             Event(rows, what, tuple(fields), cost, error)
             for rows, what, fields, cost, error in state["events"]
         ]
+        for gate, place in enumerate(found):
+            if place < 0:
+                self.move(gate, "joined", rows, 0.0, math.inf)
+            else:
+                self.states[gate], self.since[gate] = state["states"][place], state["since"][place]
+        return found

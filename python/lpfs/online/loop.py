@@ -347,17 +347,32 @@ class Online:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` returned, with the same model and arguments. Raises
-        ValueError for a model of other gates."""
-        if len(state["lives"]["states"]) != len(self.gate.members):
-            there = len(state["lives"]["states"])
-            raise ValueError(f"state: of {there} gates, the model has {len(self.gate.members)}")
+        """Go on from what `state_dict` returned, with the same model and arguments.
+
+        Or with a model that has further fields, or lacks some: what is behind a gate is known by
+        its fields' names. A gate that was not there joins: it is dead and watched, and lives once
+        it is worth it. Raises ValueError if none that lived is in the model; then nothing was
+        changed.
+        """
+        there = {
+            tuple(names): lives == "living"
+            for names, lives in zip(
+                state["lives"]["members"], state["lives"]["states"], strict=True
+            )
+        }
+        lived = [names for names in self.lives.members if there.get(names)]
+        if not lived and not self.gate.always_keep:
+            raise ValueError("state: none of the fields that lived is in the model")
         self.steps, self.rows = state["steps"], state["rows"]
-        self.ledger.load_state_dict(state["ledger"])
-        self.quick.load_state_dict(state["quick"])
-        self.lives.load_state_dict(state["lives"])
+        places = self.lives.load_state_dict(state["lives"], self.rows)
+        self.ledger.load_state_dict(state["ledger"], places)
+        self.quick.load_state_dict(state["quick"], places)
         self._at_first, self._learnt = state["at_first"], state["learnt"]
-        self._promising, self._heard = set(state["promising"]), set(state["heard"])
+        now = {place: gate for gate, place in enumerate(places)}
+        self._promising, self._heard = (
+            {now[place] for place in state[which] if place in now}
+            for which in ("promising", "heard")
+        )
         self._next_look, self._next_change = state["next"]
         self._at = None
         self._set([])

@@ -11,7 +11,11 @@ from lpfs.report.parts import Cell, Part, Section, Stretch, Table, plain
 
 LINES = 8
 """Fields whose costs are drawn."""
-AFTER = {"died": "watched", "revived": "lives", "asleep": "asleep", "woken": "watched"}
+AFTER = {
+    **dict.fromkeys(("joined", "died", "woken"), "watched"),
+    "revived": "lives",
+    "asleep": "asleep",
+}
 """What an event makes of a field."""
 BAND = 2.0
 """Standard errors on either side."""

@@ -21,13 +21,13 @@ ROWS = 64
 class Tables(nn.Module):
     """A table a field and one layer, by nobody who knew of gates."""
 
-    def __init__(self) -> None:
+    def __init__(self, names: Sequence[str] = NAMES) -> None:
         super().__init__()
-        self.tables = nn.ModuleDict({name: nn.Embedding(VALUES, 4) for name in NAMES})
-        self.top = nn.Sequential(nn.Linear(4 * len(NAMES), 16), nn.ReLU(), nn.Linear(16, 1))
+        self.tables = nn.ModuleDict({name: nn.Embedding(VALUES, 4) for name in names})
+        self.top = nn.Sequential(nn.Linear(4 * len(names), 16), nn.ReLU(), nn.Linear(16, 1))
 
     def forward(self, codes: Tensor) -> Tensor:
-        found = [table(codes[:, i]) for i, table in enumerate(self.tables.values())]
+        found = [table(codes[:, NAMES.index(name)]) for name, table in self.tables.items()]
         logits: Tensor = self.top(torch.cat(found, 1)).squeeze(1)
         return logits
 

@@ -11,9 +11,10 @@ from torch.nn import functional as F
 
 import lpfs
 from lpfs.lifecycle.checkpoint import pack, unpack
-from lpfs.optim import ProximalSGD
+from lpfs.online import take_over
+from lpfs.optim import Adagrad, ProximalSGD
 
-from .shifting import NAMES, ROWS, batch, learn, learner
+from .shifting import NAMES, ROWS, Tables, batch, learn, learner
 
 KINDS = ("tables", "linear", "concat", "embedding")
 HORIZON = 60 * ROWS
@@ -144,6 +145,66 @@ def test_a_resumed_stream_ends_with_the_same_bits(kind: str) -> None:
         assert torch.equal(model.state_dict()[name], value), name
 
 
+@pytest.mark.parametrize("sleep", [None, 60 * ROWS])
+def test_a_new_field_joins_and_lives_once_it_is_worth_it(sleep: float | None) -> None:
+    """The model begins with four of the fields; of the two that join, one means something."""
+    torch.manual_seed(0)
+    names, later = NAMES[:4], NAMES
+    options: Any = {"keep": 2, "horizon": HORIZON, "sleep": sleep}
+
+    def made(fields: tuple[str, ...]) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+        model = Tables(fields)
+        gate = lpfs.attach(model)
+        return model, Adagrad([p for p in model.parameters() if p is not gate.x], lr=0.1)
+
+    model, optimizer = made(names)
+    online = lpfs.Online(model, optimizer, **options)
+    learn(model, optimizer, online, range(200), "ab")
+    assert online.kept() == ["a", "b"]
+    larger, its_optimizer = made(later)
+    new = take_over(larger, its_optimizer, model, optimizer)
+    assert {*new} == {"top.0.weight", "tables.e.weight", "tables.f.weight"}
+    joined = lpfs.Online(larger, its_optimizer, **options)
+    joined.load_state_dict(online.state_dict())
+    assert joined.kept() == ["a", "b"]
+    assert [(e.what, e.fields, e.rows) for e in joined.events[-2:]] == [
+        ("joined", ("e",), 200 * ROWS),
+        ("joined", ("f",), 200 * ROWS),
+    ]
+    codes, _ = batch(0, "ab")
+    # Two sums more, of zeros.
+    torch.testing.assert_close(larger(codes), model(codes))
+    assert joined.costs()["e"].error == float("inf")
+    assert joined.costs()["a"] == online.costs()["a"]
+    learn(larger, its_optimizer, joined, range(200, 500), "be")
+    assert joined.kept() == ["b", "e"]
+    # And back: a model without two of the dead.
+    without = Tables(("a", "b", "e"))
+    lpfs.attach(without)
+    rest = lpfs.Online(without, Adagrad(without.tables.parameters(), lr=0.1), **options)
+    rest.load_state_dict(joined.state_dict())
+    assert rest.kept() == ["b", "e"]
+    assert rest.costs()["e"] == joined.costs()["e"]
+
+
+def test_what_cannot_be_taken_over_is_refused() -> None:
+    def made(fields: str) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+        model = Tables(tuple(fields))
+        return model, Adagrad(model.parameters(), lr=0.1)
+
+    larger = made("abc")
+    before = [p.clone() for p in larger[0].parameters()]
+    with pytest.raises(ValueError, match=r"larger: has no 'tables\.d\.weight'"):
+        take_over(*larger, *made("ad"))
+    smaller, optimizer = made("ab")
+    smaller.tables["a"] = torch.nn.Embedding(7, 4)  # type: ignore[operator, index]
+    with pytest.raises(
+        ValueError, match=r"'tables\.a\.weight' has shape \[6, 4\], the model's \[7, 4"
+    ):
+        take_over(*larger, smaller, optimizer)
+    assert all(torch.equal(a, b) for a, b in zip(larger[0].parameters(), before, strict=True))
+
+
 def test_the_dead_fall_asleep_have_auditions_in_turn_and_come_back() -> None:
     model, optimizer, _ = learner()
     options: Any = {"horizon": 40 * ROWS, "sleep": 20 * ROWS, "watch": 0.5}
@@ -223,7 +284,7 @@ def test_models_and_optimisers_that_do_not_fit_are_refused() -> None:
     online = lpfs.Online(model, optimizer, keep=2)
     other = torch.nn.ModuleDict({"z": torch.nn.Embedding(2, 1)})
     lpfs.attach(other)
-    with pytest.raises(ValueError, match="of 6 gates, the model has 1"):
+    with pytest.raises(ValueError, match="none of the fields that lived is in the model"):
         lpfs.Online(other, optimizer, keep=1).load_state_dict(online.state_dict())
     gate.x.data.zero_()
     with pytest.raises(ValueError, match="none of its fields lives"):
