@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -231,6 +232,8 @@ def process(rank: int, size: int, place: str, cases: Sequence[Any], results: Any
         weighted, new = kind == "weighted", BUILT[kind]
         model, optimizer = shard(before, fused)(new())
         fill(model)
+        with pytest.raises(ValueError, match=r"is sharded by TorchRec; use lpfs\.torchrec\.attach"):
+            lpfs.attach(model)
         gate = lpfs.torchrec.attach(model)
         first, plan = learn(model, optimizer, gate, slice(rank, None, size), weighted, **options)
         found = {

@@ -17,7 +17,7 @@ from lpfs.method.checking import require_removable
 from lpfs.method.columns import Argument, Columns, place_of
 from lpfs.method.field_dict import FieldDict, decoded
 from lpfs.method.gate import FeatureGate
-from lpfs.method.keyed_tables import features_of, is_collection
+from lpfs.method.keyed_tables import features_of, is_collection, is_sharded
 from lpfs.method.removed import Removed, Thinned, kind_of, scaled_columns
 from lpfs.method.removing import shares, why_rows_stay
 
@@ -85,6 +85,8 @@ def attach(
             raise ValueError(f"model: is pruned already, {path!r} is removed")
         if isinstance(module, Thinned) or any(scaled_columns(module)):
             raise ValueError(f"model: is pruned already, {path!r} has lost columns or rows")
+        if is_sharded(module):
+            raise ValueError(f"model: {path!r} is sharded by TorchRec; use lpfs.torchrec.attach")
     sites = _found(model) if fields is None else _named(model, fields)
     gate = AttachedGate(sites, always_keep=always_keep, groups=groups, **options)
     tables = (p for found in sites.values() for s in found for p in s.module.parameters())

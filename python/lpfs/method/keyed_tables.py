@@ -13,6 +13,12 @@ def is_collection(module: nn.Module) -> bool:
     return hasattr(module, "embedding_bag_configs") and hasattr(module, "embedding_bags")
 
 
+def is_sharded(module: nn.Module) -> bool:
+    """Whether it is one, of bags or of sequences, whose tables lie in several processes."""
+    configs = "_embedding_bag_configs", "_embedding_configs"
+    return hasattr(module, "input_dist") and any(hasattr(module, name) for name in configs)
+
+
 def features_of(collection: Any) -> Iterator[tuple[Any, str, slice]]:
     """Every feature of a collection: the configuration of its table, its name, and its columns of
     what the collection returns."""

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import nn
 
+from lpfs.method.keyed_tables import is_collection, is_sharded
+
 
 @dataclass(frozen=True)
 class Collection:
@@ -52,12 +54,9 @@ def tables_of(is_sequence: bool) -> str:
 def collections_of(model: nn.Module) -> Iterator[Collection]:
     """Every collection of a model."""
     for path, module in model.named_modules():
-        for kind in ("embedding", "embedding_bag"):
-            whole = hasattr(module, f"{kind}_configs") and hasattr(module, f"{kind}s")
-            sharded = hasattr(module, f"_{kind}_configs") and hasattr(module, "input_dist")
-            if whole or sharded:
-                yield Collection(path, module)
-                break
+        sequences = hasattr(module, "embedding_configs") and hasattr(module, "embeddings")
+        if sequences or is_collection(module) or is_sharded(module):
+            yield Collection(path, module)
 
 
 def inner_of(model: Any) -> nn.Module:

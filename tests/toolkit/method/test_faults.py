@@ -173,6 +173,15 @@ def in_parts() -> None:
     lpfs.prune(model)
 
 
+def sharded() -> None:
+    model = models.Base()
+    tables: Any = nn.Identity()
+    # As TorchRec's sharded collections have them, see tests/toolkit/test_torchrec_sharded.py.
+    tables.input_dist, tables._embedding_bag_configs = None, []
+    model.add_module("tables", tables)
+    lpfs.attach(model)
+
+
 FAULTS: dict[str, Callable[[], object]] = {
     "a module that is not there": lambda: attach(a="nowhere"),
     "two fields in one place": lambda: attach(a="first", b="first"),
@@ -181,6 +190,7 @@ FAULTS: dict[str, Callable[[], object]] = {
     "a module of another kind": with_norm,
     "gates where gates are": lambda: lpfs.attach(attached()),
     "gates for a pruned model": lambda: lpfs.attach(pruned()),
+    "tables that TorchRec has sharded": sharded,
     "the model's optimiser holds the gates": greedy,
     "another optimiser moves the gates": moved,
     "no gate": lambda: shrink(models.Base(), torch.optim.SGD(models.Base().parameters())),
