@@ -30,15 +30,15 @@ class Lives:
     def __init__(self, members: Sequence[tuple[str, ...]], living: Sequence[bool]) -> None:
         self.members = list(members)
         self.states: list[State] = ["living" if lives else "watched" for lives in living]
-        self.since = [0] * len(self.members)
-        """After how many rows each came into its state."""
+        self.since = [0.0] * len(self.members)
+        """When each came into its state, in rows or seconds, as a horizon is."""
         self.events: list[Event] = []
 
     def of(self, *states: State) -> list[int]:
         """The gates in one of some states."""
         return [i for i, own in enumerate(self.states) if own in states]
 
-    def move(self, gate: int, what: What, rows: int, cost: float, error: float) -> None:
+    def move(self, gate: int, what: What, rows: int, cost: float, error: float, now: float) -> None:
         """Let something happen to a gate."""
         after: dict[What, State] = {
             "joined": "watched",
@@ -47,7 +47,7 @@ class Lives:
             "asleep": "asleep",
             "woken": "audition",
         }
-        self.states[gate], self.since[gate] = after[what], rows
+        self.states[gate], self.since[gate] = after[what], now
         self.events.append(Event(rows, what, self.members[gate], cost, error))
 
     def state_dict(self) -> dict[str, Any]:
@@ -60,9 +60,9 @@ class Lives:
             "events": events,
         }
 
-    def load_state_dict(self, state: Mapping[str, Any], rows: int) -> list[int]:
-        """Go on from what `state_dict` returned, after so many rows; for every gate its place
-        there, −1 for one that joins."""
+    def load_state_dict(self, state: Mapping[str, Any], rows: int, now: float) -> list[int]:
+        """Go on from what `state_dict` returned, after so many rows and now; for every gate its
+        place there, −1 for one that joins."""
         places = {tuple(names): i for i, names in enumerate(state["members"])}
         found = [places.get(names, -1) for names in self.members]
         self.events = [
@@ -71,7 +71,7 @@ class Lives:
         ]
         for gate, place in enumerate(found):
             if place < 0:
-                self.move(gate, "joined", rows, 0.0, math.inf)
+                self.move(gate, "joined", rows, 0.0, math.inf, now)
             else:
                 self.states[gate], self.since[gate] = state["states"][place], state["since"][place]
         return found

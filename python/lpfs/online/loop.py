@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -68,12 +69,12 @@ class Online:
             standard errors.
         price: in place of `keep`: what a field must cost, in nats per row, to live. It dies when it
             is below by `sure` standard errors, and lives again when it is above by as many.
-        horizon: rows over which evidence fades, see `Ledger`.
+        horizon: rows, or time, over which evidence fades, see `Ledger`.
         cost: with a price: field → what it costs in production, in units of the price; else 1.
         watch: the share of the steps in which dead fields are shown: half of them, but no more than
             live, so that such a step reads at most twice the fields.
         sure: standard errors.
-        sleep: rows after which a dead field falls asleep; None is never.
+        sleep: rows, or time, after which a dead field falls asleep; None is never.
         seed: of the choice of steps and of dead fields.
         reduction, loss_scale: of the loss, see `RemovalCosts`.
 
@@ -111,11 +112,11 @@ class Online:
         *,
         keep: int | None = None,
         price: float | None = None,
-        horizon: float = 100_000,
+        horizon: float | timedelta = 100_000,
         cost: Mapping[str, float] | None = None,
         watch: float = 0.5,
         sure: float = 3.0,
-        sleep: float | None = None,
+        sleep: float | timedelta | None = None,
         seed: int = 0,
         reduction: Reduction = "mean",
         loss_scale: float | Callable[[], float] = 1.0,
@@ -134,22 +135,29 @@ class Online:
             raise ValueError(f"price must be positive and finite, got {price}")
         if cost and price is None:
             raise ValueError("cost: is in units of a price, and none is given")
-        if not 0 < horizon < math.inf:
+        if not 0 < _length(horizon) < math.inf:
             raise ValueError(f"horizon must be positive and finite, got {horizon}")
         if not 0 < watch < 1:
             raise ValueError(f"watch must be a share between 0 and 1, got {watch}")
         if not sure > 0:
             raise ValueError(f"sure must be positive, got {sure}")
-        if sleep is not None and not sleep > 0:
+        if sleep is not None and not _length(sleep) > 0:
             raise ValueError(f"sleep must be positive, got {sleep}")
+        if sleep is not None and isinstance(sleep, timedelta) != isinstance(horizon, timedelta):
+            raise ValueError("horizon and sleep must both be rows, or both be times")
         alive = [x != 0 for x in gate.x.tolist()]
         if not any(alive) and not gate.always_keep:
             raise ValueError("model: none of its fields lives")
         self.gate, self.optimizer = gate, optimizer
         self.keep = None if keep is None else keep - len(gate.always_keep)
         self.price = None if price is None else (prices_of(gate, cost or {}) * price).tolist()
-        self.horizon, self.watch, self.sure, self.sleep = float(horizon), watch, sure, sleep
+        self.timed, self.watch, self.sure = isinstance(horizon, timedelta), watch, sure
+        self.horizon = _length(horizon)
+        self.sleep = None if sleep is None else _length(sleep)
         self.seed, self.steps, self.rows = seed, 0, 0
+        self.now = 0.0
+        """Rows, or seconds, since the first step."""
+        self._last: float | None = None
         self._costs = RemovalCosts(gate, 1.0, reduction=reduction, loss_scale=loss_scale)
         self._constants = Constants(self._costs)
         self.ledger = Ledger(gate.x, self.horizon)
@@ -185,18 +193,27 @@ class Online:
         }
 
     @contextmanager
-    def step(self) -> Iterator[None]:
+    def step(self, at: float | datetime | None = None) -> Iterator[None]:
         """Around the passes forward and backward of a training step, whatever else is in it.
 
         In the block dead fields that are watched may be shown; outside of it, the model is that of
         the living ones. Where the block raises, nothing is learnt of it.
+
+        Args:
+            at: where the horizon is a time, that of the rows, a `datetime` or seconds. What is
+                older than a step before counts as if it came with that.
+
+        Raises ValueError if a moment is lacking, or said for nothing.
         """
+        if (at is not None) != self.timed:
+            kind = "a time: say `at` when" if self.timed else "in rows: it needs no `at`"
+            raise ValueError(f"step: the horizon is {kind}" + " the rows come from" * self.timed)
         shown = self._shown()
         self._set(shown)
         try:
             with self._constants.listening():
                 yield
-            self._take()
+            self._take(at.timestamp() if isinstance(at, datetime) else at)
         finally:
             assert self.gate.moments is not None
             self.gate.moments.grad = self.gate.x.grad = None
@@ -233,20 +250,25 @@ class Online:
         self._hears[heard] = True
         self._hears = self._hears.to(gate.x.device)
 
-    def _take(self) -> None:
+    def _take(self, at: float | None) -> None:
         assert self.gate.moments is not None
         if self.gate.moments.grad is None:
             raise RuntimeError("the step had no pass backward that reached the gates")
         rows = int(self.gate.moments.grad[2].max())
+        passed = float(rows)
+        if at is not None:
+            last = at if self._last is None else self._last
+            passed, self._last = max(at - last, 0.0), max(at, last)
         costs = self._costs.take()
         assert costs is not None
         costs = (costs - self._constants.take())[: len(self._hears)]
         for ledger in (self.ledger, self.quick):
-            ledger.hear(costs, self._hears, rows)
+            ledger.hear(costs, self._hears, passed)
         self.steps += 1
         self.rows += rows
-        if self.rows >= self._next_look:
-            self._next_look = self.rows + self.horizon / LOOKS
+        self.now += passed
+        if self.now >= self._next_look:
+            self._next_look = self.now + self.horizon / LOOKS
             self._look()
             self._at = None
 
@@ -257,7 +279,7 @@ class Online:
 
         def move(gate: int, what: What, ledger: Ledger = self.ledger) -> None:
             mean, error = ledger.mean()[gate].item(), ledger.error()[gate].item()
-            self.lives.move(gate, what, self.rows, mean, error)
+            self.lives.move(gate, what, self.rows, mean, error, self.now)
 
         for ledger, (mean, error) in zip(ledgers, known, strict=True):
             if (change := self._change(mean, error)) is not None:
@@ -266,9 +288,9 @@ class Online:
                 for gate in change.lives:
                     move(gate, "revived", ledger)
                 self._forget(OUTDATED)
-                self._next_change = self.rows + SETTLE * self.horizon
+                self._next_change = self.now + SETTLE * self.horizon
                 break
-        if not self._learnt and self.rows >= LEARN * self.horizon:
+        if not self._learnt and self.now >= LEARN * self.horizon:
             self._learnt = True
             self._forget(1.0)
         dead = self.lives.of("watched", "audition")
@@ -295,13 +317,13 @@ class Online:
     def _change(self, mean: list[float], error: list[float]) -> Change | None:
         living, watched = self.lives.of("living"), self.lives.of("watched", "audition")
         if self.keep is not None and len(living) > self.keep:
-            past = (self.rows / self.horizon - FALL) / (FALLEN - FALL)
+            past = (self.now / self.horizon - FALL) / (FALLEN - FALL)
             left = (1 - min(max(past, 0.0), 1.0)) ** 3
             allowed = self.keep + math.ceil((self._at_first - self.keep) * left)
             if len(living) <= allowed:
                 return None
             return Change(dies=(min(living, key=lambda i: mean[i] + error[i]),))
-        if self.rows < FALL * self.horizon or self.rows < self._next_change:
+        if self.now < FALL * self.horizon or self.now < self._next_change:
             return None
         if self.keep is not None:
             return swap(mean, error, living, watched, self.keep, self.sure)
@@ -314,19 +336,19 @@ class Online:
             return
         since = self.lives.since
         for gate in self.lives.of("audition"):
-            heard = self.rows - since[gate]
+            heard = self.now - since[gate]
             if heard >= LEARN * self.horizon and gate not in self._heard:
                 self._heard.add(gate)
                 self._forget(1.0, [gate])
             if heard >= self.horizon:
                 move(gate, "asleep")
         for gate in self.lives.of("watched"):
-            if self.rows - since[gate] >= self.sleep:
+            if self.now - since[gate] >= self.sleep:
                 move(gate, "asleep")
         asleep, up = self.lives.of("asleep"), len(self.lives.of("audition"))
         wanted = math.ceil((len(asleep) + up) / ROUND) - up
         for gate in sorted(asleep, key=lambda i: since[i])[: max(wanted, 0)]:
-            if self.rows > since[gate]:
+            if self.now > since[gate]:
                 move(gate, "woken")
                 self._heard.discard(gate)
 
@@ -336,6 +358,8 @@ class Online:
         return {
             "steps": self.steps,
             "rows": self.rows,
+            "now": self.now,
+            "last": self._last,
             "ledger": self.ledger.state_dict(),
             "quick": self.quick.state_dict(),
             "lives": self.lives.state_dict(),
@@ -354,6 +378,8 @@ class Online:
         it is worth it. Raises ValueError if none that lived is in the model; then nothing was
         changed.
         """
+        if self.timed != (state["last"] is not None) and state["steps"]:
+            raise ValueError("state: of a horizon in another unit")
         there = {
             tuple(names): lives == "living"
             for names, lives in zip(
@@ -364,7 +390,8 @@ class Online:
         if not lived and not self.gate.always_keep:
             raise ValueError("state: none of the fields that lived is in the model")
         self.steps, self.rows = state["steps"], state["rows"]
-        places = self.lives.load_state_dict(state["lives"], self.rows)
+        self.now, self._last = state["now"], state["last"]
+        places = self.lives.load_state_dict(state["lives"], self.rows, self.now)
         self.ledger.load_state_dict(state["ledger"], places)
         self.quick.load_state_dict(state["quick"], places)
         self._at_first, self._learnt = state["at_first"], state["learnt"]
@@ -376,3 +403,8 @@ class Online:
         self._next_look, self._next_change = state["next"]
         self._at = None
         self._set([])
+
+
+def _length(of: float | timedelta) -> float:
+    """Rows, or seconds."""
+    return of.total_seconds() if isinstance(of, timedelta) else float(of)

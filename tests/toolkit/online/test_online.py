@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -63,6 +64,61 @@ def test_a_field_that_is_the_same_in_every_row_from_some_day_on_is_worth_nothing
             optimizer.step()
             optimizer.zero_grad()
     assert online.kept() == ["b", "c"]
+
+
+def test_a_horizon_in_time_is_one_in_rows_where_rows_come_evenly() -> None:
+    """A row a second. The same bits, so nothing is left that goes by rows."""
+
+    def run(timed: bool) -> tuple[lpfs.Online, torch.nn.Module]:
+        model, optimizer, _ = learner()
+        options: dict[str, Any] = {"horizon": 20 * ROWS, "sleep": 40 * ROWS}
+        if timed:
+            options = {name: timedelta(seconds=value) for name, value in options.items()}
+        online = lpfs.Online(model, optimizer, keep=2, **options)
+        begin = datetime(2026, 1, 1, tzinfo=timezone.utc)
+        for step in range(120):
+            codes, clicks = batch(step, "ab")
+            # The first step has no time before it: here it begins a step earlier.
+            at = begin + timedelta(seconds=step * ROWS)
+            if timed and not step:
+                online._last = (begin - timedelta(seconds=ROWS)).timestamp()
+            with online.step(at) if timed else online.step():
+                F.binary_cross_entropy_with_logits(model(codes), clicks).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+        return online, model
+
+    (rows, its), (seconds, other) = run(False), run(True)
+    assert rows.events == seconds.events != []
+    assert {e.what for e in rows.events} >= {"died", "asleep", "woken"}
+    assert rows.costs() == seconds.costs()
+    assert all(torch.equal(a, b) for a, b in zip(its.parameters(), other.parameters(), strict=True))
+
+
+def test_time_goes_on_where_no_rows_come_and_not_backwards() -> None:
+    model, optimizer, _ = learner()
+    online = lpfs.Online(model, optimizer, keep=2, horizon=timedelta(hours=1))
+
+    def step(at: float | None) -> None:
+        with online.step(at):
+            F.binary_cross_entropy_with_logits(model(batch(0, "a")[0]), batch(0, "a")[1]).backward()
+
+    for second in range(20):
+        step(second)
+    assert online.now == 19
+    step(5)
+    assert online.now == 19
+    assert online.ledger.error()[0] < float("inf")
+    step(200_000)
+    assert online.now == 200_000
+    assert online.ledger.error()[0] == float("inf")
+    with pytest.raises(ValueError, match="step: the horizon is a time: say `at` when the rows"):
+        step(None)
+    state, own = online.state_dict(), lpfs.Online(model, optimizer, keep=2)
+    with pytest.raises(ValueError, match="of a horizon in another unit"):
+        own.load_state_dict(state)
+    with pytest.raises(ValueError, match="in rows: it needs no `at`"), own.step(3.0):
+        pass
 
 
 def test_a_price_is_what_every_field_that_lives_is_worth() -> None:
@@ -267,6 +323,8 @@ def test_what_dead_fields_learn_with_stays_quick() -> None:
         ({"keep": 2, "watch": 1.0}, "watch must be a share between 0 and 1, got 1.0"),
         ({"keep": 2, "sure": 0.0}, "sure must be positive, got 0.0"),
         ({"keep": 2, "sleep": -1.0}, "sleep must be positive, got -1.0"),
+        ({"keep": 2, "horizon": timedelta(0)}, "horizon must be positive and finite, got 0:00:00"),
+        ({"keep": 2, "sleep": timedelta(1)}, "horizon and sleep must both be rows, or both be"),
     ],
 )
 def test_arguments_out_of_range_are_refused(options: dict[str, Any], fault: str) -> None:
