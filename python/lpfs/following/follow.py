@@ -18,7 +18,6 @@ from torch.nn import functional as F
 
 import lpfs
 from lpfs.data import Batch, Data, DataError, Encoder, InOrder, Reading, load, stream
-from lpfs.data.encode import MISSING, UNKNOWN
 from lpfs.data.places import expand
 from lpfs.files import PARTIAL, write_durably
 from lpfs.following.beside import Beside
@@ -32,6 +31,7 @@ from lpfs.method.pruning import prune
 from lpfs.models.named import new
 from lpfs.online.loop import FALLEN, Online
 from lpfs.optim import Adagrad
+from lpfs.run.tally import Tally
 from lpfs.serving.publishing import publish
 from lpfs.unfinished import locked
 
@@ -193,14 +193,13 @@ class _Following:
         counts = [np.zeros(size, dtype=np.int64) for size in sizes]
         logits, labels = list[Tensor](), list[Tensor]()
         coded = [e.name for e in self.encoders if e.cardinality]
-        scaled = [e.name for e in self.encoders if not e.cardinality]
-        blank = np.zeros(len(scaled), dtype=np.int64)
+        tally = Tally(self.encoders)
         if self.beside is not None:
             self.beside.begin()
         for batch in self._batches(path):
             for i, column in enumerate(batch.codes[:, : len(sizes)].numpy().T):
                 counts[i] += np.bincount(column, minlength=sizes[i])
-            blank += batch.numbers.isnan().sum(0).numpy()
+            tally.add(batch.codes, batch.numbers)
             with torch.no_grad():
                 logits.append(self.model(batch.codes, batch.numbers))
             labels.append(batch.labels)
@@ -217,6 +216,7 @@ class _Following:
         rows = len(truth)
         states = self.online.lives
         beside = {} if self.beside is None else self.beside.logits()
+        unknown = (tally.unknown / tally.values)[: len(coded)]
         day = Day(
             name=name,
             rows=rows,
@@ -229,9 +229,8 @@ class _Following:
                 field: DayCost(nats=cost.nats, error=_known(cost.error))
                 for field, cost in self.online.costs().items()
             },
-            unknown={n: float(c[UNKNOWN] / rows) for n, c in zip(coded, counts, strict=True)},
-            missing={n: float(c[MISSING] / rows) for n, c in zip(coded, counts, strict=True)}
-            | dict(zip(scaled, (blank / rows).tolist(), strict=True)),
+            unknown=dict(zip(coded, unknown.tolist(), strict=True)),
+            missing=dict(zip(tally.names, (tally.missing / rows).tolist(), strict=True)),
             psi={
                 n: stability(c, first.numpy())
                 for n, c, first in zip(coded, counts, self.counts, strict=True)

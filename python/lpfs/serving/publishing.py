@@ -14,7 +14,7 @@ import torch
 import lpfs
 from lpfs.checksums import seal
 from lpfs.data import DataError, Encoder
-from lpfs.files import directory_appearing, parents_made, sync, write_durably
+from lpfs.files import PARTIAL, directory_appearing, parents_made, sync, write_durably
 from lpfs.models.named import MODELS, Network, name_of
 from lpfs.run.directory import Values, write_model
 from lpfs.run.fitting import fields_fitting
@@ -139,3 +139,5 @@ def _sweep(place: Path) -> None:
     for path in place.glob(".*-*"):
         if path.name[1:].partition("-")[0].isdigit():
             shutil.rmtree(path, ignore_errors=True)
+    for path in place.glob(f"{PARTIAL}*"):
+        path.unlink(missing_ok=True)
