@@ -5,6 +5,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+if sys.platform != "win32":
+    import resource
+
 STATUS = Path("/proc/self/status")
 RESET = Path("/proc/self/clear_refs")
 
@@ -14,6 +17,28 @@ def resident(name: str) -> int:
     part that is no file's, `VmHWM` the peak."""
     (line,) = [x for x in STATUS.read_text().splitlines() if x.startswith(f"{name}:")]
     return int(line.split()[1]) * 1024
+
+
+def free() -> int | None:
+    """Bytes that this process can still get: what its limits (RLIMIT_AS, of its control group) and
+    the machine leave, the least of them; None where the system does not say."""
+    if sys.platform != "linux":
+        return None
+    left = []
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit != resource.RLIM_INFINITY:
+        left.append(limit - resident("VmSize"))
+    group = Path("/sys/fs/cgroup")
+    try:
+        most = (group / "memory.max").read_text().strip()
+        if most != "max":
+            left.append(int(most) - int((group / "memory.current").read_text()))
+    except OSError:
+        pass  # no control groups, or those of version 1
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            left.append(int(line.split()[1]) * 1024)
+    return max(0, min(left)) if left else None
 
 
 class Peak:

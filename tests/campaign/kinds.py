@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from . import damage, disk, hostile
+from . import damage, disk, hostile, numbers
 from .case import Kind
 
 KINDS: dict[str, Kind] = {
     "damage": damage.cases,
     "disk": disk.cases,
     "hostile": hostile.cases,
+    "numbers": numbers.cases,
 }

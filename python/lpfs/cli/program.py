@@ -28,6 +28,7 @@ from lpfs.cli.signals import interrupt, signals_call
 from lpfs.cli.statuses import Status
 from lpfs.unfinished import StoppedError
 
+LESS = "; less is needed with --batch-size, --dim and --min-count, or with --hash for large columns"
 # typer exports none of click's exceptions but this one's child.
 UsageError: Any = typer.BadParameter.__base__
 
@@ -103,6 +104,14 @@ def _run(arguments: list[str] | None) -> NoReturn:
             again = "the same torchrun command with --resume"
         complain(f"{stop}; to go on: {again}")
         status = Status.INTERRUPTED
+    except MemoryError as error:
+        complain(f"out of memory{f': {error}' if str(error) else ''}{LESS}")
+        status = Status.FAILED
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):  # PyTorch's words for it
+            raise
+        complain(f"out of memory: {str(error).partition('memory: ')[2]}{LESS}")
+        status = Status.FAILED
     except OSError as error:
         # Of a disk or a terminal, where nothing of ours says more.
         complain(str(error))

@@ -35,6 +35,8 @@ from lpfs.data.words import Buckets, Words
 
 __all__ = ["Raw", "named_parts"]
 
+MOST_WORDS = 1 << 24
+"""Of a column: some 2 GiB of words. Whoever has more hashes them."""
 # Values that are in memory at a time in the second pass; few, so that they stay in the cache.
 PIECE = 1 << 19
 
@@ -102,6 +104,15 @@ class Raw:
             with convertible(chunk, name):
                 codes.append(words.number(chunk.rows[name]))
         lists = [self._list(chunk, k, name) for k, name in enumerate(self.lists)]
+        named = zip((*self.words, *self.list_words), (*self.categories, *self.lists), strict=True)
+        for words, name in named:
+            if isinstance(words, Words) and len(words) > MOST_WORDS:
+                raise DataError(
+                    chunk.file,
+                    f"column {name!r}",
+                    f"more than {MOST_WORDS:,} different values, too many to remember (what hashes "
+                    f"them: hash {name}=1000000, or leave it out)",
+                )
         for j, name in enumerate(self.numbers):
             column = chunk.rows[name]
             if isinstance(column, np.ndarray):  # nothing but whole numbers
@@ -116,8 +127,9 @@ class Raw:
             self.strays[name] = before + stray.count, first_one, said
         tasks = [task.of(chunk, name) for name, task in self._tasks.items()]
         for name, task in zip(self._tasks, tasks, strict=True):
-            if (task[labels != UNLABELLED] == UNLABELLED).any():
-                row = chunk.first + int((task == UNLABELLED).argmax()) + 1
+            missing = (task == UNLABELLED) & (labels != UNLABELLED)
+            if missing.any():
+                row = chunk.first + int(missing.argmax()) + 1
                 raise DataError(
                     chunk.file, f"row {row}", f"column {name!r}", "expected 0 or 1, got nothing"
                 )

@@ -26,6 +26,7 @@ from lpfs.lifecycle.settings import (
 from lpfs.lifecycle.stages import Stages, first_difference
 from lpfs.lifecycle.threads import Processors, in_step
 from lpfs.lifecycle.training import Progress, ProgressCallback, predict
+from lpfs.memory import free
 from lpfs.method.budget import Budget
 from lpfs.method.gate import FeatureGate
 from lpfs.method.penalty import Penalty
@@ -116,6 +117,7 @@ class Context:
                 f"model: {type(model).__name__} has one head, for the label; expected Industrial "
                 f"for {', '.join(self.data.tasks)} too"
             )
+        _require_room(model, self.settings)
         config = {"class": type(model).__name__, **model.config()}
         require_gates(model, self.settings)
         return config
@@ -163,6 +165,25 @@ class Context:
             alive = None if gate is None else len(gate.kept())
             rows = (step - self.stages.begun) * self.batch_size
             self.progress(Progress(stage, step, steps, rows, loss, alive, torch.get_num_threads()))
+
+
+COPIES = 4
+"""Of the weights at the end of pre-training, at least: them and their optimiser's state, and both
+as they are kept for other selections."""
+
+
+def _require_room(model: Network, settings: Settings) -> None:
+    """Raise ValueError where the weights of a model cannot be trained in the memory that is left:
+    later, the system would end the process without a word."""
+    size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    left = free() if torch.device(settings.device).type == "cpu" else None
+    if left is not None and COPIES * size > left:
+        most = max(model.parameters(), key=lambda parameter: parameter.numel())
+        raise ValueError(
+            f"the model's weights with their optimiser's state need {COPIES * size / 2**30:.2f} "
+            f"GiB, {left / 2**30:.2f} GiB are left (largest: {tuple(most.shape)}; smaller with a "
+            "smaller dim, a larger min_count, or hashed columns)"
+        )
 
 
 def gate_options(model: Network, settings: Settings) -> dict[str, Any]:

@@ -68,7 +68,9 @@ class Settings(BaseModel):
     top: tuple[int, ...] = (256, 128)
     numbers: Literal["fields", "mlp"] = "fields"
     bags: Mode = Field(default="mean", description="of the values of a list: mean or sum")
-    lr: float = Field(default=0.01, gt=0, description="Adagrad's learning rate for the weights")
+    lr: float = Field(
+        default=0.01, gt=0, le=1e30, description="Adagrad's learning rate for the weights"
+    )
     batch_size: int | None = Field(default=None, ge=1, description="default: by the number of rows")
     epochs: int = Field(default=1, ge=0, description="passes over the rows after pruning, at most")
     seed: int = 0

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from unittest import mock
 
 import pyarrow as pa
 import pyarrow.parquet
@@ -83,3 +84,30 @@ def test_a_full_standard_output_is_said_in_a_line(capsys: pytest.CaptureFixture[
     with redirect_stdout(Full()), pytest.raises(SystemExit, match="1"):
         main(["--help"])
     assert capsys.readouterr().err == "lpfs: [Errno 28] No space left on device\n"
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (MemoryError(), "out of memory; "),
+        (MemoryError("malloc of size 64 failed"), "out of memory: malloc of size 64 failed; "),
+        (
+            RuntimeError(
+                "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate "
+                "memory: you tried to allocate 4000 bytes. Error code 12 (Cannot allocate memory)"
+            ),
+            "out of memory: you tried to allocate 4000 bytes.",
+        ),
+    ],
+)
+def test_where_memory_ends_a_line_says_what_needs_less(
+    fault: Exception, said: str, tmp_path: Path
+) -> None:
+    log = written(tmp_path / "log.parquet")
+    with mock.patch("lpfs.data.load.build", side_effect=fault):
+        ended = lpfs("select", log, "--keep", 2, "--out", tmp_path / "run", *QUICK)
+    assert ended.status == 1
+    assert ended.err.startswith(f"lpfs: {said}")
+    assert ended.err.count("\n") == 1
+    assert "--hash" in ended.err
+    assert [*tmp_path.iterdir()] == [log]

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lpfs.data import ByColumn, ByFraction, ClickLog, DataError, InOrder, Recipe, load, stream
+from lpfs.data import ByColumn, ByFraction, ClickLog, DataError, InOrder, Recipe, load, raw, stream
 
 GOOD = "label,a,b,split\n" + "".join(
     f"{i % 2},w{i % 3},{i}.5,{'test' if i // 2 % 5 == 0 else 'train'}\n" for i in range(100)
@@ -181,6 +181,24 @@ def test_scoring_says_what_is_missing(tmp_path: Path) -> None:
     (tmp_path / "new.csv").write_text("a,b,split\nx,1,y\nx,y,z\n")
     with pytest.raises(DataError, match=r"new\.csv: row 2: column 'b'.*'y'"):
         list(stream(tmp_path / "new.csv", data.encoders))
+
+
+def test_a_vocabulary_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(raw, "MOST_WORDS", 50)
+    columns = {"label": [0, 1] * 50, "few": ["a", "b"] * 50, "many": [f"w{i}" for i in range(100)]}
+    with pytest.raises(DataError, match=r"'many': more than 50 different values.*hash many="):
+        load(columns)
+    load(columns, hashed={"many": 30})
+    lists = columns | {"many": [f"x|w{i}" for i in range(100)]}
+    with pytest.raises(DataError, match=r"'many': more than 50 different values"):
+        load(lists, lists={"many": "|"})
+
+
+def test_a_further_label_is_missed_in_its_row(tmp_path: Path) -> None:
+    lines = ["label,second,a", ",,x", *(f"{i % 2},{i % 2},x" for i in range(30)), "1,,x"]
+    (tmp_path / "log.csv").write_text("\n".join(lines) + "\n")
+    with pytest.raises(DataError, match=r"row 32: column 'second': expected 0 or 1, got nothing"):
+        load(tmp_path / "log.csv", auxiliary=["second"])
 
 
 @settings(max_examples=150, deadline=None)

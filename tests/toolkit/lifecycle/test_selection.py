@@ -203,6 +203,16 @@ def test_a_huge_rate_diverges_with_stage_and_step(log: Data) -> None:
         run(log, lr=1e20)
 
 
+def test_weights_for_which_there_is_no_memory_are_refused_before_training(
+    log: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lpfs.lifecycle.context.free", lambda: 1 << 10)
+    with pytest.raises(ValueError, match=r"need 0\.00 GiB, 0\.00 GiB are left .*smaller dim"):
+        run(log)
+    monkeypatch.setattr("lpfs.lifecycle.context.free", lambda: None)
+    run(log)
+
+
 def test_validation_rows_without_a_click_are_enough(log: Data) -> None:
     quiet = replace(log.validation, labels=np.zeros_like(log.validation.labels))
     assert len(run(replace(log, validation=quiet)).kept) == 3
