@@ -2,6 +2,8 @@
 # make test   install everything into .venv and run format check, lint, types and all tests
 # make bench  measure the core set, in at most 20 minutes; bench-all: the full grid, in hours
 # make emulate  every case of the emulator of GPUs, and the faults it must find, in an hour
+# make sanitized  the operators' C++ checked while it runs under the tests of the CPU: addresses and
+#             undefined behaviour; with SANITIZERS=thread, four threads
 # make gpu    on a machine with a CUDA device and torch: the kernels' tests on it and the core set
 
 PYTHON ?= python3
@@ -14,7 +16,7 @@ INSTALLED := $(VENV)/.installed
 # Tests of kernels' PTX look here too, and skip where there is none.
 export LPFS_EMULATOR ?= ../shared/ptx
 
-.PHONY: demo test emulate bench bench-all gpu clean
+.PHONY: demo test emulate sanitized bench bench-all gpu clean
 
 demo: $(INSTALLED)
 	rm -rf demo-run
@@ -30,6 +32,10 @@ emulate: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(VENV)/bin/pytest -n 2 tests/kernels/emulated
 	$(VENV)/bin/python $(LPFS_EMULATOR)/run.py --full
 	$(VENV)/bin/python $(LPFS_EMULATOR)/run.py --controls
+
+SANITIZERS ?= address,undefined
+sanitized: $(INSTALLED)
+	OMP_NUM_THREADS=2 $(VENV)/bin/python tests/kernels/sanitized.py $(SANITIZERS)
 
 # fbgemm is an opponent; where it does not install, its rows are missing.
 bench bench-all: $(INSTALLED)

@@ -22,12 +22,14 @@ except ModuleNotFoundError:
 
 
 # `make sanitized`: what checks itself while it runs, address,undefined or thread.
-SANITIZERS = os.environ.get("LPFS_SANITIZERS")
+SANITIZERS = os.environ.get("LPFS_SANITIZERS", "")
 OPTIMIZED = ["-O3", "-g0"]
 SANITIZED = ["-O1", "-g1", "-fno-omit-frame-pointer", f"-fsanitize={SANITIZERS}"]
-SANITIZED += ["-fno-sanitize-recover=all"]
+# Functions that are not inlined do not have the instruction set of those that choose it.
+SANITIZED += ["-fno-sanitize-recover=all", "-DLPFS_SANITIZED", "-march=native", "-Wno-psabi"]
 COMPILE = [*(SANITIZED if SANITIZERS else OPTIMIZED), "-fvisibility=hidden"]
-LINK = [f"-fsanitize={SANITIZERS}"] if SANITIZERS else []
+LINK = [f"-fsanitize={SANITIZERS}", "-Wl,-Bsymbolic"] if SANITIZERS else []
+THREADS = ["tests/kernels/four_threads.cpp"] if SANITIZERS == "thread" else []
 
 
 class Build(BuildExtension):
@@ -62,6 +64,7 @@ extension = CppExtension(
         "csrc/removal_costs.cpp",
         "csrc/row_steps.cpp",
         "csrc/row_steps_loops.cpp",
+        *THREADS,
     ],
     depends=glob("csrc/*.h"),
     extra_compile_args=[

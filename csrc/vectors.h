@@ -6,8 +6,14 @@
 #include <cstring>
 #include <type_traits>
 
+// With the checks of sanitizers, what becomes one function is too large for a compiler to end with.
+#if defined(LPFS_SANITIZED)
+#define LPFS_INLINE inline
+#define LPFS_INLINE_LAMBDA
+#else
 #define LPFS_INLINE inline __attribute__((always_inline))
 #define LPFS_INLINE_LAMBDA __attribute__((always_inline))
+#endif
 
 // Vectors of 8 and more are those of AVX2 and AVX-512, and such processors convert fp16. Clang looks
 // at the registers of an asm statement before it knows the instruction set of the caller.
