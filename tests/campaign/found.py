@@ -75,6 +75,44 @@ FOUND = [
         "tests/toolkit/run/test_run.py::test_a_summary_is_checked_when_it_is_read",
     ),
     Found(
+        "hostile",
+        "an infinite cost in a summary ended `show` in a traceback",
+        "numbers of a summary were not asked whether they are finite",
+        "tests/toolkit/run/test_run.py::test_a_summary_is_checked_when_it_is_read",
+    ),
+    Found(
+        "numbers",
+        "`--lr inf` was refused in the words of an operator",
+        "the rate had no upper end",
+        "tests/campaign/test_campaign.py::test_a_part_of_every_kind",
+    ),
+    Found(
+        "numbers",
+        "another row was named than the one that lacks a further label",
+        "rows that are left out were looked at too",
+        "tests/toolkit/data/test_bad_input.py::test_a_further_label_is_missed_in_its_row",
+    ),
+    Found(
+        "memory",
+        "a model too large for the machine ended by the system's killer, or in a traceback, after "
+        "reading",
+        "nobody asked what is left",
+        "tests/toolkit/lifecycle/test_selection.py"
+        "::test_weights_for_which_there_is_no_memory_are_refused_before_training",
+    ),
+    Found(
+        "memory",
+        "where memory ended, a command did in a traceback",
+        "MemoryError, and what PyTorch raises in its place, were not expected",
+        "tests/toolkit/cli/test_terminal.py::test_where_memory_ends_a_line_says_what_needs_less",
+    ),
+    Found(
+        "memory",
+        "a column of any number of different values was remembered until memory ended",
+        "vocabularies had no end",
+        "tests/toolkit/data/test_bad_input.py::test_a_vocabulary_has_an_end",
+    ),
+    Found(
         "processes",
         "when its terminal went away, a run lost what it had done since the last checkpoint, and "
         "`predict` left a hidden part of a file, after SIGTERM too",
@@ -124,6 +162,32 @@ FOUND = [
         "of eight files of the first pass seven stayed open where the first was on a full disk",
         "the first that could not be closed ended the closing",
         "tests/campaign/test_campaign.py::test_a_part_of_every_kind",
+    ),
+    Found(
+        "disk",
+        "a damaged cell of an experiment ended it in a line without a name, or counted; a damaged "
+        "model that cells share failed all of them, time and again",
+        "neither knew what it had held",
+        "tests/toolkit/experiment/test_experiment.py::test_a_damaged_cell_is_run_again",
+    ),
+    Found(
+        "disk",
+        "no log could be read with its cache on a file system without flock",
+        "the lock that only sweeping needs was demanded",
+        "tests/toolkit/test_files.py::test_a_file_system_without_locks",
+    ),
+    Found(
+        "disk",
+        "of two runs with one `--out` the second did all its work, and could not write it",
+        "whether the place is free was asked only before the first had ended",
+        "tests/toolkit/test_files.py::test_a_result_that_appeared_meanwhile_is_not_worked_on",
+    ),
+    Found(
+        "disk",
+        "a process could lock a directory that another was just removing, and work in none",
+        "the lock was that of a directory without a name",
+        "tests/toolkit/test_files.py"
+        "::test_a_directory_that_went_while_its_lock_was_awaited_is_not_worked_in",
     ),
     Found(
         "processes",

@@ -36,7 +36,7 @@ class Judged(BaseModel):
     """A number of fields: the set of that size on the way, the first or the last that lasted, and
     its loss on validation rows."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     keep: int
     kept: list[str]
     log_loss: float

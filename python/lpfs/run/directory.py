@@ -57,10 +57,13 @@ History = Mapping[str, Sequence[float]]
 """The columns of `history.parquet`."""
 
 
+STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
 class Died(BaseModel):
     """A field that is not kept, and the step (from 1) at which it died for the last time."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = STRICT
     name: str
     step: int
 
@@ -68,7 +71,7 @@ class Died(BaseModel):
 class Cut(BaseModel):
     """A death with the gate still above a tenth of its start just before it."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = STRICT
     names: tuple[str, ...]
     step: int
     gate_before: float
@@ -77,7 +80,7 @@ class Cut(BaseModel):
 class FieldCost(BaseModel):
     """What the removal of a field would add to the log loss, as the selection's end saw it."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = STRICT
     nats: float
     """Per row of the whole log. Below 0 where the field does harm."""
     error: float | None
@@ -90,7 +93,7 @@ class Values(BaseModel):
     """How a column was read, and shares of its rows, 0 to 1, to which those of scored rows are
     compared."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = STRICT
     kind: Kind
     why: str
     distinct: int
@@ -104,7 +107,7 @@ class Values(BaseModel):
 class Summary(BaseModel):
     """`selection.json`."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = STRICT
     schema_version: Literal[2] = 2
     source: str
     """What was read, as it was named."""

@@ -20,7 +20,7 @@ ENOUGH = 3
 class Replacement(BaseModel):
     """The fields behind one gate whose removal cost rose most when another field went."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     by: tuple[str, ...]
     rise: float
     """By how much more than all costs grew, in nats per row."""

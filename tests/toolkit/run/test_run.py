@@ -109,6 +109,13 @@ def test_a_summary_is_checked_when_it_is_read(
     seal(path.parent)
     with pytest.raises(DataError, match="'mine' is none of the fields with a gate"):
         load_summary(tmp_path / "run")
+    cost = next(iter(good["costs"]))
+    endless = good["costs"][cost] | {"nats": math.inf}
+    for change in ({"gain": math.inf}, {"costs": good["costs"] | {cost: endless}}):
+        path.write_text(json.dumps({**good, **change}))
+        seal(path.parent)
+        with pytest.raises(DataError, match="finite"):
+            load_summary(tmp_path / "run")
     del good["gates"]
     with pytest.raises(pydantic.ValidationError, match="gates"):
         Summary.model_validate(good)
