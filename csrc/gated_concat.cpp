@@ -264,7 +264,8 @@ Target target_of(const Flow& flow, int64_t item_bytes, int64_t row) {
 }
 
 void zero(Target target, int64_t rows, int64_t bytes) {
-  for (int64_t r = 0; r < rows; ++r) std::memset(target.row(r), 0, bytes);
+  // An empty tensor has no address, and memset takes none, of 0 bytes either.
+  for (int64_t r = 0; bytes && r < rows; ++r) std::memset(target.row(r), 0, bytes);
 }
 
 // From a buffer that holds the rows without gaps.

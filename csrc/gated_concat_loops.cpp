@@ -491,6 +491,7 @@ const Loops& loops_for(Dtype dtype) {
 }
 
 void stream(void* target, const void* source, int64_t bytes) {
+  if (bytes == 0) return;  // an empty tensor has no address, and memcpy takes none
 #if defined(__x86_64__)
   auto* to = static_cast<char*>(target);
   auto* from = static_cast<const char*>(source);

@@ -195,7 +195,8 @@ LPFS_INLINE void finish(const T* row, int64_t field_stride, int64_t column_strid
     const bool dead = fields[i].dead;
     const auto factor = static_cast<C>(fields[i].factor);
     Vector<C, N> lanes{};
-    if (dead) std::memset(target, 0, width * sizeof(T));
+    // An empty tensor has no address, and memset takes none, of 0 bytes either.
+    if (dead && width) std::memset(target, 0, width * sizeof(T));
     if (own && column_stride != 1) {
       for (int64_t j = 0; j < width; ++j) {
         Vector<C, 1> product{};

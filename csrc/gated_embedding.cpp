@@ -605,7 +605,8 @@ Gradients dense_backward(const Checks& checks, const Call& call, const Rows& gra
       const Lookup& field = call.fields[part.field];
       const int64_t elements = (part.end - part.first) * call.width;
       char* const target = data + part.first * call.width * item;
-      if (field.dead) std::memset(target, 0, elements * item);
+      // An empty tensor has no address, and memset takes none, of 0 bytes either.
+      if (field.dead && elements) std::memset(target, 0, elements * item);
       // From the first samples row products are taken, and the first matter at all.
       const int64_t sampled = watched ? watched->plan.rows_of(part.field) : 0;
       const int64_t samples = !field.dead || field.learns ? call.batch : sampled;
@@ -614,7 +615,7 @@ Gradients dense_backward(const Checks& checks, const Call& call, const Rows& gra
       if (!field.dead) {
         if (item != bytes && !scratch) scratch.reset(new char[at_once * call.width * bytes]);
         totals = item == bytes ? target : scratch.get();
-        std::memset(totals, 0, elements * bytes);
+        if (elements) std::memset(totals, 0, elements * bytes);
       }
       const int64_t slot = watched ? watched->parts[part.field] : -1;
       bool watches = false;
