@@ -81,6 +81,25 @@ FOUND = [
         "tests/toolkit/run/test_run.py::test_a_summary_is_checked_when_it_is_read",
     ),
     Found(
+        "hostile",
+        "a checkpoint with words for numbers ended `--resume` in a traceback",
+        "its keys were checked, and not what they hold",
+        "tests/toolkit/lifecycle/test_resume.py::test_a_checkpoint_of_another_version_is_named",
+    ),
+    Found(
+        "hostile",
+        "a summary whose options of reading are none ended `predict` in a traceback",
+        "they are any JSON to the summary, and were used as they are",
+        "tests/toolkit/run/test_run.py::test_a_summary_is_checked_when_it_is_read",
+    ),
+    Found(
+        "sanitizers",
+        "memset and memcpy got the address of an empty tensor, which is none: undefined, also of 0 "
+        "bytes; a compiler may conclude that what comes later is never null",
+        "sizes of 0 were tested, and addresses there looked at by nobody",
+        "tests/kernels/test_cpu_gated_cross.py::test_both_ways",
+    ),
+    Found(
         "numbers",
         "`--lr inf` was refused in the words of an operator",
         "the rate had no upper end",

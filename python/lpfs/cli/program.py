@@ -107,6 +107,11 @@ def _run(arguments: list[str] | None) -> NoReturn:
     except MemoryError as error:
         complain(f"out of memory{f': {error}' if str(error) else ''}{LESS}")
         status = Status.FAILED
+    except ImportError as error:
+        if "failed to map segment" not in str(error):  # the linker's words for it
+            raise
+        complain(f"out of memory: {error}; PyTorch and pyarrow alone need some 2 GiB of addresses")
+        status = Status.FAILED
     except RuntimeError as error:
         if "can't allocate memory" not in str(error):  # PyTorch's words for it
             raise

@@ -104,7 +104,7 @@ class Checkpoints:
         if content is None:
             return None
         state, *kept = map(unpack, content)
-        state["kept"] = dict(zip(state.get("files", ()), kept, strict=True))
+        state["kept"] = dict(zip(_files(state), kept, strict=True))
         return state
 
     def _write(self, name: str, state: Mapping[str, Any]) -> str:
@@ -124,7 +124,7 @@ class Checkpoints:
             whole = _is_whole(path, content)
             kept: list[bytes] = []
             if whole:
-                for name in unpack(content).get("files", {}).values():
+                for name in _files(unpack(content)).values():
                     path = self.directory / name
                     kept.append(path.read_bytes() if path.exists() else b"")
                     whole &= _is_whole(path, kept[-1])
@@ -133,6 +133,15 @@ class Checkpoints:
             then = "going on from the checkpoint before it" if files else "starting anew"
             self.say(f"{path}: damaged, {then}")
         return None
+
+
+def _files(state: Mapping[str, Any]) -> dict[str, str]:
+    """The names of what was kept for a checkpoint, all of it beside that."""
+    files = state.get("files")
+    known = isinstance(files, dict) and all(
+        isinstance(name, str) and Path(name).name == name for name in files.values()
+    )
+    return files if known else {}  # type: ignore[return-value]
 
 
 def digest(content: bytes) -> str:

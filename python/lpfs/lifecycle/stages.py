@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Protocol, TypeVar
 
 import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lpfs.lifecycle import distributed
 from lpfs.lifecycle.checkpoint import Checkpoints
@@ -21,6 +22,30 @@ FORMAT = 1
 
 
 CONTENT = {"identity", "place", "done", "taken", "numbers", "losses", "files", "random", "parts"}
+
+
+class _Numbers(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+    steps: dict[str, int] = {}
+    per_row: float = 0.0
+    last_step_change: float = 0.0
+    first_step_change: float | None = None
+    logit_change: float = 0.0
+    logit_bound: float = 0.0
+    gated: list[dict[str, float]] = []
+    pruned: list[dict[str, float]] = []
+    curve: list[dict[str, Any]] = []
+
+
+class _Checkpoint(BaseModel):
+    """Of what a checkpoint holds, that which no object takes over and checks."""
+
+    model_config = ConfigDict(strict=True)
+    place: str
+    done: list[str]
+    taken: int
+    numbers: _Numbers
+    files: dict[str, str]
 
 
 class Stateful(Protocol):
@@ -73,15 +98,25 @@ class Stages:
             if state.get("format") != FORMAT or not state.keys() >= CONTENT:
                 raise ValueError(_of_another_version(checkpoints))
             try:
+                _Checkpoint.model_validate(state)
                 difference = first_difference(state["identity"], identity)
-            except RecursionError as error:
+                losses, random = state["losses"].tolist(), state["random"][distributed.rank()]
+                torch.Generator().set_state(random[0])
+            except (
+                RecursionError,
+                ValidationError,
+                AttributeError,
+                LookupError,
+                TypeError,
+                RuntimeError,
+            ) as error:
                 raise ValueError(_of_another_version(checkpoints)) from error
             if difference:
                 raise ValueError(f"{checkpoints.directory}: of another run, {difference}")
             self.taken, self.done = state["taken"], state["done"]
-            self.numbers, self.losses = state["numbers"], state["losses"].tolist()
+            self.numbers, self.losses = state["numbers"], losses
             self.kept, self._files = state["kept"], state["files"]
-            self._waiting, self._random = state["parts"], state["random"][distributed.rank()]
+            self._waiting, self._random = state["parts"], random
             self.begun = self.taken
             if distributed.rank() == 0:
                 checkpoints.say(f"Going on after {state['place']}.")

@@ -39,7 +39,7 @@ from pydantic import (
 
 import lpfs
 from lpfs.checksums import damage, seal
-from lpfs.data import Data, DataError, Encoder
+from lpfs.data import Data, DataError, Encoder, Reading
 from lpfs.data.columns import Kind
 from lpfs.files import directory_appearing
 from lpfs.lifecycle.curve import Judged
@@ -188,12 +188,24 @@ class Summary(BaseModel):
             for name in names:
                 if name not in self.gates:
                     raise ValueError(f"{place}: {name!r} is none of the fields with a gate")
+        require_reading(self.reading)
         for name, gate in self.gates.items():
             if not math.isfinite(gate):
                 raise ValueError(f"gates: that of {name!r} is {gate}")
         if self.costs and self.costs.keys() != self.gates.keys():
             raise ValueError("costs: expected one of every field with a gate, or none")
         return self
+
+
+def require_reading(options: Mapping[str, Any]) -> None:
+    """Raise ValueError where what a record says of reading is none of the options of a scoring."""
+    positive, text = options.get("positive", []), options.get("reading", {})
+    if not (isinstance(positive, list) and all(isinstance(value, str) for value in positive)):
+        raise ValueError(f"reading: positive: expected a list of values, got {positive!r}")
+    try:
+        Reading(**text)
+    except (TypeError, ValueError, LookupError) as error:
+        raise ValueError(f"reading: reading: {error}") from error
 
 
 Illustrate = Callable[[Summary, History, Path], None]

@@ -14,9 +14,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
-from lpfs.run.directory import Summary, Values, load_summary, readable
+from lpfs.run.directory import Summary, Values, load_summary, readable, require_reading
 
 PRESENT = "present"
 RECORD = "version.json"
@@ -46,6 +46,11 @@ class Version(BaseModel):
     """How the log was read, see `Summary.reading`."""
     versions: dict[str, str]
     """Of lpfs and torch."""
+
+    @model_validator(mode="after")
+    def _of_a_reading(self) -> Version:
+        require_reading(self.reading)
+        return self
 
 
 def number_of(directory: Path) -> int | None:

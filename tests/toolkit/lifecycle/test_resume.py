@@ -217,6 +217,14 @@ def test_a_checkpoint_of_another_version_is_named(
         lambda state: state.update(format=FORMAT + 1),
         lambda state: state["parts"][part].clear(),
         lambda state: state["parts"].update({part: [1]}),
+        lambda state: state.update(done="all"),
+        lambda state: state.update(taken="3"),
+        lambda state: state.update(numbers=1.5),
+        lambda state: state["numbers"].update(per_row="much"),
+        lambda state: state["numbers"].update(steps=[1]),
+        lambda state: state.update(losses="few"),
+        lambda state: state.update(files=None),
+        lambda state: state.update(random=[[-1]]),
         *(lambda state, key=key: state.pop(key) for key in whole if key != "parts"),  # type: ignore[misc]
     ]
     for change in changes:

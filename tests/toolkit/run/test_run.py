@@ -116,6 +116,11 @@ def test_a_summary_is_checked_when_it_is_read(
         seal(path.parent)
         with pytest.raises(DataError, match="finite"):
             load_summary(tmp_path / "run")
+    for wrong in ({"positive": math.inf}, {"positive": [1]}, {"reading": 3}, {"reading": {"x": 1}}):
+        path.write_text(json.dumps({**good, "reading": good["reading"] | wrong}))
+        seal(path.parent)
+        with pytest.raises(DataError, match="reading: "):
+            load_summary(tmp_path / "run")
     del good["gates"]
     with pytest.raises(pydantic.ValidationError, match="gates"):
         Summary.model_validate(good)
