@@ -44,7 +44,7 @@ LPFS_INLINE void concat_row(const Source* sources, int64_t count, int64_t row, i
   for (const Source* source = sources; source != sources + count; ++source) {
     const Rows& rows = source->rows;
     if (source->dead) {
-      std::memset(target, 0, source->width * sizeof(T));
+      if (source->width) std::memset(target, 0, source->width * sizeof(T));
     } else {
       scale_row<T, N>(row_of(rows, row, source->width, buffer), source->factor, source->width,
                       ahead * rows.row_stride * sizeof(T), target);

@@ -68,7 +68,7 @@ LPFS_INLINE void forward(const Term* terms, int64_t count, const Compute<T>* val
                          int64_t width, int64_t stride, T* target) {
   for (const Term* term = terms; term != terms + count; ++term, target += width) {
     if (!term->alive) {
-      std::memset(target, 0, width * sizeof(T));
+      if (width) std::memset(target, 0, width * sizeof(T));
       continue;
     }
     const Compute<T>* second = term->second < 0 ? nullptr : values + term->second * stride;

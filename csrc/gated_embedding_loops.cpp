@@ -69,7 +69,7 @@ LPFS_INLINE void zero(T* target, int64_t width) {
   if constexpr (kPast) {
     const Vector<Compute<T>, N> none{};
     for (int64_t j = 0; j < width; j += N) put_row<T, N>(target + j, none);
-  } else {
+  } else if (width) {  // an empty tensor has no address, and memset takes none
     std::memset(target, 0, width * sizeof(T));
   }
 }
