@@ -14,6 +14,7 @@ from lpfs.method.columns import Argument, Columns, Outermost, place_of, written
 from lpfs.method.forms import is_keyed
 from lpfs.method.gate import FeatureGate
 from lpfs.method.removed import times, times_along
+from lpfs.method.row_products import overlap_of
 from lpfs_kernels import reference
 
 NAME = "lpfs_gate"
@@ -192,6 +193,11 @@ class AttachedGate(Outermost, FeatureGate):
         """Dead fields are watched at all times, from products that are formed anyway."""
         self._forget()
 
+    def compare(self, compare: bool) -> None:
+        """See `FeatureGate`; products of all rows are formed anyway."""
+        super().compare(compare)
+        self._forget()
+
     def set_epsilon(self, epsilon: float) -> None:
         """See `FeatureGate`."""
         super().set_epsilon(epsilon)
@@ -240,18 +246,21 @@ class AttachedGate(Outermost, FeatureGate):
         A pass backward goes through them but keeps nothing in them, so they serve every pass with
         that number of rows: what one pass backward brings is squared together.
         """
-        moments = self.moments
+        moments, overlap = self.moments, self.overlap if self.compares else None
         if moments is None or not torch.is_grad_enabled() or torch.compiler.is_exporting():
             return None
         if self.row_scale is not None and len(self.row_scale) != count:
             weighed = len(self.row_scale)
             raise ValueError(f"weigh: expected a weight for each of {count} rows, got {weighed}")
-        if self._sums is None or self._sums[0] is not moments or self._sums[1] != count:
-            rows: Tensor = _Squared.apply(moments, count, self.row_scale, self.watched)  # type: ignore[no-untyped-call]
-            self._sums = moments, count, rows
-        return self._sums[2]
+        sums = self._sums
+        if sums is None or sums[0] is not moments or sums[1] is not overlap or sums[2] != count:
+            rows: Tensor = _Squared.apply(  # type: ignore[no-untyped-call]
+                moments, overlap, count, self.row_scale, self.watched
+            )
+            self._sums = sums = moments, overlap, count, rows
+        return sums[3]
 
-    _sums: tuple[Tensor, int, Tensor] | None = None
+    _sums: tuple[Tensor, Tensor | None, int, Tensor] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # Neither the factors nor the sums can be copied or saved, and both are made anew.
@@ -492,27 +501,33 @@ class _GatedColumns(torch.autograd.Function):
 class _Squared(torch.autograd.Function):
     """Zeros, `[units, count]`; their gradient, what a pass backward has added up of row products,
     becomes its sum, that of its squares times what each row's counts, `[count]`, and its number of
-    rows, `[3, units]`."""
+    rows, `[3, units]`; and their overlap, if that is asked for, `[units, units]`."""
 
     @staticmethod
     def forward(
-        moments: Tensor, count: int, row_scale: Tensor | None, watched: Tensor | None
+        moments: Tensor,
+        overlap: Tensor | None,
+        count: int,
+        row_scale: Tensor | None,
+        watched: Tensor | None,
     ) -> Tensor:
         return moments.new_zeros(moments.shape[1], count)
 
     @staticmethod
     def setup_context(ctx: FunctionCtx, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.set_materialize_grads(True)
-        ctx.row_scale, ctx.watched = inputs[2:]  # type: ignore[attr-defined]
+        _, overlap, _, ctx.row_scale, ctx.watched = inputs  # type: ignore[attr-defined]
+        ctx.compares = overlap is not None  # type: ignore[attr-defined]
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, rows: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, rows: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
         count = torch.full_like(rows[:, 0], rows.shape[1]) if rows.shape[1] else rows.sum(1)
         if ctx.watched is not None:
             count = count * ctx.watched
         squares = rows.square() if ctx.row_scale is None else rows.square() * ctx.row_scale
-        return torch.stack([rows.sum(1), squares.sum(1), count]), None, None, None
+        overlap = overlap_of(rows, ctx.row_scale) if ctx.compares else None
+        return torch.stack([rows.sum(1), squares.sum(1), count]), overlap, None, None, None
 
 
 class _Factors(torch.autograd.Function):

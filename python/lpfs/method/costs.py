@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from lpfs.method.gate import FeatureGate
+from lpfs.method.stand_ins import LARGEST, StandIns
 from lpfs_kernels import removal_costs_
 
 Reduction = Literal["mean", "sum"]
@@ -39,8 +40,9 @@ class RemovalCosts:
     be divided by twice its variance to be one. A ranking or a margin loss is none.
 
     A dead gate, φ = 0, is told what it would save if it came back. Fields that stay always have a
-    cost too. Where several passes backward make a step, or several processes, their rows count as
-    the rows of one batch.
+    cost too. Where a plan has the gate `compare`, a cost is what is left of it once another living
+    field has taken the place of the one removed, see `StandIns`. Where several passes backward make
+    a step, or several processes, their rows count as the rows of one batch.
 
     Args:
         gate: whose costs; its passes backward leave what they are made of from now on.
@@ -72,12 +74,17 @@ class RemovalCosts:
         self.per_row = 1.0
         """What costs are multiplied by, where a step's rows are a sample of those that count: nats
         per such row over nats per row of a step."""
-        gate.watch()
+        gate.watch(overlap=len(gate.units) <= LARGEST)
         assert gate.moments is not None
         like = gate.moments.detach()
+        self.stand_ins = None if gate.overlap is None else StandIns(like)
         self.known = like.new_zeros(8, like.shape[1])
         """Per unit, weighted sums over the steps, see `lpfs_kernels.removal_costs_`."""
+        self.alone = self.known if self.stand_ins is None else torch.zeros_like(self.known)
+        """The same without stand-ins, for factors: those move while every field is there."""
         self._found = torch.zeros_like(like)
+        self._newton = torch.zeros_like(like[0])
+        self._since = 0
 
     def take(self) -> Tensor | None:
         """The costs of the step whose passes backward are done, `[units]` (see
@@ -88,9 +95,20 @@ class RemovalCosts:
         moments, gate.moments.grad = gate.moments.grad, None
         if moments is None:
             return None
-        self._found = removal_costs_(
-            self.known,
-            self.over_processes(moments),
+        moments = self.over_processes(moments)
+        self._compare()
+        scale = self.loss_scale() if callable(self.loss_scale) else self.loss_scale
+        self._found = alone = self._hear(self.alone, moments, scale)
+        self._newton = alone[2]
+        if self.stand_ins is not None:
+            self._found = self._hear(self.known, self.stand_ins.applied(moments), scale)
+        return self._found[0]
+
+    def _hear(self, known: Tensor, moments: Tensor, loss_scale: float) -> Tensor:
+        gate = self.gate
+        return removal_costs_(
+            known,
+            moments,
             gate.x_of_fields().detach(),
             gate.epsilon,
             gate.scale,
@@ -98,11 +116,10 @@ class RemovalCosts:
             gate.first_of_unit,
             horizon=self.horizon,
             mean=self.reduction == "mean",
-            loss_scale=self.loss_scale() if callable(self.loss_scale) else self.loss_scale,
+            loss_scale=loss_scale,
             per_row=self.per_row,
             **gate.formula,
         )
-        return self._found[0]
 
     def recent(self) -> Tensor:
         """The mean of about the last twenty steps, `[units]`; 0 where nothing was heard yet."""
@@ -114,7 +131,7 @@ class RemovalCosts:
         On rows that the weights have not seen, a slope below zero says that what is behind the
         factor is still too small, one above zero that it has learnt its rows by heart.
         """
-        return self._found[2]
+        return self._newton
 
     def of_fields(self) -> dict[str, Cost]:
         """Field → mean cost over the horizon and its standard error, from how costs vary between
@@ -123,28 +140,60 @@ class RemovalCosts:
         units = self.gate.units
         return {name: Cost(mean[i], error[i]) for i, names in enumerate(units) for name in names}
 
-    def state_dict(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Any]:
         """What was heard so far."""
-        return {"known": self.known, "found": self._found}
+        stand_ins = None if self.stand_ins is None else self.stand_ins.state_dict()
+        return {
+            "known": self.known,
+            "alone": self.alone,
+            "found": self._found,
+            "newton": self._newton,
+            "since": self._since,
+            "stand_ins": stand_ins,
+        }
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` returned, with a gate over the same fields."""
         self.known.copy_(state["known"])
+        self.alone.copy_(state["alone"])
+        self._newton = state["newton"].to(self.known).clone()
         self._found = state["found"].to(self.known).clone()
+        self._since = state["since"]
+        if self.stand_ins is not None:
+            self.stand_ins.load_state_dict(state["stand_ins"])
+
+    def _compare(self) -> None:
+        """Choose stand-ins anew where the step has compared."""
+        self._since += 1
+        gate = self.gate
+        if gate.overlap is None or gate.overlap.grad is None:
+            return
+        overlap, gate.overlap.grad = gate.overlap.grad, None
+        assert self.stand_ins is not None
+        stay = len(gate.units) - len(gate.x)
+        x = torch.nn.functional.pad(gate.x.detach().abs(), (0, stay), value=torch.inf)
+        keep = max(0.0, 1 - self._since / self.horizon)
+        self.stand_ins.compare(_total(overlap), x, keep)
+        self._since = 0
 
     def over_processes(self, moments: Tensor) -> Tensor:
-        """The sums over all processes, in the same order everywhere."""
-        if not (dist.is_available() and dist.is_initialized()):
-            return moments
-        size = dist.get_world_size()
-        parts = [torch.empty_like(moments) for _ in range(size)]
-        dist.all_gather(parts, moments)
-        total = torch.stack(parts).sum(0)
-        if self.reduction == "mean":
+        """The sums over all processes, of their mean loss."""
+        total = _total(moments)
+        if self.reduction == "mean" and total is not moments:
             # Of the mean over processes of their losses, each one's is a part.
+            size = dist.get_world_size()
             total[0] /= size
             total[1] /= size * size
         return total
+
+
+def _total(sums: Tensor) -> Tensor:
+    """Over all processes, added in the same order everywhere."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return sums
+    parts = [torch.empty_like(sums) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, sums)
+    return torch.stack(parts).sum(0)
 
 
 def mean_and_error(known: Tensor) -> tuple[Tensor, Tensor]:

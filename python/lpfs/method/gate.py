@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lpfs.method.forms import taken_apart, tracer_of
+from lpfs.method.row_products import seen
 from lpfs_kernels import KINDS, gated_concat, gated_embedding_concat, gated_linear, reference
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ class FeatureGate(nn.Module):
     gate_of_field: Tensor | None
     first_of_unit: Tensor | None
     moments: Tensor | None
+    overlap: Tensor | None
     dead_rows: Tensor | None
     row_scale: Tensor | None
 
@@ -102,8 +104,8 @@ class FeatureGate(nn.Module):
         self.members = self._group(groups)
         self.units = [*self.members, *((name,) for name in self.always_keep)]
         self.living = list(range(len(self.fields)))
-        self.moments = self.dead_rows = self.row_scale = None
-        self.watches_dead, self.fewest_rows = True, FEWEST_ROWS
+        self.moments = self.overlap = self.dead_rows = self.row_scale = None
+        self.compares, self.watches_dead, self.fewest_rows = False, True, FEWEST_ROWS
         self.listener: Constants | None = None
         """Hears what is multiplied, in the steps in which somebody listens."""
         if not self.members:
@@ -180,6 +182,8 @@ class FeatureGate(nn.Module):
             **self.asked(fields),
             **self.formula,
         )
+        if self.overlap is not None and self.compares_now and fields == EVERY:
+            gated = seen(gated, held, widths, self.overlap, self.unit_of_field, self.row_scale)
         self._tell(gated, range(len(self.fields))[fields])
         return back(gated)
 
@@ -204,6 +208,8 @@ class FeatureGate(nn.Module):
     ) -> Tensor:
         """`[B, H]`, `linear(self(embeddings), weight, bias)` without a pass over the batch for the
         gates. What is packed may hold the fields of `computed` alone."""
+        if self.compares_now:
+            return nn.functional.linear(self(embeddings), weight, bias)
         packed = isinstance(embeddings, Tensor)
         if isinstance(embeddings, Tensor):
             every = embeddings.shape[1] == sum(self.widths)
@@ -240,7 +246,13 @@ class FeatureGate(nn.Module):
         check of `lpfs_kernels.gated_embedding_concat`."""
         x, scale, ungated = self._of(fields)
         gates = x, self.epsilon, scale, ungated
-        options = {"sparse": table.sparse} | lookup | self.asked(fields) | self.formula
+        options = {"sparse": table.sparse} | lookup | self.formula
+        if self.compares_now and fields == EVERY:
+            plain = x, self.epsilon, None, torch.ones_like(x, dtype=torch.bool)
+            looked_up = gated_embedding_concat(table.weight, codes, offsets, *plain, **options)
+            compared: Tensor = self(looked_up)
+            return compared
+        options |= self.asked(fields)
         gated = gated_embedding_concat(table.weight, codes, offsets, *gates, **options)
         self._tell(gated, range(len(self.fields))[fields])
         return gated
@@ -260,15 +272,31 @@ class FeatureGate(nn.Module):
             return x, self.scale, ungated
         return x[fields], self.scale[fields], None if ungated is None else ungated[fields]
 
-    def watch(self) -> None:
-        """Have passes backward leave the moments of the row products, for `RemovalCosts`.
+    def watch(self, *, overlap: bool = False) -> None:
+        """Have passes backward leave the moments of the row products, for `RemovalCosts`; and, when
+        asked to `compare`, with `overlap` what they have in common.
 
         `moments` is a leaf whose values mean nothing and whose `.grad` is by definition
         `[3, units]`: of every unit, a gate or a field that stays always, the sum over rows of ∂L/∂φ
         and of its square, and the number of those rows. It is no parameter: nothing that goes over
-        a model's parameters clips, averages or decays it.
+        a model's parameters clips, averages or decays it. `overlap` is another, whose `.grad` is
+        `[units, units]`: of every two units, the sum over rows of the product of their ∂L/∂φ.
         """
-        self.moments = self.x.detach().new_zeros(3, len(self.units), requires_grad=True)
+        units = len(self.units)
+        self.moments = self.x.detach().new_zeros(3, units, requires_grad=True)
+        self.overlap = (
+            self.x.detach().new_zeros(units, units, requires_grad=True) if overlap else None
+        )
+
+    def compare(self, compare: bool) -> None:
+        """Whether the next step leaves the overlap of its row products, from all of its rows: all
+        fields are then multiplied in one call, with a pass over the batch."""
+        self.compares = compare
+
+    @property
+    def compares_now(self) -> bool:
+        """Whether a pass forward of now will leave the overlap."""
+        return self.compares and self.overlap is not None and torch.is_grad_enabled()
 
     def weigh(self, weights: Tensor | None) -> None:
         """Tell removal costs what the rows of the next passes forward weigh, until told otherwise.
@@ -342,7 +370,8 @@ class FeatureGate(nn.Module):
     def computed(self) -> Sequence[int]:
         """The places of the fields whose embeddings `linear` reads, in order: of all where
         something may be learnt of the dead, else of those that live."""
-        return range(len(self.fields)) if self._listens else self._living_now()
+        every = self._listens or self.compares_now
+        return range(len(self.fields)) if every else self._living_now()
 
     def _living_now(self) -> Sequence[int]:
         """On the CPU the gates are looked at. Elsewhere that would wait, so there, and in a

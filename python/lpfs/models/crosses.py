@@ -20,8 +20,8 @@ class Crosses(nn.Module):
     """Pairs of fields, multiplied by their gates and by the columns of a linear layer.
 
     With the operator `concat` all products exist at once, with `linear` a block of them at a time:
-    the result is the same but for rounding, the memory that of a block. A gate of another class
-    than `FeatureGate` sees the products themselves, which then all exist.
+    the result is the same but for rounding, the memory that of a block. A gate that compares, or of
+    another class than `FeatureGate`, sees the products themselves, which then all exist.
 
     Args:
         pairs: `[P, 2]` int64; (i, −1) is field i alone.
@@ -48,7 +48,7 @@ class Crosses(nn.Module):
         """`layer` of the gated products of embeddings `[B, N, D]`, followed by `beside` `[B, E]`,
         which has no gate."""
         of_pairs = not self.before
-        if gate is not None and not isinstance(gate, FeatureGate):
+        if gate is not None and (not isinstance(gate, FeatureGate) or gate.compares_now):
             if of_pairs:
                 packed = gate(self._products(embeddings, None))
                 return F.linear(_followed(packed, beside), layer.weight, layer.bias)

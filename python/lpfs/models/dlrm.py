@@ -153,7 +153,7 @@ class DLRM(nn.Module):
             return self.head(self.embed(codes, numbers))
         if self.operator == "linear":
             return self._from_first_layer(codes, numbers, self.gate)
-        if self.operator == "embedding":
+        if self.operator == "embedding" and not self.gate.compares_now:
             return self.head(self._gated_lookup(codes, numbers, self.gate))
         return self.head(self.gate(self.embed(codes, numbers)))
 
