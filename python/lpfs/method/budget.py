@@ -201,13 +201,19 @@ class Budget(Plan):
         return costs / self._prices / scale
 
     def _hold_bounds(self) -> None:
-        """No gate comes back that finds no room, and none of the wanted number is missing."""
+        """No gate comes back that finds no room, none of the wanted number is missing, and none
+        that lives in the end is below a half."""
         x = self.gate.x.data
         if self._counts:
             self._hold_number(x)
         else:
             self._hold_total(x)
             self._was_alive = x != 0
+        if self.costs is not None and (x.is_cuda or self._calls == self.steps - 1):
+            # In few steps the last threshold may stop just below the last survivor.
+            half = self.gate.epsilon.sqrt()
+            faint = (self._taken >= self.steps - 1) & (x > 0) & (x < half)
+            x.copy_(torch.where(faint, half, x))
 
     def _hold_number(self, x: Tensor) -> None:
         alive = x != 0

@@ -248,6 +248,18 @@ def test_living_gates_never_rise_above_what_is_allowed(
     assert living[-1] == keep
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("steps", [1, 2, 7, 24, 60])
+def test_what_lives_in_the_end_is_well_away_from_zero(kind: str, steps: int) -> None:
+    """Where steps are few, too: thresholds would leave some a gate of 10⁻⁵."""
+    gate = a_gate(kind=kind)
+    train(budget(gate, 3, steps), seed=5)
+    values = gate.gate_values()
+    assert int((values != 0).sum()) == 3
+    # g(√ε) of the kinds is a half or more, less roundings of fp32.
+    assert values[values != 0].min() >= 0.5 - 2**-20
+
+
 def train_double(plan: Plan, seed: int) -> list[int]:
     """`train` in double: in few steps saturated gates move by less than fp32 tells apart."""
     living = []
