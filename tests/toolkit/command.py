@@ -58,7 +58,7 @@ def check_run(directory: Path, data: Data) -> Summary:
     text = (directory / "selection.json").read_text()
     summary = Summary.model_validate_json(text)
     assert summary == load_summary(directory)
-    assert json.loads(text)["schema_version"] == 2
+    assert json.loads(text)["schema_version"] == 3
 
     dense = summary.settings.numbers == "mlp" and data.scaled
     fields = {f.name for f in data.coded} | (
@@ -112,7 +112,8 @@ def check_costs(summary: Summary, data: Data) -> None:
         assert len({summary.costs[name].nats for name in group}) == 1
     assert set(summary.replaced_by) <= set(summary.costs) - set(summary.kept)
     for one in summary.replaced_by.values():
-        assert one.rise > 2 * one.error
+        assert 0.5 < one.share <= 1
+        assert set(one.by) <= {*summary.kept}
     keeps = [point.keep for point in summary.curve]
     assert keeps == sorted(set(keeps))
     assert summary.chosen == settings.chooses

@@ -7,7 +7,8 @@ import numpy as np
 from lpfs.lifecycle.curve import Judged
 from lpfs.lifecycle.settings import Settings
 from lpfs.lifecycle.training import Metrics
-from lpfs.run import Died, FieldCost, Replacement, Summary
+from lpfs.method.stand_ins import StandIn
+from lpfs.run import Died, FieldCost, Summary
 
 STEPS = 50
 HISTORY = dict[str, list[float]]
@@ -48,7 +49,7 @@ def made_run(
         ],
         chosen=not wish,
         replaced_by={
-            names[i]: Replacement(by=("f0",), rise=0.003, error=0.001)
+            names[i]: StandIn(by=("f0",), share=0.93)
             for i in range(kept, min(kept + 1, fields))
             if costs
         },

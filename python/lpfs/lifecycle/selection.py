@@ -24,6 +24,7 @@ from lpfs.lifecycle.training import Metrics, ProgressCallback, predict, score_he
 from lpfs.method.costs import Cost
 from lpfs.method.plan import Plan
 from lpfs.method.pruning import prune
+from lpfs.method.stand_ins import StandIn
 from lpfs.method.trajectory import Trajectory
 from lpfs.models.named import Network
 
@@ -55,6 +56,8 @@ class Selection:
     gates: dict[str, float]
     costs: dict[str, Cost]
     """Field → removal cost, in nats per row, and its error; empty where gates learn otherwise."""
+    stand_ins: dict[str, StandIn]
+    """Field → the living one that has taken its place, or would, where one is like it."""
     curve: list[Judged]
     """The numbers of fields that were passed, and how well they did on validation rows."""
     chosen: bool
@@ -156,6 +159,7 @@ def _select(context: Context) -> Selection:
         kept=plan.gate.kept(),
         gates=plan.gate.gates(),
         costs={} if plan.costs is None else plan.costs.of_fields(),
+        stand_ins={} if plan.costs is None else plan.costs.stand_ins_of_fields(),
         curve=curve.points() if points is None else points,
         chosen=settings.chooses,
         trajectory=plan.trajectory,

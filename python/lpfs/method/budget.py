@@ -21,6 +21,8 @@ REACH = 3.0
 LATE_RAMP, PAPER_RAMP, PATH_RAMP = (0.3, 0.95), (0.1, 0.7), (0.2, 0.95)
 FASTEST_DEATH = 0.05
 """The share of the steps in which a threshold may bring a gate from 1 to 0."""
+WHOLE = 3.0
+"""x of a whole gate, in √ε: LPFS's g is .9 there."""
 ROUNDING = 1e-5
 """Of sums of what fields cost, in fp32."""
 
@@ -202,18 +204,27 @@ class Budget(Plan):
 
     def _hold_bounds(self) -> None:
         """No gate comes back that finds no room, none of the wanted number is missing, and none
-        that lives in the end is below a half."""
+        that is left is nearly closed."""
         x = self.gate.x.data
         if self._counts:
             self._hold_number(x)
         else:
             self._hold_total(x)
             self._was_alive = x != 0
-        if self.costs is not None and (x.is_cuda or self._calls == self.steps - 1):
-            # In few steps the last threshold may stop just below the last survivor.
-            half = self.gate.epsilon.sqrt()
-            faint = (self._taken >= self.steps - 1) & (x > 0) & (x < half)
-            x.copy_(torch.where(faint, half, x))
+        self._open_survivors(x)
+
+    def _open_survivors(self, x: Tensor) -> None:
+        """Once no more live than are wanted, none of them stands where the last threshold left it:
+        what follows, the end of the run included, is with whole fields."""
+        settled = math.ceil(self._ramp[1] * (self.steps - 1)) if self._counts else self.steps - 1
+        # Looking would wait for a GPU, but saves the CPU the rest.
+        if self.costs is None or (self._calls < settled and not x.is_cuda):
+            return
+        whole = WHOLE * self.gate.epsilon.sqrt()
+        chosen = (self._taken >= settled) & (x > 0)
+        if self._counts:
+            chosen &= (x > 0).sum() <= self._target
+        x.copy_(torch.where(chosen & (x < whole), whole, x))
 
     def _hold_number(self, x: Tensor) -> None:
         alive = x != 0

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lpfs.method.gate import FeatureGate
-from lpfs.method.stand_ins import LARGEST, StandIns
+from lpfs.method.stand_ins import LARGEST, StandIn, StandIns
 from lpfs_kernels import removal_costs_
 
 Reduction = Literal["mean", "sum"]
@@ -139,6 +139,11 @@ class RemovalCosts:
         mean, error = (values.tolist() for values in mean_and_error(self.known))
         units = self.gate.units
         return {name: Cost(mean[i], error[i]) for i, names in enumerate(units) for name in names}
+
+    def stand_ins_of_fields(self) -> dict[str, StandIn]:
+        """Field → the living one that has taken its place, or would; see `StandIns`. Waits for the
+        device."""
+        return {} if self.stand_ins is None else self.stand_ins.of_fields(self.gate.units)
 
     def state_dict(self) -> dict[str, Any]:
         """What was heard so far."""

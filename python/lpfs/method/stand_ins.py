@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+
+@dataclass(frozen=True)
+class StandIn:
+    """Who answers for a field that was removed."""
+
+    by: tuple[str, ...]
+    """The fields behind one gate."""
+    share: float
+    """How much of the removed one's row products theirs explain, ρ²."""
+
+
 LARGEST = 4096
 """Of more gates than these, row products are not compared two by two."""
+MOST = 0.5
+"""What explains less of a field has not taken its place."""
 
 
 class StandIns:
@@ -90,6 +104,16 @@ class StandIns:
         slopes, squares, rows = moments.unbind()
         slopes = self.grown * (slopes - self.share * slopes[self.of])
         return torch.stack([slopes, self.grown.square() * self.left * squares, rows])
+
+    def of_fields(self, units: Sequence[tuple[str, ...]]) -> dict[str, StandIn]:
+        """Field → its stand-in, where that explains more than half. Waits for the device."""
+        chosen = zip(units, self.of.tolist(), (1 - self.left).tolist(), strict=True)
+        return {
+            name: StandIn(units[stand_in], share)
+            for names, stand_in, share in chosen
+            if share > MOST
+            for name in names
+        }
 
     def state_dict(self) -> dict[str, Tensor]:
         """What was found so far."""

@@ -300,7 +300,7 @@ def _print_removed(console: Console, summary: Summary) -> None:
         row = [name, " ".join(nats(summary.costs[name], digits)), f"{died[name]:,}"]
         if summary.replaced_by:
             found = summary.replaced_by.get(name)
-            row.append("" if found is None else ", ".join(found.by))
+            row.append("" if found is None else f"{', '.join(found.by)} ({found.share:.0%})")
         if summary.notes:
             row.append(summary.notes.get(name, ""))
         table.add_row(*row)

@@ -15,7 +15,6 @@ from lpfs.run.directory import (
     save,
     summarise,
 )
-from lpfs.run.replacing import Replacement, replaced_by
 from lpfs.run.scoring import Model, load_model
 from lpfs.run.version import Version, load_version, present
 
@@ -26,7 +25,6 @@ __all__ = [
     "History",
     "Illustrate",
     "Model",
-    "Replacement",
     "Summary",
     "Values",
     "Version",
@@ -37,7 +35,6 @@ __all__ = [
     "load_summary",
     "load_version",
     "present",
-    "replaced_by",
     "save",
     "summarise",
 ]

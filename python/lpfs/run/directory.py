@@ -48,7 +48,6 @@ from lpfs.lifecycle.selection import Scored, Selection
 from lpfs.lifecycle.settings import Settings
 from lpfs.lifecycle.training import Metrics
 from lpfs.models.named import MODELS, Network, fields_read, name_of
-from lpfs.run.replacing import Replacement, replaced_by
 
 ENCODERS = TypeAdapter(list[Encoder])
 LONGEST_HISTORY = 1 << 28
@@ -104,11 +103,20 @@ class Values(BaseModel):
     """Of the training rows: those without a value."""
 
 
+class Replacement(BaseModel):
+    """The fields behind one gate that have taken a removed field's place."""
+
+    model_config = STRICT
+    by: tuple[str, ...]
+    share: float = Field(ge=0, le=1)
+    """How much of the removed one's row products theirs explain."""
+
+
 class Summary(BaseModel):
     """`selection.json`."""
 
     model_config = STRICT
-    schema_version: Literal[2] = 2
+    schema_version: Literal[3] = 3
     source: str
     """What was read, as it was named."""
     started_from: str | None = None
@@ -130,8 +138,8 @@ class Summary(BaseModel):
     chosen: bool
     """Whether the number of fields was found on the curve, and not asked for."""
     replaced_by: dict[str, Replacement]
-    """Removed field → the living one whose removal cost rose most when it went, where one's rose by
-    more than two errors of the rise; see `replaced_by`."""
+    """Removed field → the living one that has taken its place, where one explains more than half of
+    its row products; see `lpfs.method.stand_ins`."""
     died: list[Died]
     """The removed fields in the order in which they died for the last time."""
     deaths: int
@@ -220,18 +228,6 @@ def summarise(
     started_from: str | None = None,
 ) -> Summary:
     """What `selection.json` says of a selection."""
-    history = selection.trajectory.table()
-    return _summary(selection, data, history, source, notes, started_from)
-
-
-def _summary(
-    selection: Selection,
-    data: Data,
-    history: History,
-    source: str,
-    notes: Mapping[str, str] | None,
-    started_from: str | None,
-) -> Summary:
     trajectory = selection.trajectory
     path = trajectory.path()
     gain = _entropy(data) - selection.metrics["all"].log_loss
@@ -252,7 +248,11 @@ def _summary(
         gain=gain,
         curve=selection.curve,
         chosen=selection.chosen,
-        replaced_by=replaced_by(history, dict(path), selection.settings.groups),
+        replaced_by={
+            name: Replacement(by=found.by, share=found.share)
+            for name, _ in path
+            if (found := selection.stand_ins.get(name)) and {*found.by} <= {*selection.kept}
+        },
         died=[Died(name=name, step=step) for name, step in path],
         deaths=len(trajectory.deaths),
         revivals=trajectory.revivals,
@@ -328,7 +328,7 @@ def save(
         OSError: if that cannot be done; then nothing is left behind.
     """
     history = selection.trajectory.table()
-    summary = _summary(selection, data, history, source, notes, started_from)
+    summary = summarise(selection, data, source, notes, started_from)
     history["loss"] = [selection.losses[int(step) - 1] for step in history["step"]]
     model = selection.model
     assert isinstance(model, Network)

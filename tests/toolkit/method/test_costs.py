@@ -256,8 +256,8 @@ def test_what_lives_in_the_end_is_well_away_from_zero(kind: str, steps: int) -> 
     train(budget(gate, 3, steps), seed=5)
     values = gate.gate_values()
     assert int((values != 0).sum()) == 3
-    # g(√ε) of the kinds is a half or more, less roundings of fp32.
-    assert values[values != 0].min() >= 0.5 - 2**-20
+    # g(3√ε) of the kinds is .75 or more.
+    assert values[values != 0].min() > 0.7
 
 
 def train_double(plan: Plan, seed: int) -> list[int]:
