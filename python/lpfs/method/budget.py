@@ -195,9 +195,10 @@ class Budget(Plan):
 
     def pull(self, costs: Tensor) -> Tensor:
         """The removal costs per unit of what a field costs, over the root mean square of the recent
-        ones. Of x itself, a horizon's share is forgotten."""
+        ones without stand-ins, which a field that answers for many does not make larger. Of x
+        itself, a horizon's share is forgotten."""
         assert self.costs is not None
-        recent = self.costs.recent()[: len(costs)] / self._prices
+        recent = self.costs.recent_alone()[: len(costs)] / self._prices
         scale = recent.square().mean().sqrt().clamp(min=1e-12)
         self.gate.x.mul_(1 - 1 / self.costs.horizon)
         return costs / self._prices / scale

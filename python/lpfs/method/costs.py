@@ -83,7 +83,7 @@ class RemovalCosts:
         self.alone = self.known if self.stand_ins is None else torch.zeros_like(self.known)
         """The same without stand-ins, for factors: those move while every field is there."""
         self._found = torch.zeros_like(like)
-        self._newton = torch.zeros_like(like[0])
+        self._alone = torch.zeros_like(like)
         self._since = 0
 
     def take(self) -> Tensor | None:
@@ -98,8 +98,7 @@ class RemovalCosts:
         moments = self.over_processes(moments)
         self._compare()
         scale = self.loss_scale() if callable(self.loss_scale) else self.loss_scale
-        self._found = alone = self._hear(self.alone, moments, scale)
-        self._newton = alone[2]
+        self._found = self._alone = self._hear(self.alone, moments, scale)
         if self.stand_ins is not None:
             self._found = self._hear(self.known, self.stand_ins.applied(moments), scale)
         return self._found[0]
@@ -125,13 +124,17 @@ class RemovalCosts:
         """The mean of about the last twenty steps, `[units]`; 0 where nothing was heard yet."""
         return self._found[1]
 
+    def recent_alone(self) -> Tensor:
+        """The same without stand-ins."""
+        return self._alone[1]
+
     def newton(self) -> Tensor:
         """The Newton step towards a better factor, `[units]`: of its logarithm, held to ±1.
 
         On rows that the weights have not seen, a slope below zero says that what is behind the
         factor is still too small, one above zero that it has learnt its rows by heart.
         """
-        return self._newton
+        return self._alone[2]
 
     def of_fields(self) -> dict[str, Cost]:
         """Field → mean cost over the horizon and its standard error, from how costs vary between
@@ -152,7 +155,7 @@ class RemovalCosts:
             "known": self.known,
             "alone": self.alone,
             "found": self._found,
-            "newton": self._newton,
+            "found_alone": self._alone,
             "since": self._since,
             "stand_ins": stand_ins,
         }
@@ -161,7 +164,7 @@ class RemovalCosts:
         """Go on from what `state_dict` returned, with a gate over the same fields."""
         self.known.copy_(state["known"])
         self.alone.copy_(state["alone"])
-        self._newton = state["newton"].to(self.known).clone()
+        self._alone = state["found_alone"].to(self.known).clone()
         self._found = state["found"].to(self.known).clone()
         self._since = state["since"]
         if self.stand_ins is not None:
