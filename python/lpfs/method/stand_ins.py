@@ -89,7 +89,7 @@ class StandIns:
         place = x.argsort(descending=True, stable=True).argsort()
         outlives = (x > 0) & (place < place[:, None])
         explained, best = explained.where(outlives, 0.0).max(1)
-        some = explained > 0
+        some = explained > MOST * own
         units = torch.arange(len(own), device=own.device)
         alike = torch.where(some, explained / own, 0.0).clamp(max=1)
         share = torch.where(some, self.overlap.gather(1, best[:, None])[:, 0] / own[best], 0.0)

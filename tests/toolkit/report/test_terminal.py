@@ -70,7 +70,7 @@ def test_a_run_in_a_terminal_of_any_width(width: int) -> None:
     assert "7 0.4000 best" in rows
     assert "f0 0.02000 ± 0.00050 40.0 % +1.000" in rows
     assert "f4 0.00400 ± 0.00050 8.0 % +1.000" in rows
-    assert "f5 0.00233 ± 0.00050 26 f0" in rows
+    assert "f5 0.00233 ± 0.00050 26 f0 (93%)" in rows
     assert "f6 0.00186 ± 0.00050 25" in rows
     assert "share: of the 0.0500 nats that all fields gain over no field" in " ".join(rows)
     kept = [row.split()[0] for row in rows if row.endswith("+1.000")]
