@@ -20,7 +20,9 @@ def seen(
     """`gated` `[B, ΣD]` as it is; backward, `overlap` `[units, units]` gets the sum over rows of
     the product of every two units' row products, times what each row's counts, `[B]`.
 
-    `embeddings` are those that were gated: one `[B, Dᵢ]` per field or, packed, `[B, ΣD]`.
+    They are those of embeddings less their mean over the rows: what a field adds to every row
+    alike, any other, or a bias, could add. `embeddings` are those that were gated: one `[B, Dᵢ]`
+    per field or, packed, `[B, ΣD]`.
     """
     packed = [embeddings] if isinstance(embeddings, Tensor) else list(embeddings)
     fields = [each.detach() for each in packed]
@@ -50,7 +52,8 @@ class _Seen(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         row_scale, *fields = ctx.saved_tensors
-        products = _products(grad.to(ctx.dtype), fields, ctx.widths)
+        varied = [each - each.mean(0) for each in fields]
+        products = _products(grad.to(ctx.dtype), varied, ctx.widths)
         if ctx.unit_of_field is not None:
             # A product, whose order of summation is fixed on every device.
             belongs = torch.tensor(ctx.unit_of_field, device=grad.device)

@@ -38,17 +38,16 @@ class StandIns:
         s_ri − βᵢ·s_rj      whose mean is  mean sᵢ − βᵢ · mean sⱼ,  whose square  H_ii · (1 − ρ_ij²)
 
     The stand-in j of i has the largest ρ_ij = H_ij / √(H_ii · H_jj) above 0 among the fields with a
-    larger x, which will outlive it: it would have to grow. Two that cancel each other, as constant
-    parts of embeddings do whose sum alone the network reads, are none. And one, not all together:
-    among many fields every one is somehow explained by all the others, most of which will be
-    removed too.
+    larger x, which will outlive it, if ρ_ij² is above a half. It would have to grow: two that
+    cancel each other stand for themselves. And one, not all together: among many fields every one
+    is somehow explained by all the others, most of which will be removed too.
 
     What a field yields, its stand-in is worth more: it is taken to have grown already, by
 
         κⱼ = 1 + Σ βᵢ · ρ_ij²  over those whose stand-in it is
 
     and its row products to be κⱼ times as large. Of twins, one then costs nothing, and the other
-    what both are worth. (The ρ² of the sum leaves out what is alike by chance.)
+    what both are worth.
 
     Args:
         like: `[3, units]`, moments as `FeatureGate.watch` says.

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 import lpfs
 from lpfs import Budget, FeatureGate, ProximalSGD
+from lpfs.baselines.gates import FieldGate
 from lpfs.method.costs import RemovalCosts
 from lpfs.method.stand_ins import StandIns
 from lpfs.models import DLRM, CrossedDLRM
@@ -26,7 +27,8 @@ OPTIONS: list[dict[str, Any]] = [
 
 
 def defined(gate: FeatureGate, embeddings: list[Tensor], grad: Tensor) -> Tensor:
-    """Σ s·sᵀ over rows, in double, row by row."""
+    """Σ s·sᵀ over rows, in double, row by row, of embeddings less their mean."""
+    embeddings = [e - e.mean(0) for e in embeddings]
     names = list(gate.fields)
     grads = grad.double().split([e.shape[1] for e in embeddings], 1)
     of_field = [(g * e.double()).sum(1) for g, e in zip(grads, embeddings, strict=True)]
@@ -63,7 +65,7 @@ def test_the_overlap_is_that_of_whole_row_products(
     torch.testing.assert_close(gate.overlap.grad, 2 * expected.float(), rtol=1e-4, atol=1e-3)
     assert gate.moments is not None
     assert gate.moments.grad is not None
-    torch.testing.assert_close(gate.moments.grad[1], gate.overlap.grad.diagonal())
+    assert bool(gate.moments.grad[2].eq(2 * batch).all())
 
 
 def test_rows_count_as_their_squares_do() -> None:
@@ -73,6 +75,7 @@ def test_rows_count_as_their_squares_do() -> None:
     gate.compare(True)
     gate.weigh(torch.tensor([0.5, 2.0, 0.0]))
     embeddings = [torch.randn(3, width) for width in FIELDS.values()]
+    embeddings = [e - e.mean(0) for e in embeddings]
     gate(embeddings).backward(torch.randn(3, 10))
     assert gate.moments is not None
     assert gate.overlap is not None
@@ -128,33 +131,51 @@ def gate_in(model: nn.Module) -> FeatureGate:
 
 @pytest.mark.parametrize("name", models())
 def test_every_way_to_multiply_gates_in_leaves_the_overlap(name: str) -> None:
-    """Its diagonal is the sum of squares that the operator leaves; the loss is the same."""
+    """The same of the same network; loss and moments are as without comparison."""
     torch.manual_seed(0)
     model = models()[name]()
     gate = gate_in(model)
     gate.watch(overlap=True)
     gate.x.data[1] = 0
-    columns = 3
-    codes = torch.stack([torch.randint(3, (17,)) for _ in range(columns)], 1)
+    codes = torch.stack([torch.randint(3, (17,)) for _ in range(3)], 1)
     numbers = torch.randn(17, 0 if "crossed" in name else 1)
     seen = {}
+    assert gate.moments is not None
+    assert gate.overlap is not None
     for compares in (False, True):
         gate.compare(compares)
-        assert gate.moments is not None
-        assert gate.overlap is not None
         gate.moments.grad = gate.overlap.grad = None
         loss = F.softplus(model(codes, numbers)).mean()
         loss.backward()
         assert (gate.overlap.grad is not None) == compares
         seen[compares] = loss.item(), gate.moments.grad
     torch.testing.assert_close(seen[True], seen[False], rtol=1e-4, atol=1e-6)
-    assert gate.overlap is not None
     assert gate.overlap.grad is not None
-    squares = seen[True][1][1]
-    torch.testing.assert_close(gate.overlap.grad.diagonal(), squares, rtol=1e-4, atol=1e-9)
-    torch.testing.assert_close(gate.overlap.grad, gate.overlap.grad.T)
-    with torch.no_grad():
-        model(codes, numbers)
+    overlap = gate.overlap.grad
+    torch.testing.assert_close(overlap, overlap.T)
+    if name == "attached":
+        torch.testing.assert_close(overlap.diagonal(), seen[True][1][1], rtol=1e-4, atol=1e-9)
+        return
+    model.gate = by_row = ByRow(gate)
+    model.operator = "concat"
+    F.softplus(model(codes, numbers)).mean().backward()
+    products = by_row.rows.grad
+    assert products is not None
+    torch.testing.assert_close(overlap, products.T @ products, rtol=1e-4, atol=1e-9)
+
+
+class ByRow(FieldGate):
+    """A factor for every row of embeddings less their mean, beside the present one of that mean."""
+
+    def __init__(self, gate: FeatureGate) -> None:
+        super().__init__(gate.fields)
+        self.present = gate.factors()
+
+    def apply_to(self, packed: Tensor) -> Tensor:
+        mean = packed.detach().mean(0)
+        self.rows = self.present.repeat(len(packed), 1).requires_grad_()
+        varied = (packed - mean) * self.rows.index_select(1, self.field_of_column)
+        return varied + mean * self.present.index_select(0, self.field_of_column)
 
 
 # Of dynamo's own making.
