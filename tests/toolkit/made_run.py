@@ -7,8 +7,7 @@ import numpy as np
 from lpfs.lifecycle.curve import Judged
 from lpfs.lifecycle.settings import Settings
 from lpfs.lifecycle.training import Metrics
-from lpfs.method.stand_ins import StandIn
-from lpfs.run import Died, FieldCost, Summary
+from lpfs.run import Died, FieldCost, Replacement, Summary
 
 STEPS = 50
 HISTORY = dict[str, list[float]]
@@ -49,7 +48,7 @@ def made_run(
         ],
         chosen=not wish,
         replaced_by={
-            names[i]: StandIn(by=("f0",), share=0.93)
+            names[i]: Replacement(by=("f0",), share=0.93)
             for i in range(kept, min(kept + 1, fields))
             if costs
         },

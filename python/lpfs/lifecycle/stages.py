@@ -17,7 +17,7 @@ from lpfs.lifecycle import distributed
 from lpfs.lifecycle.checkpoint import Checkpoints
 from lpfs.unfinished import StoppedError
 
-FORMAT = 1
+FORMAT = 2
 """Of what a checkpoint holds: rises when one that was written before cannot be gone on from."""
 
 
@@ -25,7 +25,7 @@ CONTENT = {"identity", "place", "done", "taken", "numbers", "losses", "files", "
 
 
 class _Numbers(BaseModel):
-    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
     steps: dict[str, int] = {}
     per_row: float = 0.0
     last_step_change: float = 0.0
