@@ -133,7 +133,9 @@ class Budget(Plan):
         costs = None
         if learn == "costs":
             horizon = max(1.0, HORIZON * steps)
-            costs = RemovalCosts(gate, horizon, reduction=reduction, loss_scale=loss_scale)
+            costs = RemovalCosts(
+                gate, horizon, reduction=reduction, loss_scale=loss_scale, stand_ins=True
+            )
             momentum = optimizer.param_groups[0]["momentum"]
             lr = lr or Constant(REACH / max(1, steps) * (1 - momentum))
         elif lr is None and gate.kind == "lpfs++":

@@ -40,9 +40,8 @@ class RemovalCosts:
     be divided by twice its variance to be one. A ranking or a margin loss is none.
 
     A dead gate, φ = 0, is told what it would save if it came back. Fields that stay always have a
-    cost too. Where a plan has the gate `compare`, a cost is what is left of it once another living
-    field has taken the place of the one removed, see `StandIns`. Where several passes backward make
-    a step, or several processes, their rows count as the rows of one batch.
+    cost too. Where several passes backward make a step, or several processes, their rows count as
+    the rows of one batch.
 
     Args:
         gate: whose costs; its passes backward leave what they are made of from now on.
@@ -53,6 +52,9 @@ class RemovalCosts:
             taken to average their gradients, as DistributedDataParallel does.
         loss_scale: what the loss was multiplied by besides, or a function that says so at every
             step, such as a GradScaler's `get_scale`.
+        stand_ins: whether a cost is what is left of it once another living field has taken the
+            place of the one removed, see `StandIns`; in steps in which the gate is asked to
+            `compare`, and for 4,096 units at most.
 
     Raises ValueError for another reduction or a horizon below one step.
     """
@@ -64,6 +66,7 @@ class RemovalCosts:
         *,
         reduction: Reduction = "mean",
         loss_scale: float | Callable[[], float] = 1.0,
+        stand_ins: bool = False,
     ) -> None:
         if reduction not in ("mean", "sum"):
             raise ValueError(f"reduction must be 'mean' or 'sum', got {reduction!r}")
@@ -74,7 +77,7 @@ class RemovalCosts:
         self.per_row = 1.0
         """What costs are multiplied by, where a step's rows are a sample of those that count: nats
         per such row over nats per row of a step."""
-        gate.watch(overlap=len(gate.units) <= LARGEST)
+        gate.watch(overlap=stand_ins and len(gate.units) <= LARGEST)
         assert gate.moments is not None
         like = gate.moments.detach()
         self.stand_ins = None if gate.overlap is None else StandIns(like)

@@ -82,7 +82,11 @@ class Penalty(Plan):
         costs = None
         if price is not None:
             costs = RemovalCosts(
-                gate, max(1.0, HORIZON * steps), reduction=reduction, loss_scale=loss_scale
+                gate,
+                max(1.0, HORIZON * steps),
+                reduction=reduction,
+                loss_scale=loss_scale,
+                stand_ins=True,
             )
             optimizer.param_groups[0]["momentum"] = 0.0
             lr = lr or Constant(1 / (PATIENCE * steps * price))
