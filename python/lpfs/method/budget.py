@@ -74,13 +74,16 @@ class Budget(Plan):
             for `gate.x` alone.
 
     >>> import torch
+    >>> _ = torch.manual_seed(0)
     >>> gate = FeatureGate({"a": 1, "b": 1, "c": 1})
     >>> optimizer = ProximalSGD(gate.parameters())
     >>> plan = Budget(gate, optimizer, keep=1, steps=200)
-    >>> label = torch.tensor([1.0, -1.0])
+    >>> worth = torch.tensor([1.5, 1.0, 0.5])
     >>> for _ in range(200):
-    ...     logit = gate([label[:, None], 0.5 * label[:, None], 0.1 * label[:, None]]).sum(1)
-    ...     torch.nn.functional.softplus(-label * logit).mean().backward()
+    ...     signals = torch.randn(64, 3)
+    ...     label = torch.bernoulli((signals @ worth).sigmoid())
+    ...     logit = gate((signals * worth).split(1, 1)).sum(1)
+    ...     torch.nn.functional.binary_cross_entropy_with_logits(logit, label).backward()
     ...     optimizer.step()
     ...     plan.step()
     >>> gate.kept(), [name for name, step in plan.trajectory.path()]

@@ -422,7 +422,7 @@ def test_generate_refuses(
 
 def test_a_loss_that_is_no_number_ends_the_run(logs: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    ended = lpfs("select", logs / "log.parquet", *LABEL, "--lr", 1e38, "--out", run, *QUICK)
+    ended = lpfs("select", logs / "log.parquet", *LABEL, "--lr", 1e30, "--out", run, *QUICK)
     assert ended.status == 1
     assert ended.err.count("\n") == 1
     assert "loss" in ended.err
