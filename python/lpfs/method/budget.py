@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lpfs.method.costs import Reduction, RemovalCosts
+from lpfs.method.costs import Reduction, RemovalCosts, mean_and_error
 from lpfs.method.gate import FeatureGate
 from lpfs.method.plan import HORIZON, Learn, Plan, require_fit
 from lpfs.method.prices import prices_of
@@ -21,6 +21,8 @@ REACH = 3.0
 LATE_RAMP, PAPER_RAMP, PATH_RAMP = (0.3, 0.95), (0.1, 0.7), (0.2, 0.95)
 FASTEST_DEATH = 0.05
 """The share of the steps in which a threshold may bring a gate from 1 to 0."""
+SURE = 2.0
+"""By how many standard errors a removal costs something for sure."""
 WHOLE = 3.0
 """x of a whole gate, in √ε: LPFS's g is .9 there."""
 ROUNDING = 1e-5
@@ -220,8 +222,9 @@ class Budget(Plan):
         self._open_survivors(x)
 
     def _open_survivors(self, x: Tensor) -> None:
-        """Once no more live than are wanted, none of them stands where the last threshold left it:
-        what follows, the end of the run included, is with whole fields."""
+        """Once no more live than are wanted, none that is surely worth something stands where the
+        last threshold left it: what follows, the end of the run included, is with whole fields. One
+        that may be noise is better left as it is, where more are wanted than do good."""
         settled = math.ceil(self._ramp[1] * (self.steps - 1)) if self._counts else self.steps - 1
         # Looking would wait for a GPU, but saves the CPU the rest.
         if self.costs is None or (self._calls < settled and not x.is_cuda):
@@ -230,6 +233,8 @@ class Budget(Plan):
         chosen = (self._taken >= settled) & (x > 0)
         if self._counts:
             chosen &= (x > 0).sum() <= self._target
+        mean, error = (known[: len(x)] for known in mean_and_error(self.costs.known))
+        chosen &= mean > SURE * error
         x.copy_(torch.where(chosen & (x < whole), whole, x))
 
     def _hold_number(self, x: Tensor) -> None:
