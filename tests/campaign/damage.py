@@ -19,7 +19,7 @@ from lpfs.lifecycle.checkpoint import Checkpoints
 from lpfs.run import load_encoders, load_history, load_model, load_pretrained, load_summary
 from lpfs.unfinished import unfinished
 
-from .case import Case, require
+from .case import Case, by_turns, require
 from .material import Material, copied, made
 from .places import damaged
 
@@ -30,37 +30,19 @@ MORE = 8
 def cases(place: Path, seed: int) -> Iterator[Case]:
     """Of every file, region by region."""
     material = made(place)
-    found = [
-        _cache(material, place, seed),
-        _run(material, place, seed),
-        _checkpoint(material, place, seed),
-    ]
-    # One of each by turns, so that the first few are of every kind.
-    while found:
-        for cases in tuple(found):
-            case = next(cases, None)
-            if case is None:
-                found.remove(cases)
-            else:
-                yield case
+    return by_turns(of(material, place, seed) for of in (_cache, _run, _checkpoint))
 
 
 def _spread(directory: Path, seed: int) -> Iterator[tuple[str, str, bytes]]:
     """File, damage, content: one of each file by turns."""
-    files = {
-        path.name: damaged(
-            path.read_bytes(), random.Random(f"{seed} {path.name.split('-')[0]}"), MORE
-        )
-        for path in sorted(directory.iterdir())
-        if path.is_file() and path.suffix not in (".png", ".html")
-    }
-    while files:
-        for name in tuple(files):
-            found = next(files[name], None)
-            if found is None:
-                del files[name]
-            else:
-                yield name, *found
+
+    def of(path: Path) -> Iterator[tuple[str, str, bytes]]:
+        chance = random.Random(f"{seed} {path.name.split('-')[0]}")
+        for what, content in damaged(path.read_bytes(), chance, MORE):
+            yield path.name, what, content
+
+    files = (path for path in sorted(directory.iterdir()) if path.is_file())
+    return by_turns(of(path) for path in files if path.suffix not in (".png", ".html"))
 
 
 def _cache(material: Material, place: Path, seed: int) -> Iterator[Case]:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from .case import Case, require
+from .case import Case, by_turns, require
 from .commands import Ended, lpfs
 from .material import Material, made
 
@@ -77,15 +77,8 @@ def _commands(material: Material, place: Path) -> dict[str, Command]:
 
 def cases(place: Path, seed: int) -> Iterator[Case]:
     """Of every command by turns, so that the first few are of all."""
-    material = made(place)
-    kinds = [_of(name, command, place) for name, command in _commands(material, place).items()]
-    while kinds:
-        for kind in tuple(kinds):
-            case = next(kind, None)
-            if case is None:
-                kinds.remove(kind)
-            else:
-                yield case
+    commands = _commands(made(place), place)
+    return by_turns(_of(name, command, place) for name, command in commands.items())
 
 
 def _of(name: str, command: Command, place: Path) -> Iterator[Case]:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from lpfs.run import load_model, load_summary
 
-from .case import Case, require
+from .case import Case, by_turns, require
 from .commands import lpfs
 from .material import made
 
@@ -32,19 +32,7 @@ def cases(place: Path, seed: int) -> Iterator[Case]:
     """Weights, values, labels and settings by turns."""
     with made(place).log.open(newline="") as file:
         head, *rows = csv.reader(file)
-    kinds: list[Iterator[Case]] = [
-        _weights(place, head, rows),
-        _values(place, head, rows),
-        _labels(place, head, rows),
-        _settings(place, head, rows),
-    ]
-    while kinds:
-        for kind in tuple(kinds):
-            case = next(kind, None)
-            if case is None:
-                kinds.remove(kind)
-            else:
-                yield case
+    return by_turns(of(place, head, rows) for of in (_weights, _values, _labels, _settings))
 
 
 def _weights(place: Path, head: Row, rows: Rows) -> Iterator[Case]:

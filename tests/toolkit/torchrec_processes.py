@@ -221,13 +221,17 @@ def one_step(model: Any, optimizer: Any, rank: int, size: int, weighted: bool) -
     return logits(model, weighted)
 
 
-def process(rank: int, size: int, place: str, cases: Sequence[Any], results: Any) -> None:
-    """Select, save and restore, with a kind of sharding each before and after."""
+def join(rank: int, size: int, meet: str) -> None:
+    """Meet the other processes at that file, in silence."""
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
-    meet = f"file://{place}/meet{size}"
-    dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=size)
+    dist.init_process_group("gloo", init_method=f"file://{meet}", rank=rank, world_size=size)
+
+
+def process(rank: int, size: int, place: str, cases: Sequence[Any], results: Any) -> None:
+    """Select, save and restore, with a kind of sharding each before and after."""
+    join(rank, size, f"{place}/meet{size}")
     for number, (before, after, fused, kind, options) in enumerate(cases):
         weighted, new = kind == "weighted", BUILT[kind]
         model, optimizer = shard(before, fused)(new())
@@ -261,11 +265,7 @@ def process(rank: int, size: int, place: str, cases: Sequence[Any], results: Any
 
 def again(rank: int, size: int, place: str, directories: Sequence[Any], results: Any) -> None:
     """Restore what another number of processes has saved."""
-    warnings.simplefilter("ignore")
-    logging.disable(logging.WARNING)
-    torch.set_num_threads(1)
-    meet = f"file://{place}/again{size}"
-    dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=size)
+    join(rank, size, f"{place}/again{size}")
     for number, (name, after, fused, kind) in enumerate(directories):
         weighted, saved = kind == "weighted", Path(place) / name
         smaller, left = lpfs.torchrec.restore(BUILT[kind](), shard(after, fused), saved)
@@ -305,15 +305,11 @@ class Batch:
 
 def pipelined(rank: int, size: int, place: str, results: Any) -> None:
     """The same selection step by step, and in a pipeline that distributes batches in advance."""
-    warnings.simplefilter("ignore")
-    logging.disable(logging.WARNING)
-    torch.set_num_threads(1)
+    join(rank, size, f"{place}/meet")
     from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
     from torchrec.streamable import Pipelineable
 
     Pipelineable.register(Batch)
-    meet = f"file://{place}/meet"
-    dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=size)
     for way in ("steps", "pipeline"):
         model, optimizer = shard("table_wise")(Loss())
         fill(model)
@@ -335,11 +331,7 @@ def pipelined(rank: int, size: int, place: str, results: Any) -> None:
 
 def stopped(rank: int, size: int, place: str, kind: str, die_at: int, results: Any) -> None:
     """A selection with a checkpoint every ten steps, killed after a step, or resumed."""
-    warnings.simplefilter("ignore")
-    logging.disable(logging.WARNING)
-    torch.set_num_threads(1)
-    meet = f"file://{place}/meet{size}{die_at}"
-    dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=size)
+    join(rank, size, f"{place}/meet{size}{die_at}")
     model, optimizer = shard(kind)(Ranking())
     fill(model)
     gate = lpfs.torchrec.attach(model)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lpfs.method.costs import RemovalCosts
 from lpfs.method.gate import FEWEST_ROWS, SHARE_OF_ROWS, FeatureGate
+from lpfs.method.row_products import by_field
 
 
 class Constants:
@@ -47,7 +48,7 @@ class Constants:
     def hear(self, value: Tensor, fields: Sequence[int]) -> None:
         """Fields beside each other, `[B, Σ widths]`, before or after they were multiplied by 1."""
         widths = [self.gate.widths[i] for i in fields]
-        self._await(value, fields, ("fields", *fields), 0, lambda each: _by_field(each, widths))
+        self._await(value, fields, ("fields", *fields), 0, lambda each: by_field(each, widths))
 
     def hear_module(self, value: Tensor, field: int, place: str, samples: int) -> None:
         """What a module returned for a field, its samples along a dimension."""
@@ -98,15 +99,11 @@ class Constants:
         whose samples come first, `[rows, fields]`."""
         if not value.requires_grad:
             return
-        count = value.shape[samples]
-        into, step = (
-            self._pass(place, count),
-            max(1, count // max(FEWEST_ROWS, count // SHARE_OF_ROWS)),
-        )
-        e = value.detach().movedim(samples, 0)[::step].to(self.gate.x.dtype)
+        into = self._pass(place, value.shape[samples])
+        e = value.detach().movedim(samples, 0)[:: into.step].to(self.gate.x.dtype)
 
         def backward(grad: Tensor) -> None:
-            g = grad.movedim(samples, 0)[::step].to(e.dtype)
+            g = grad.movedim(samples, 0)[:: into.step].to(e.dtype)
             into.found.append((fields, by_field(g * e), by_field(g * e.mean(0))))
 
         value.register_hook(backward)
@@ -156,10 +153,3 @@ class _Pass:
         share = self.count / len(s)
         moments[:2, units] += torch.stack([t.sum(0), squares.sum(0)]) * share
         moments[2, units] += self.count
-
-
-def _by_field(products: Tensor, widths: Sequence[int]) -> Tensor:
-    if len({*widths}) == 1:
-        of_fields: Tensor = products.unflatten(1, (len(widths), widths[0])).sum(2)
-        return of_fields
-    return torch.stack([each.sum(1) for each in products.split([*widths], 1)], 1)

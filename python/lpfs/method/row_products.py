@@ -24,9 +24,8 @@ def seen(
     alike, any other, or a bias, could add. `embeddings` are those that were gated: one `[B, Dᵢ]`
     per field or, packed, `[B, ΣD]`.
     """
-    packed = [embeddings] if isinstance(embeddings, Tensor) else list(embeddings)
-    fields = [each.detach() for each in packed]
-    call = gated, overlap, list(widths), unit_of_field, row_scale, *fields
+    fields = [embeddings] if isinstance(embeddings, Tensor) else embeddings
+    call = gated, overlap, list(widths), unit_of_field, row_scale, *(e.detach() for e in fields)
     found: Tensor = _Seen.apply(*call)  # type: ignore[no-untyped-call]
     return found
 
@@ -52,8 +51,8 @@ class _Seen(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         row_scale, *fields = ctx.saved_tensors
-        varied = [each - each.mean(0) for each in fields]
-        products = _products(grad.to(ctx.dtype), varied, ctx.widths)
+        varied = torch.cat([each - each.mean(0) for each in fields], 1)
+        products = by_field(grad.to(ctx.dtype) * varied, ctx.widths).T
         if ctx.unit_of_field is not None:
             # A product, whose order of summation is fixed on every device.
             belongs = torch.tensor(ctx.unit_of_field, device=grad.device)
@@ -63,13 +62,9 @@ class _Seen(torch.autograd.Function):
         return grad, overlap_of(products, row_scale), *rest
 
 
-def _products(grad: Tensor, fields: Sequence[Tensor], widths: Sequence[int]) -> Tensor:
-    """⟨∂L/∂y, e⟩ of every field and row, `[N, B]`."""
-    packed = len(fields) == 1 and fields[0].shape[1] == sum(widths)
-    if packed and len(set(widths)) == 1:
-        of_fields: Tensor = (grad * fields[0]).unflatten(1, (len(widths), widths[0])).sum(2)
-        return of_fields.T
-    if packed:
-        fields = fields[0].split(list(widths), 1)
-    grads = grad.split(list(widths), 1)
-    return torch.stack([(g * e).sum(1) for g, e in zip(grads, fields, strict=True)])
+def by_field(products: Tensor, widths: Sequence[int]) -> Tensor:
+    """Products of all columns, `[B, ΣD]`, added up field by field, `[B, N]`."""
+    if len({*widths}) == 1:
+        of_fields: Tensor = products.unflatten(1, (len(widths), widths[0])).sum(2)
+        return of_fields
+    return torch.stack([each.sum(1) for each in products.split([*widths], 1)], 1)
