@@ -157,24 +157,37 @@ class Trajectory:
         new = int(self._recorded) - self._seen
         if new > self.BUFFERED:
             raise RuntimeError(f"{new} steps since the last look, at most {self.BUFFERED} are kept")
+        if not new:
+            return
         order = torch.arange(self._seen, self._seen + new) % self.BUFFERED
-        for row in self._buffer.cpu()[order]:
-            self._seen += 1
-            epsilon, x = row[0], row[4 : 4 + len(self._x)]
-            before = self.gate.gate_values(self._x, epsilon).abs() / self.gate.start.cpu()
-            for i in ((self._x != 0) & (x == 0)).nonzero().flatten().tolist():
-                cost = None
-                if self.costs is not None:
-                    known = row[4 + 2 * len(x) :].view(-1, len(self.gate.units))
-                    cost = mean_and_error(known)[0][i].item()
-                death = Death(self.gate.members[i], self._seen, before[i].item(), cost)
-                self._deaths.append(death)
-            self.revivals += int(((self._x == 0) & (x != 0)).sum())
-            self._x = x
-            if self._last_is_spare:
-                self._rows.pop()
-            self._rows.append(torch.cat([torch.tensor([float(self._seen)]), row]))
-            self._last_is_spare = self._seen % self.keep_every != 0
+        rows, gates = self._buffer.cpu()[order], len(self._x)
+        x = rows[:, 4 : 4 + gates]
+        before = torch.cat([self._x[None], x[:-1]])
+        self._die(rows, before, (before != 0) & (x == 0))
+        self.revivals += int(((before == 0) & (x != 0)).sum())
+        self._x = x[-1].clone()
+        steps = torch.arange(self._seen + 1, self._seen + new + 1)
+        self._seen += new
+        if self._last_is_spare:
+            self._rows.pop()
+        self._last_is_spare = self._seen % self.keep_every != 0
+        kept = steps % self.keep_every == 0
+        kept[-1] = True
+        self._rows += torch.cat([steps[:, None], rows], 1)[kept]
+
+    def _die(self, rows: Tensor, before: Tensor, dies: Tensor) -> None:
+        """Note deaths, `[steps, gates]`, in rows of the buffer and in the order of their steps."""
+        steps, gates = dies.nonzero().unbind(1)
+        x, epsilon = before[steps, gates], rows[steps, 0]
+        shares = self.gate.gate_values(x, epsilon).abs() / self.gate.start.cpu()
+        costs: list[float | None] = [None] * len(steps)
+        if self.costs is not None and len(steps):
+            known = rows[steps, 4 + 2 * before.shape[1] :].view(len(steps), 8, -1)
+            costs = mean_and_error(known)[0].gather(1, gates[:, None]).flatten().tolist()
+        found = zip(steps.tolist(), gates.tolist(), shares.tolist(), costs, strict=True)
+        for step, gate, share, cost in found:
+            death = Death(self.gate.members[gate], self._seen + 1 + step, share, cost)
+            self._deaths.append(death)
 
     def _factors(self, x: Tensor, amplitude: Tensor, epsilon: Tensor, rms: float) -> Tensor:
         gate = self.gate
