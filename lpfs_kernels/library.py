@@ -100,15 +100,16 @@ def implement_in_place(name: str, changed: Sequence[int]) -> None:
     that ask for one, and tells autograd of the tensors, and lists of them, that it changes."""
     operator = getattr(torch.ops.lpfs, name).default
 
-    def autograd(*call: Any) -> Any:
-        if torch.is_grad_enabled() and any(t.requires_grad for t in _tensors_of(call)):
-            raise RuntimeError(f"{name} has no gradient: call it under torch.no_grad()")
-        return below_autograd(operator, *call)
-
     def bump_versions(*call: Any) -> Any:
         increment_version(_tensors_of([call[i] for i in changed]))
         with torch._C._AutoDispatchBelowADInplaceOrView():
             return operator(*call)
+
+    def autograd(*call: Any) -> Any:
+        if torch.is_grad_enabled() and any(t.requires_grad for t in _tensors_of(call)):
+            raise RuntimeError(f"{name} has no gradient: call it under torch.no_grad()")
+        # At once, and not as the next key's kernel: that would cost each call as much again.
+        return bump_versions(*call)
 
     implement(name, "Autograd", autograd)
     implement(name, "ADInplaceOrView", bump_versions)
