@@ -62,6 +62,13 @@ STABLE_TORCH_LIBRARY_FRAGMENT(lpfs, library) {
       "Tensor? ungated, Tensor? field_of_unit, float horizon, bool mean, float loss_scale, "
       "float per_row, int kind, float alpha, float tau) -> Tensor");
   library.def(
+      "removal_pull_(Tensor(a!) known, Tensor(b!)? alone, Tensor moments, Tensor(c!) x, "
+      "Tensor(d!) amplitude, Tensor(e!) scale, Tensor unamplified, Tensor epsilon, "
+      "Tensor? ungated, Tensor? gate_of_field, Tensor? field_of_unit, Tensor[] stand_ins, "
+      "Tensor? prices, Tensor? rate, float horizon, bool mean, float loss_scale, float per_row, "
+      "float largest_move, float amplification, float least, float most, int kind, float alpha, "
+      "float tau) -> (Tensor found, Tensor apart, Tensor pull)");
+  library.def(
       "rows_adagrad_(Tensor(a!)[] weights, Tensor(b!)[] sums, Tensor(c!)[] steps, Tensor[] rows, "
       "Tensor[] grads, Tensor lr, float lr_decay, float eps, float weight_decay, bool maximize) -> ()");
   library.def(

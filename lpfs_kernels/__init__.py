@@ -9,6 +9,7 @@ from .launch import check_values
 from .proximal_sgd import proximal_sgd_
 from .reference import KINDS
 from .removal_costs import removal_costs_
+from .removal_pull import removal_pull_
 from .row_steps import rows_adagrad_, rows_adam_, rows_sgd_
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "gated_linear",
     "proximal_sgd_",
     "removal_costs_",
+    "removal_pull_",
     "rows_adagrad_",
     "rows_adam_",
     "rows_sgd_",

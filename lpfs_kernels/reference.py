@@ -6,7 +6,8 @@ file is fast; everything in it is meant to be read beside the paper.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -657,6 +658,94 @@ def removal_costs_(
     recent = known[1] / known[0].clamp(min=1)
     newton = -(known[2] / known[3].clamp(min=1e-30)).clamp(-1, 1)
     return torch.stack([torch.where(heard, costs, recent), recent, newton])
+
+
+def stood_in(moments: Tensor, stand_ins: Sequence[Tensor]) -> Tensor:
+    """Moments `[3, U]` as if the units that yield to their stand-ins had gone. Of every unit,
+    `stand_ins` say which that is, itself where there is none; what of the stand-in's row products
+    it explains, β; what is left of its own squares, 1 − ρ²; and by how much it has grown, κ:
+
+        sum  ←  κ · (sum − β · sum of the stand-in)        sum of squares  ←  κ² · (1 − ρ²) · it
+
+    >>> moments = torch.tensor([[1.0, 1.0], [2.0, 2.0], [4.0, 4.0]])
+    >>> twins = torch.tensor([1, 1]), *torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 2.0]])
+    >>> stood_in(moments, twins)
+    tensor([[0., 2.],
+            [0., 8.],
+            [4., 4.]])
+    """
+    of, share, left, grown = stand_ins
+    slopes, squares, rows = moments.unbind()
+    slopes = grown * (slopes - share * slopes[of])
+    return torch.stack([slopes, grown.square() * left * squares, rows])
+
+
+def removal_pull_(
+    known: Tensor,
+    alone: Tensor | None,
+    moments: Tensor,
+    x: Tensor,
+    amplitude: Tensor,
+    scale: Tensor,
+    unamplified: Tensor,
+    epsilon: Tensor,
+    ungated: Tensor | None,
+    gate_of_field: Tensor | None,
+    field_of_unit: Tensor | None,
+    stand_ins: Sequence[Tensor],
+    prices: Tensor | None,
+    rate: Tensor | None,
+    *,
+    horizon: float,
+    largest_move: float,
+    amplification: float,
+    bounds: tuple[float, float],
+    costs_of: Callable[..., Tensor] | None = None,
+    **options: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What `removal_costs_` finds of a step's moments, and how that moves the gates, the first G
+    units, with x, amplitude `[G]` and scale `[N]` in place. With `stand_ins` (see `stood_in`) costs
+    are found twice: into `known` with them, and into `alone` without.
+
+    The gradient that x gets is that of the costs per unit of what a gate costs, its price, over the
+    root mean square of the recent ones without stand-ins; and x forgets 1/horizon. Or, with a
+    `rate`, that with which x moves by rate · (recent cost − price), at most `largest_move` and
+    up to 1. The amplitude of a living gate follows its Newton step without stand-ins, times
+    `amplification`, within bounds; and the scale of its fields follows the amplitude.
+
+    Returns what was found, `[3, U]`; the same without stand-ins; and the gradient, `[G]`.
+    """
+    take = partial(
+        costs_of or removal_costs_,
+        x=x if gate_of_field is None else x[gate_of_field],
+        epsilon=epsilon,
+        scale=scale,
+        ungated=ungated,
+        field_of_unit=field_of_unit,
+        horizon=horizon,
+        **options,
+    )
+    if alone is None:
+        found = take(known, moments)
+        apart = found.clone()
+    else:
+        apart = take(alone, moments)
+        found = take(known, stood_in(moments, stand_ins))
+    gates = x.shape[0]
+    price = x.new_ones(()) if prices is None else prices
+    if rate is None:
+        size = (apart[1, :gates] / price).square().mean().sqrt().clamp(min=1e-12)
+        pull = found[0, :gates] / price / size
+        x.mul_(1 - 1 / horizon)
+    else:
+        move = (rate * (found[1, :gates] - price)).clamp(-largest_move, largest_move)
+        pull = torch.minimum(move, 1 - x) / rate
+    steps = torch.where(x > 0, amplification * apart[2, :gates], 0.0)
+    amplitude.mul_(steps.exp()).clamp_(*bounds)
+    of_field = amplitude if gate_of_field is None else amplitude[gate_of_field]
+    amplified = unamplified * of_field
+    scale.copy_(amplified if ungated is None else torch.where(ungated, 1.0, amplified))
+    return found, apart, -pull
 
 
 def rows_adagrad_(

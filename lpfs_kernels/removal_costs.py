@@ -42,7 +42,8 @@ define("""removal_costs_(
 ) -> Tensor""")
 
 
-def _check(
+def check_call(
+    operator: str,
     known: Tensor,
     moments: Tensor,
     x: Tensor,
@@ -57,34 +58,34 @@ def _check(
     *gates: Any,
 ) -> None:
     if x.dtype not in (torch.float64, torch.float32):
-        fault(OPERATOR, "x", "be float32 or float64", dtype_name(x.dtype), TypeError)
+        fault(operator, "x", "be float32 or float64", dtype_name(x.dtype), TypeError)
     if x.dim() != 1:
-        fault(OPERATOR, "x", "have 1 dimension", f"shape {list(x.shape)}")
+        fault(operator, "x", "have 1 dimension", f"shape {list(x.shape)}")
     units = x.shape[0]
     if field_of_unit is not None:
         units = field_of_unit.numel()
-        check_device(OPERATOR, "field_of_unit", field_of_unit, "x", x.device)
-        check_dtype(OPERATOR, "field_of_unit", field_of_unit, torch.int64, "")
-        check_shape(OPERATOR, "field_of_unit", field_of_unit, [units], "")
+        check_device(operator, "field_of_unit", field_of_unit, "x", x.device)
+        check_dtype(operator, "field_of_unit", field_of_unit, torch.int64, "")
+        check_shape(operator, "field_of_unit", field_of_unit, [units], "")
     for name, tensor, sums in (("known", known, 8), ("moments", moments, 3)):
-        check_device(OPERATOR, name, tensor, "x", x.device)
-        check_dtype(OPERATOR, name, tensor, x.dtype, "like x")
-        check_shape(OPERATOR, name, tensor, [sums, units], ", one column per unit")
-    check_contiguous(OPERATOR, "known", known)
+        check_device(operator, name, tensor, "x", x.device)
+        check_dtype(operator, name, tensor, x.dtype, "like x")
+        check_shape(operator, name, tensor, [sums, units], ", one column per unit")
+    check_contiguous(operator, "known", known)
     if not horizon >= 1:
-        fault(OPERATOR, "horizon", "be at least 1", f"{horizon:g}")
+        fault(operator, "horizon", "be at least 1", f"{horizon:g}")
     for name, factor in (("loss_scale", loss_scale), ("per_row", per_row)):
         if not 0 < factor < float("inf"):
-            fault(OPERATOR, name, "be positive and finite", f"{factor:g}")
-    check_gates(OPERATOR, "x", x, x.shape[0], "field", x, epsilon, scale, ungated, *gates)
+            fault(operator, name, "be positive and finite", f"{factor:g}")
+    check_gates(operator, "x", x, x.shape[0], "field", x, epsilon, scale, ungated, *gates)
 
 
-def _check_values(x: Tensor, epsilon: Tensor, field_of_unit: Tensor | None) -> None:
-    refuse_gate_values(OPERATOR, x, epsilon)
+def check_contents(operator: str, x: Tensor, epsilon: Tensor, field_of_unit: Tensor | None) -> None:
+    refuse_gate_values(operator, x, epsilon)
     if field_of_unit is not None:
         wrong = (field_of_unit < 0) | (field_of_unit >= len(x))
         expected = f"name one of the {len(x)} fields"
-        refuse_values(OPERATOR, "field_of_unit", field_of_unit, expected, wrong, where=True)
+        refuse_values(operator, "field_of_unit", field_of_unit, expected, wrong, where=True)
 
 
 @jit_for_any("units", "moment_stride", "unit_stride")
@@ -206,9 +207,9 @@ def launch(
     """One launch; CPU tensors are taken under Triton's interpreter."""
     gates = kind, alpha, tau
     units = x, epsilon, scale, ungated, field_of_unit
-    _check(known, moments, *units, horizon, mean, loss_scale, per_row, *gates)
+    check_call(OPERATOR, known, moments, *units, horizon, mean, loss_scale, per_row, *gates)
     if values_are_checked(x.device):
-        _check_values(x, epsilon, field_of_unit)
+        check_contents(OPERATOR, x, epsilon, field_of_unit)
     count = known.shape[1]
     result = known.new_empty(3, count)
     if not count:
@@ -244,9 +245,9 @@ if triton is not None:
 
 def _reference(*call: Any) -> Tensor:
     tensors, (horizon, mean, loss_scale, per_row, kind, alpha, tau) = call[:7], call[7:]
-    _check(*call)
+    check_call(OPERATOR, *call)
     _, _, x, epsilon, _, _, field_of_unit = tensors
-    _check_values(x, epsilon, field_of_unit)
+    check_contents(OPERATOR, x, epsilon, field_of_unit)
     return reference.removal_costs_(
         *tensors,
         horizon=horizon,
@@ -263,7 +264,7 @@ implement(OPERATOR, "CPU", _reference)
 
 
 def _fake(*call: Any) -> Tensor:
-    _check(*call)
+    check_call(OPERATOR, *call)
     known: Tensor = call[0]
     return known.new_empty(3, known.shape[1])
 
@@ -343,8 +344,8 @@ def removal_costs_(
         if "removal_costs_: " not in str(error):
             raise
         # The C++ library finds faults too, but cannot raise another type.
-        _check(*call)
+        check_call(OPERATOR, *call)
         if x.device.type == "cpu":
-            _check_values(x, epsilon, field_of_unit)
+            check_contents(OPERATOR, x, epsilon, field_of_unit)
         raise
     return costs

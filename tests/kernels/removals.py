@@ -117,8 +117,9 @@ def takings(draw: st.DrawFn) -> Taken:
     )
 
 
-def check(before: Taken, after: Taken, got: Tensor) -> None:
-    """Hold what was found, and is known afterwards, to the reference in fp64.
+def check(before: Taken, after: Taken, got: Tensor, magnitudes: Tensor | None = None) -> None:
+    """Hold what was found, and is known afterwards, to the reference in fp64; where moments are
+    differences, `magnitudes` are the sums of what they were made of.
 
     A factor is rounded at most 16 times in its gate, a cost 12 times more, all of positive terms
     but one difference; a sum of `known` takes two more and its square doubles them. So with M the
@@ -137,7 +138,8 @@ def check(before: Taken, after: Taken, got: Tensor) -> None:
         wide.x, wide.epsilon, wide.scale, wide.ungated, KINDS[wide.kind], wide.alpha, wide.tau
     )
     factor = factors if wide.field_of_unit is None else factors[wide.field_of_unit]
-    slope = of_row * wide.moments[0].abs() / rows
+    slopes = wide.moments[0].abs() if magnitudes is None else magnitudes
+    slope = of_row * slopes / rows
     curvature = of_row**2 * wide.moments[1] / rows
     whole = factor.clamp(min=1)
     size = wide.per_row * whole * ((factor + whole / 2) * curvature + slope)

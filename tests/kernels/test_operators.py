@@ -379,7 +379,8 @@ def test_without_the_library_and_triton() -> None:
         print(lpfs_kernels.gated_embedding_concat(table, codes, [0], x, epsilon).item())
         names = "gated_concat", "gated_cross_concat", "gated_embedding_concat"
         for name in [n + end for n in names for end in ("", "_backward")] + [
-            "proximal_sgd_", "removal_costs_", "rows_adagrad_", "rows_adam_", "rows_sgd_"
+            "proximal_sgd_", "removal_costs_", "removal_pull_",
+            "rows_adagrad_", "rows_adam_", "rows_sgd_"
         ]:
             print(getattr(torch.ops.lpfs, name).default._schema)
     """
@@ -391,6 +392,6 @@ def test_without_the_library_and_triton() -> None:
     assert float(looked_up) == pytest.approx(3 * (0.5 + 10 * torch.pi / 4))
     names = ["gated_concat", "gated_cross_concat", "gated_embedding_concat"]
     names = [name + end for name in names for end in ("", "_backward")]
-    names += ["proximal_sgd_", "removal_costs_", *ROW_STEPS]
+    names += ["proximal_sgd_", "removal_costs_", "removal_pull_", *ROW_STEPS]
     assert schemas == [str(getattr(OPERATORS, name).default._schema) for name in names]
     assert run.stderr.count("did not load") == 1

@@ -200,16 +200,6 @@ class Budget(Plan):
         self._hold_bounds()
         super().step()
 
-    def pull(self, costs: Tensor) -> Tensor:
-        """The removal costs per unit of what a field costs, over the root mean square of the recent
-        ones without stand-ins, which a field that answers for many does not make larger. Of x
-        itself, a horizon's share is forgotten."""
-        assert self.costs is not None
-        recent = self.costs.recent_alone()[: len(costs)] / self._prices
-        scale = recent.square().mean().sqrt().clamp(min=1e-12)
-        self.gate.x.mul_(1 - 1 / self.costs.horizon)
-        return costs / self._prices / scale
-
     def _hold_bounds(self) -> None:
         """No gate comes back that finds no room, none of the wanted number is missing, and none
         that is left is nearly closed."""

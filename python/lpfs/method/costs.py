@@ -10,10 +10,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lpfs.method.gate import FeatureGate
+from lpfs.method.gate import AMPLITUDES, FeatureGate
 from lpfs.method.stand_ins import LARGEST, StandIn, StandIns
-from lpfs_kernels import removal_costs_
+from lpfs_kernels import removal_costs_, removal_pull_
 
+LARGEST_MOVE = 0.05
+"""How far a price may move x in a step."""
 Reduction = Literal["mean", "sum"]
 
 
@@ -93,20 +95,15 @@ class RemovalCosts:
         """The costs of the step whose passes backward are done, `[units]` (see
         `FeatureGate.units`); None if there were none. Where a unit was not watched, or what it
         would cost is not finite, its recent mean."""
-        gate = self.gate
-        assert gate.moments is not None
-        moments, gate.moments.grad = gate.moments.grad, None
+        moments = self._left()
         if moments is None:
             return None
-        moments = self.over_processes(moments)
-        self._compare()
-        scale = self.loss_scale() if callable(self.loss_scale) else self.loss_scale
-        self._found = self._alone = self._hear(self.alone, moments, scale)
+        self._found = self._alone = self._hear(self.alone, moments)
         if self.stand_ins is not None:
-            self._found = self._hear(self.known, self.stand_ins.applied(moments), scale)
+            self._found = self._hear(self.known, self.stand_ins.applied(moments))
         return self._found[0]
 
-    def _hear(self, known: Tensor, moments: Tensor, loss_scale: float) -> Tensor:
+    def _hear(self, known: Tensor, moments: Tensor) -> Tensor:
         gate = self.gate
         return removal_costs_(
             known,
@@ -116,28 +113,65 @@ class RemovalCosts:
             gate.scale,
             gate.ungated,
             gate.first_of_unit,
-            horizon=self.horizon,
-            mean=self.reduction == "mean",
-            loss_scale=loss_scale,
-            per_row=self.per_row,
-            **gate.formula,
+            **self._options,
         )
+
+    def pull(
+        self, prices: Tensor | None, rate: Tensor | None, amplification: float
+    ) -> Tensor | None:
+        """`take`, and what that does to the gates, of which amplitudes and x move: the gradient
+        that x gets; see `lpfs_kernels.removal_pull_`."""
+        moments = self._left()
+        if moments is None:
+            return None
+        gate, stand_ins = self.gate, self.stand_ins
+        self._found, self._alone, pull = removal_pull_(
+            self.known,
+            None if stand_ins is None else self.alone,
+            moments,
+            gate.x,
+            gate.amplitude,
+            gate.scale,
+            gate.unamplified,
+            gate.epsilon,
+            gate.ungated,
+            gate.gate_of_field,
+            gate.first_of_unit,
+            () if stand_ins is None else stand_ins.chosen,
+            prices,
+            rate,
+            largest_move=LARGEST_MOVE,
+            amplification=amplification,
+            bounds=AMPLITUDES,
+            **self._options,
+        )
+        return pull
+
+    def _left(self) -> Tensor | None:
+        """What the passes backward have left, over all processes; stand-ins are chosen anew where
+        the step has compared."""
+        gate = self.gate
+        assert gate.moments is not None
+        moments, gate.moments.grad = gate.moments.grad, None
+        if moments is None:
+            return None
+        moments = self.over_processes(moments)
+        self._compare()
+        return moments
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        return {
+            "horizon": self.horizon,
+            "mean": self.reduction == "mean",
+            "loss_scale": self.loss_scale() if callable(self.loss_scale) else self.loss_scale,
+            "per_row": self.per_row,
+            **self.gate.formula,
+        }
 
     def recent(self) -> Tensor:
         """The mean of about the last twenty steps, `[units]`; 0 where nothing was heard yet."""
         return self._found[1]
-
-    def recent_alone(self) -> Tensor:
-        """The same without stand-ins."""
-        return self._alone[1]
-
-    def newton(self) -> Tensor:
-        """The Newton step towards a better factor, `[units]`: of its logarithm, held to ±1.
-
-        On rows that the weights have not seen, a slope below zero says that what is behind the
-        factor is still too small, one above zero that it has learnt its rows by heart.
-        """
-        return self._alone[2]
 
     def of_fields(self) -> dict[str, Cost]:
         """Field → mean cost over the horizon and its standard error, from how costs vary between

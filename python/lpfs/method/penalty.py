@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
-import torch
 from torch import Tensor
 
-from lpfs.method.costs import Reduction, RemovalCosts
+from lpfs.method.costs import LARGEST_MOVE, Reduction, RemovalCosts
 from lpfs.method.gate import FeatureGate
 from lpfs.method.plan import HORIZON, Plan, require_fit
 from lpfs.method.prices import prices_of
@@ -17,8 +16,6 @@ from lpfs.optim import ProximalSGD
 
 PATIENCE = 0.2
 """The share of the steps in which a field that is worth nothing falls from 1 to 0."""
-LARGEST_MOVE = 0.05
-"""How far one step may move x."""
 FEWEST_STEPS = math.ceil(1 / LARGEST_MOVE)
 """In how many steps x falls from 1 to 0 at the soonest."""
 
@@ -112,11 +109,7 @@ class Penalty(Plan):
                 f"moves x by at most {LARGEST_MOVE}; got {steps}"
             )
 
-    def pull(self, costs: Tensor) -> Tensor:
-        """By how much the recent removal costs exceed the price."""
-        assert self.costs is not None
-        rate = self.optimizer.param_groups[0]["lr"]
-        profit = self.costs.recent()[: len(costs)] - self._prices
-        move = (rate * profit).clamp(-LARGEST_MOVE, LARGEST_MOVE)
-        pull: Tensor = torch.minimum(move, 1 - self.gate.x) / rate
-        return pull
+    @property
+    def _rate(self) -> Tensor | None:
+        rate: Tensor = self.optimizer.param_groups[0]["lr"]
+        return rate

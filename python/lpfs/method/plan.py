@@ -66,6 +66,8 @@ class Plan:
     steps before them have found (on Census-Income that cost .010 AUC at 10 fields).
     """
 
+    _prices: Tensor
+    """Of every gate, where gates learn from costs."""
     RESCALES = 1000
     """How often the RMS rescale is refreshed over a run. The paper's every 100 of 250,000 steps is
     2,500 times; in a run of 1,000 steps, refreshing every 100 shakes the network with each refresh
@@ -168,22 +170,20 @@ class Plan:
             )
         if self.costs is None:
             return
-        gate, costs = self.gate, self.costs.take()
-        if costs is None and gate.x.grad is not None and gate.x.any():
+        gate = self.gate
+        pull = self.costs.pull(self._prices, self._rate, AMPLIFICATION / self.steps)
+        if pull is None and gate.x.grad is not None and gate.x.any():
             raise RuntimeError(
                 "the loss reached the gate's x but left no moments: pass them to the operator with "
                 "**gate.asked(), or learn from the gradient"
             )
-        gate.x.grad = None
-        if costs is not None:
-            gates = len(gate.x)
-            gate.x.grad = -self.pull(costs[:gates])
-            rate = torch.where(gate.x > 0, AMPLIFICATION / self.steps, 0.0)
-            gate.amplify((rate * self.costs.newton()[:gates]).exp())
+        gate.x.grad = pull
 
-    def pull(self, costs: Tensor) -> Tensor:
-        """Which way, and how strongly, the removal costs of this step move x, `[gates]`."""
-        raise NotImplementedError
+    @property
+    def _rate(self) -> Tensor | None:
+        """The rate with which x moves by what costs exceed their prices, in place of what they are
+        beside each other."""
+        return None
 
     def _refresh(self) -> None:
         """Say which fields the next step computes, and of which it takes the costs."""

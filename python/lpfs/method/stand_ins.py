@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lpfs_kernels import reference
+
 
 @dataclass(frozen=True)
 class StandIn:
@@ -98,11 +100,14 @@ class StandIns:
         yielded = torch.where((x > 0) & (x < torch.inf), share * alike, 0.0)
         self.grown.copy_(1 + yielded[:, None].where(self.of[:, None] == units, 0.0).sum(0))
 
+    @property
+    def chosen(self) -> list[Tensor]:
+        """What was chosen last, as operators take it."""
+        return [self.of, self.share, self.left, self.grown]
+
     def applied(self, moments: Tensor) -> Tensor:
         """Moments `[3, units]`, as if those that yield had gone already."""
-        slopes, squares, rows = moments.unbind()
-        slopes = self.grown * (slopes - self.share * slopes[self.of])
-        return torch.stack([slopes, self.grown.square() * self.left * squares, rows])
+        return reference.stood_in(moments, self.chosen)
 
     def of_fields(self, units: Sequence[tuple[str, ...]]) -> dict[str, StandIn]:
         """Field → its stand-in, where that explains more than half. Waits for the device."""
