@@ -20,11 +20,18 @@ from bench.steps import Step, batches_of, ours
 from bench.turns import by_turns, seconds_of_each
 
 KINDS = {
-    "products": ("aten::mm", "aten::addmm"),
-    "lookups": ("aten::embedding", "aten::embedding_sparse_backward", "aten::index_select"),
+    "products": ("aten::mm", "aten::addmm", "mkldnn::_linear_pointwise"),
+    "lookups and gates": (
+        "aten::embedding",
+        "aten::embedding_sparse_backward",
+        "aten::index_select",
+        "lpfs::gated_concat",
+        "lpfs::gated_concat_backward",
+        "lpfs::gated_embedding_concat",
+        "lpfs::gated_embedding_concat_backward",
+    ),
     "update": ("lpfs::rows_adagrad_",),
-    "gates in passes": ("lpfs::gated_concat", "lpfs::gated_concat_backward"),
-    "gates between passes": ("lpfs::removal_costs_", "lpfs::proximal_sgd_"),
+    "gates between passes": ("lpfs::removal_pull_", "lpfs::proximal_sgd_"),
 }
 STEPS = 100
 

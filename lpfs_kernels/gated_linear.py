@@ -23,7 +23,6 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from . import reference
 from .launch import (
@@ -39,6 +38,7 @@ from .launch import (
     refuse_gate_values,
 )
 from .library import apply_as_given, below_autograd
+from .products import linear, product
 
 OPERATOR = "gated_linear"
 LEAVE_OUT_FROM = 0.09
@@ -122,9 +122,7 @@ class _Product(torch.autograd.Function):
         x, epsilon, *rest = gates
         operator = torch.ops.lpfs.gated_concat.default
         columns = below_autograd(operator, [weight], x, epsilon, widths, *rest)
-        transposed = columns.t()
-        y = packed.mm(transposed) if bias is None else torch.addmm(bias, packed, transposed)
-        return y, columns
+        return product(packed, columns, bias), columns
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -152,20 +150,19 @@ def _gradients(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
     grad_packed = grad_weight = grad_x = moments = None
     # What is large comes last: until then the cache holds what the others read.
     if wants_weight or wants_x:
-        into = grad.t().mm(packed)
+        into = product(grad.t(), packed.t())
         grad_weight, grad_x = _apart(ctx, into, weight, *gates)
     grad_bias = grad.sum(0) if wants_bias else None
     watched = ctx.watched if wants_moments else 0
     if wants_moments:
         first, _, moments = _through_gates(ctx, grad, watched, [packed], weight, gates, *asked)
-    if wants_packed and not watched:
-        grad_packed = grad.mm(columns)
-    elif wants_packed and watched == len(grad):
+    if wants_packed and watched == len(grad):
         grad_packed = first
     elif wants_packed:
-        grad_packed = grad.new_empty(packed.shape)
-        grad_packed[:watched] = first
-        torch.mm(grad[watched:], columns, out=grad_packed[watched:])
+        # A few rows are multiplied twice, and none is copied but these.
+        grad_packed = product(grad, columns.t())
+        if watched:
+            grad_packed[:watched] = first
     return grad_packed, grad_weight, grad_bias, None, moments, *[None] * 4, grad_x, *[None] * 6
 
 
@@ -184,7 +181,7 @@ def _through_gates(
     proportion: what `gated_concat` before the layer would make of them."""
     some = [field[:rows] for field in fields]
     dtype = reduce(torch.promote_types, (field.dtype for field in some))
-    upstream = grad[:rows].to(weight.dtype).mm(weight).to(dtype)
+    upstream = product(grad[:rows].to(weight.dtype), weight.t()).to(dtype)
     x, epsilon, scale, ungated = gates
     scales = None if row_scale is None else row_scale[:rows]
     call = upstream, [field.to(dtype) for field in some], x, epsilon, ctx.widths, scale, ungated
@@ -414,7 +411,7 @@ def _linear(
     watch: _Watch | None,
 ) -> Tensor:
     if living is None:
-        y = F.linear(gates.concat(embeddings, widths), weight, bias)
+        y = linear(gates.concat(embeddings, widths), weight, bias)
         return _watched(y, embeddings, weight, widths, gates, watch)
     packed, first = bool(widths), embeddings[0]
     own = widths if packed else [field.shape[1] for field in embeddings]
@@ -422,7 +419,7 @@ def _linear(
     if all(alive):
         if packed:
             return _product(first, weight, bias, widths, gates, watch)
-        y = F.linear(gates.concat(embeddings), weight, bias)
+        y = linear(gates.concat(embeddings), weight, bias)
         return _watched(y, embeddings, weight, widths, gates, watch)
 
     dead = [not a for a in alive]
@@ -441,7 +438,7 @@ def _linear(
     some, of_living = gates.of(alive), None if watch is None else watch.of(alive)
     if not any(alive):
         # Nothing, but a function of x: its gradient is zero and not missing.
-        y = F.linear(first[:, :0], gates.concat([weight], own)[:, :0], bias)
+        y = linear(first[:, :0], gates.concat([weight], own)[:, :0], bias)
         of_living = None
     elif packed:
         fields = _select(first, own, alive) if held else first
@@ -449,7 +446,7 @@ def _linear(
         y = _product(fields, columns, bias, _of(own, alive), some, together)
     else:
         listed = _of(embeddings, alive)
-        y = F.linear(some.concat(listed), columns, bias)
+        y = linear(some.concat(listed), columns, bias)
         y = y if watches_dead else _watched(y, listed, columns, [], some, of_living)
     if watches_dead:
         y = _watched(y, embeddings, weight, widths, gates, watch)
@@ -506,13 +503,14 @@ def _product(
     """e Ŵᵀ + b, as `_Product` where nobody wants to see what it is made of."""
     if len(packed) <= FEW * len(weight):
         asked = None if watch is None else watch.asked
-        return F.linear(gates.concat([packed], widths, asked), weight, bias)
+        return linear(gates.concat([packed], widths, asked), weight, bias)
     if (
-        torch.compiler.is_compiling()
+        not torch.is_grad_enabled()
+        or torch.compiler.is_compiling()
         or torch._C._are_functorch_transforms_active()
         or torch.is_autocast_enabled(packed.device.type)
     ):
-        y = F.linear(packed, gates.concat([weight], widths), bias)
+        y = linear(packed, gates.concat([weight], widths), bias)
         return _watched(y, [packed], weight, widths, gates, watch)
     wanted = (None,) * 4 if watch is None else watch.asked
     watched = 0 if watch is None else watch.some(len(packed))

@@ -17,6 +17,7 @@ from lpfs.data import Batch, Part
 from lpfs.lifecycle import distributed
 from lpfs.method.gate import FeatureGate
 from lpfs.method.pruning import gate_of
+from lpfs_kernels.products import also_without_gradients
 
 
 class DivergedError(RuntimeError):
@@ -115,9 +116,10 @@ def predict(model: nn.Module, part: Part, batch_size: int = 8192, *, heads: bool
     call: Any = model.heads if heads else model
     shape = (0, 1 + part.auxiliary.shape[1]) if heads and part.auxiliary is not None else (0,)
     logits = [torch.empty(shape, device=next(model.parameters()).device)]
-    for batch in part[distributed.slice_of(len(part))].batches(batch_size):
-        batch = _to_device_of(model, batch)
-        logits.append(call(batch.codes, batch.numbers))
+    with also_without_gradients():
+        for batch in part[distributed.slice_of(len(part))].batches(batch_size):
+            batch = _to_device_of(model, batch)
+            logits.append(call(batch.codes, batch.numbers))
     model.train(was_training)
     (gathered,) = distributed.gather(torch.cat(logits))
     return gathered.cpu()

@@ -13,6 +13,7 @@ from lpfs.method.pruning import Place
 from lpfs.models.bags import Mode
 from lpfs.models.crosses import OPERATORS, Crosses
 from lpfs.models.dlrm import DLRM
+from lpfs.models.mlp import through
 
 Term = tuple[str, ...]
 
@@ -87,8 +88,7 @@ class CrossedDLRM(DLRM):
         """See `DLRM`."""
         embeddings = self.embed(codes, numbers).unflatten(1, (-1, self.dim))
         hidden = self.crosses(embeddings, self.gate, self.first_layer, self.operator)
-        logits: Tensor = self.top[1:](hidden).squeeze(1)
-        return logits
+        return through(self.top, self.top[1](hidden), 2).squeeze(1)
 
     def refresh_living(self, *, exactly: bool = True) -> None:
         """See `lpfs.models.crosses.Crosses.refresh_living`."""

@@ -9,13 +9,18 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from lpfs.method.gate import FeatureGate
+from lpfs.method.gate import EVERY, FeatureGate
 from lpfs.method.operators import choose_operator
 from lpfs.method.pruning import Place
 from lpfs.models.bags import Bags, Mode
+from lpfs.models.mlp import through
+from lpfs_kernels.gated_linear import FEW
 
 DENSE = "numbers"
 """The name of the one feature that all numeric columns become with `numbers="mlp"`."""
+LEFT_OUT_FROM = 2**15
+"""Numbers of a batch, rows times columns, from which it pays to leave dead columns out of the first
+layer: at 512 rows 4 dead fields of 16 columns, at 128 rows 16 (bench/notes.md)."""
 
 
 class DLRM(nn.Module):
@@ -71,6 +76,7 @@ class DLRM(nn.Module):
         self.width = dim + self.FIRST_ORDER
         self.gate: FeatureGate | None = None
         self.operator = "concat"
+        self._chooses = False
         self.table: nn.Embedding | None = None
         self.number_table: nn.Parameter | None = None
         self.dense: nn.Sequential | None = None
@@ -139,6 +145,7 @@ class DLRM(nn.Module):
         Raises ValueError for an operator that is not `auto` or one of `operators`.
         """
         self.operator = choose_operator(operator, self.operators, type(self).__name__)
+        self._chooses = operator == "auto"
         weight = self.first_layer.weight
         self.gate = FeatureGate(self.features, **options).to(weight.device)
         if weight.dtype == torch.float64:
@@ -152,18 +159,37 @@ class DLRM(nn.Module):
         if self.gate is None:
             return self.head(self.embed(codes, numbers))
         if self.operator == "linear":
+            if self._chooses and self._looks_up(codes, self.gate):
+                return self.head(self._gated_lookup(codes, numbers, self.gate))
             return self._from_first_layer(codes, numbers, self.gate)
         if self.operator == "embedding" and not self.gate.compares_now:
             return self.head(self._gated_lookup(codes, numbers, self.gate))
         return self.head(self.gate(self.embed(codes, numbers)))
 
+    def _looks_up(self, codes: Tensor, gate: FeatureGate) -> bool:
+        """Whether gates take less time in the lookup than in the first layer: in small batches, for
+        which they would go into the batch, until so much is dead that it is better left out.
+        Elsewhere than on the CPU, looking would wait."""
+        if self.table is None or len(self.categories) < len(self.embedded):
+            return False
+        if codes.device.type != "cpu" or torch.compiler.is_compiling():
+            return False
+        if gate.compares_now or gate.listener is not None:
+            return False
+        outputs, *_ = *self.hidden, 1
+        if len(codes) > FEW * outputs:
+            return False
+        gate.refresh_living()
+        dead = len(gate.fields) - len(gate.living)
+        return len(codes) * dead * self.dim < LEFT_OUT_FROM
+
     def _from_first_layer(self, codes: Tensor, numbers: Tensor, gate: FeatureGate) -> Tensor:
         """Logits, of the embeddings that are needed alone."""
         packed = self.embed(codes, numbers, gate.computed())
         hidden: Tensor = gate.linear(packed, self.first_layer.weight, self.first_layer.bias)
-        for layer in itertools.islice(self.top, 1, None):
-            hidden = layer(hidden)
-        return hidden.squeeze(1)
+        if len(self.top) == 1:
+            return hidden.squeeze(1)
+        return through(self.top, self.top[1](hidden), 2).squeeze(1)
 
     def _gated_lookup(self, codes: Tensor, numbers: Tensor, gate: FeatureGate) -> Tensor:
         """What `head` reads, of codes that the gate looks up itself."""
@@ -175,10 +201,10 @@ class DLRM(nn.Module):
             lookup = {"bags": bags, "mode": self.bags.mode}
         else:
             flat = _columns(codes, columns)
-        looked_up = gate.embedding(
-            self.table, flat, self._first_rows, fields=slice(0, count), **lookup
-        )
-        if count == len(self.embedded):
+        every = count == len(self.embedded)
+        fields = EVERY if every else slice(0, count)
+        looked_up = gate.embedding(self.table, flat, self._first_rows, fields=fields, **lookup)
+        if every:
             return looked_up
         others = self.embed(codes, numbers, range(count, len(self.embedded)))
         return torch.cat([looked_up, gate(others, slice(count, None))], 1)
@@ -219,8 +245,7 @@ class DLRM(nn.Module):
 
     def head(self, gated: Tensor) -> Tensor:
         """Logits `[B]` of the gated embeddings."""
-        logits: Tensor = self.top(gated).squeeze(1)
-        return logits
+        return through(self.top, gated).squeeze(1)
 
     def config(self) -> dict[str, Any]:
         """The arguments that build a model of this shape; it can be written as JSON."""

@@ -23,6 +23,8 @@ from lpfs import (
     select,
 )
 from lpfs.data import Data
+from lpfs.method.constants import Constants
+from lpfs.method.costs import RemovalCosts
 from lpfs.method.operators import OPERATORS
 from lpfs.models import DLRM, DCNv2, DeepFM, WideDeep
 
@@ -127,6 +129,53 @@ def test_pruned_models_go_on_from_there(operator: str) -> None:
     again = smaller.insert_gate(operator)
     # A gate at its start is 1 as fp32 has it, where it was made.
     torch.testing.assert_close(again(CODES, NUMBERS.double()), before, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("dead", ["", "b"])
+@pytest.mark.parametrize(("left_out_from", "places"), [(0, []), (10**6, ["lookup"])])
+def test_by_itself_a_model_looks_gates_up_until_much_is_dead(
+    dead: str, left_out_from: int, places: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large batch, a comparison and a listener take the first layer. fp32 sums of 16 terms."""
+    monkeypatch.setattr("lpfs.models.dlrm.LEFT_OUT_FROM", left_out_from)
+    seen: list[str] = []
+    looked_up = DLRM._gated_lookup
+    monkeypatch.setattr(
+        DLRM, "_gated_lookup", lambda *args: (seen.append("lookup"), looked_up(*args))[1]
+    )
+    models = []
+    for operator in ("auto", "concat"):
+        torch.manual_seed(0)
+        model = DLRM({"a": 5, "b": 3, "c": 7}, dim=4, top=(20,)).insert_gate(operator, kind="lpfs")
+        set_x(model, dead)
+        models.append(model)
+    auto, concat = models
+    numbers = torch.empty(40, 0)
+    got, want = auto(CODES, numbers), concat(CODES, numbers)
+    assert seen == places
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+    for model, logits in ((auto, got), (concat, want)):
+        F.binary_cross_entropy_with_logits(logits, LABELS.float()).backward()
+        assert model.table is not None
+    for (name, one), other in zip(auto.named_parameters(), concat.parameters(), strict=True):
+        assert one.grad is not None
+        assert other.grad is not None
+        found, expected = (each.grad.to_dense() for each in (one, other) if each.grad is not None)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6, msg=name)
+
+    seen.clear()
+    auto(CODES.repeat(2, 1), numbers.repeat(2, 1))
+    linear = copy.deepcopy(auto).insert_gate("linear")
+    linear(CODES, numbers)
+    gate = auto.gate
+    assert gate is not None
+    gate.watch(overlap=True)
+    gate.compare(True)
+    auto(CODES, numbers)
+    gate.compare(False)
+    gate.listener = Constants(RemovalCosts(gate, 2.0))
+    auto(CODES, numbers)
+    assert not seen
 
 
 def test_what_a_model_does_not_have_is_named() -> None:
