@@ -65,8 +65,13 @@ class Trajectory:
         gate = self.gate
         costs = [] if self.costs is None else [self.costs.known.view(-1)]
         moving = [value.view(1) for value in (gate.epsilon, lam, lr, gate.rms)]
-        row = torch.cat([*moving, gate.x.detach(), gate.amplitude, *costs])
-        self._buffer.index_copy_(0, self._recorded % self.BUFFERED, row[None])
+        pieces = [*moving, gate.x.detach(), gate.amplitude, *costs]
+        if self._buffer.is_cuda:
+            # Only the device knows how often a graph is replayed.
+            row = torch.cat(pieces)[None]
+            self._buffer.index_copy_(0, self._recorded % self.BUFFERED, row)
+        else:
+            torch.cat(pieces, out=self._buffer[self._calls % self.BUFFERED])
         self._recorded += 1
         self._calls += 1
         if self._calls % self.BUFFERED == 0:

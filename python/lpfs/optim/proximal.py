@@ -8,6 +8,7 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
+from lpfs.optim.rows import clear_gradients
 from lpfs_kernels import proximal_sgd_
 
 
@@ -115,7 +116,7 @@ class ProximalSGD(torch.optim.Optimizer):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As in every optimiser; of what lies `beside`, too."""
-        super().zero_grad(set_to_none)
+        clear_gradients(self, set_to_none)
         for leaf in self.beside:
             leaf.grad = None
 

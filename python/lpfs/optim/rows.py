@@ -45,6 +45,10 @@ class _Rows(torch.optim.Optimizer):
                 self._take(group, params, [self._state_of(p, group) for p in params], lr.view(()))
         return loss
 
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As in every optimiser."""
+        clear_gradients(self, set_to_none)
+
     def _state_of(self, param: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         state: dict[str, Any] = self.state[param]
         for name, value in self._missing(param, group, state).items():
@@ -381,6 +385,16 @@ class SGD(_Rows, torch.optim.SGD):
             nesterov=group["nesterov"],
             maximize=group["maximize"],
         )
+
+
+def clear_gradients(optimizer: torch.optim.Optimizer, set_to_none: bool) -> None:
+    """`Optimizer.zero_grad`, which looks a while before it does as little as this."""
+    if not set_to_none:
+        torch.optim.Optimizer.zero_grad(optimizer, set_to_none)
+        return
+    for group in optimizer.param_groups:
+        for param in group["params"]:
+            param.grad = None
 
 
 def _compute(param: Tensor) -> torch.dtype:
