@@ -5,14 +5,17 @@ Permutation(shuffle='set', repeats=1, metric='log_loss', batch_size=1024, groups
 """
 
 from lpfs.baselines.adafs import AdaFS
+from lpfs.baselines.amplified import AmplifiedElimination, AmplifiedPermutation
 from lpfs.baselines.autofield import AutoField
 from lpfs.baselines.cold import COLD
 from lpfs.baselines.erase import ForestPermutation, LPFSAsInERASE
+from lpfs.baselines.fairfs import FairFS
 from lpfs.baselines.fscd import FSCD
 from lpfs.baselines.group_lasso import GroupLasso
 from lpfs.baselines.hard_concrete import HardConcrete
 from lpfs.baselines.knockoffs import Knockoffs
 from lpfs.baselines.l1 import L1
+from lpfs.baselines.leap import LeAP
 from lpfs.baselines.lpfs import LPFS, LPFSPlusPlus
 from lpfs.baselines.method import (
     Change,
@@ -51,18 +54,22 @@ METHODS: dict[str, type[Method]] = {
         LPFSPlusPlus,
         LPFS,
         RecursiveElimination,
+        AmplifiedElimination,
         GroupLasso,
         L1,
         FSCD,
         UMEC,
         Permutation,
+        AmplifiedPermutation,
         COLD,
         AutoField,
         AdaFS,
         STG,
         HardConcrete,
         ShuffleGate,
+        LeAP,
         SHARK,
+        FairFS,
         VariationalDropout,
         SingleShot,
         Knockoffs,

@@ -45,8 +45,11 @@ class Permutation(Method):
     )
 
     def _run(self, task: Task) -> Outcome:
+        return self._judged(task, train_weights(task))
+
+    def _judged(self, task: Task, steps: int) -> Outcome:
+        """Of a network that has taken its steps."""
         groups = grouped(task.features, self.groups)
-        steps = train_weights(task)
         drops = importances(
             task.model,
             task.validation,

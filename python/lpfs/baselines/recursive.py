@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
@@ -49,8 +50,7 @@ class RecursiveElimination(Method):
     metric: Literal["log_loss", "auc"] = "log_loss"
 
     def _run(self, task: Task) -> Outcome:
-        gate = _Mask(task.features).to(next(task.model.parameters()).device)
-        task.model.gate = gate
+        gate = self._gate(task)
         living, removed = list(task.features), list[str]()
         found = dict.fromkeys(task.features, 0.0)
         done = 0
@@ -61,10 +61,13 @@ class RecursiveElimination(Method):
             if due > done:
                 done = due
                 eliminate(due)
+            gate.step()
 
         def eliminate(round_: int) -> None:
             # What was removed needs no time any more.
-            smaller, _ = only(task.model, task.optimizer, living)
+            factors = gate.factors()
+            left = {name: factors[name] for name in living}
+            smaller, _ = only(task.model, task.optimizer, living, left)
             drops = importances(
                 smaller,
                 task.validation,
@@ -79,7 +82,7 @@ class RecursiveElimination(Method):
             living[:] = [name for name in living if name not in removed]
             gate.remove(removed)
 
-        steps = train(task, None, after_step=after_step)
+        steps = train(task, gate.optimizer, after_step=after_step)
         order = [*removed, *sorted(living, key=found.__getitem__)]
         return Outcome(
             {name: float(order.index(name)) for name in task.features},
@@ -89,6 +92,10 @@ class RecursiveElimination(Method):
             steps,
         )
 
+    def _gate(self, task: Task) -> Eliminated:
+        """What the task's model gets to be rid of features."""
+        return _Masked(task)
+
     def _left(self, round_: int, task: Task) -> int:
         """How many features a round leaves."""
         assert task.keep is not None
@@ -96,9 +103,41 @@ class RecursiveElimination(Method):
         return round(features * math.pow(task.keep / features, share))
 
 
-class _Mask(FieldGate):
+class Eliminated(ABC):
+    """A gate in a task's model that features can be removed from while it learns."""
+
+    optimizer: torch.optim.Optimizer | None = None
+    """Of what the gate learns, if it learns."""
+
+    @abstractmethod
+    def remove(self, names: Sequence[str]) -> None:
+        """Have these, and those of before, be 0 from now on."""
+
+    @abstractmethod
+    def factors(self) -> dict[str, float]:
+        """Feature → what it is multiplied by at present."""
+
+    def step(self) -> None:  # noqa: B027 (few have anything to do there)
+        """After every training step, and after what was removed in it."""
+
+
+class _Masked(Eliminated):
     """1 for every feature, 0 for those that were removed."""
 
+    def __init__(self, task: Task) -> None:
+        self.gate = _Mask(task.features).to(next(task.model.parameters()).device)
+        task.model.gate = self.gate
+
+    def remove(self, names: Sequence[str]) -> None:
+        for i, name in enumerate(self.gate.fields):
+            if name in names:
+                self.gate.mask[i] = 0
+
+    def factors(self) -> dict[str, float]:
+        return self.gate.factors()
+
+
+class _Mask(FieldGate):
     mask: Tensor
 
     def __init__(self, fields: Mapping[str, int]) -> None:
@@ -107,9 +146,3 @@ class _Mask(FieldGate):
 
     def weights(self, packed: Tensor) -> Tensor:
         return self.mask
-
-    def remove(self, names: Sequence[str]) -> None:
-        """Have these, and those of before, be 0 from now on."""
-        for i, name in enumerate(self.fields):
-            if name in names:
-                self.mask[i] = 0

@@ -14,10 +14,11 @@ from torch.nn import functional as F
 
 from lpfs.baselines import METHODS, Outcome, Task
 from lpfs.baselines.adafs import AdaFS
+from lpfs.baselines.amplified import Amplitudes
 from lpfs.baselines.autofield import AutoField
 from lpfs.baselines.first_layer import Groups, taken_from
 from lpfs.baselines.fscd import FSCD
-from lpfs.baselines.gates import Recorder
+from lpfs.baselines.gates import Recorder, train
 from lpfs.baselines.hard_concrete import HardConcreteGate
 from lpfs.baselines.inputs import columns_of
 from lpfs.baselines.permutation import importances
@@ -29,6 +30,7 @@ from lpfs.baselines.umec import UMEC, _Minimax
 from lpfs.data import Part
 from lpfs.method.keeping import gate_in
 from lpfs.models import DLRM
+from lpfs.optim import Adagrad
 
 from .conftest import MakeTask
 
@@ -294,3 +296,35 @@ def test_trees_say_what_they_need(make_task: MakeTask, monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, "lightgbm", None)
     with pytest.raises(ValueError, match=r"pip install 'lpfs\[rivals\]'"):
         METHODS["trees"]().run(make_task())
+
+
+def test_amplitudes_move_and_gates_do_not(make_task: MakeTask) -> None:
+    task = make_task()
+    task = replace(task, model=copy.deepcopy(task.model), optimizer=task.optimizer)
+    task = replace(task, optimizer=Adagrad(task.model.parameters(), lr=0.05))
+    amplitudes = Amplitudes(task)
+    first, *others = task.features
+
+    def after_step(step: int) -> None:
+        if step == 20:
+            amplitudes.remove([first])
+        amplitudes.step()
+
+    train(task, amplitudes.optimizer, after_step=after_step)
+    assert amplitudes.gate.x.tolist() == [0.0] + [1.0] * len(others)
+    factors = amplitudes.factors()
+    assert factors.pop(first) == 0
+    assert all(0.25 <= factor <= 4 for factor in factors.values())
+    # Noise is made small, what acts is not.
+    assert min(factors.values()) == 0.25
+    assert max(factors.values()) > 1.02
+
+
+def test_fairness_wants_embeddings_of_one_width(
+    make_task: MakeTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = make_task()
+    widths = {name: 4 + i for i, name in enumerate(task.features)}
+    monkeypatch.setattr(DLRM, "features", property(lambda self: widths))
+    with pytest.raises(ValueError, match="fairfs: embeddings must have one width"):
+        METHODS["fairfs"]().run(task)

@@ -16,9 +16,11 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import norm
+from torch.nn import functional as F
 
 from lpfs.baselines import METHODS, Feed, Outcome, Task, only
-from lpfs.baselines.gates import FieldGate
+from lpfs.baselines.fairfs import along_path, baseline
+from lpfs.baselines.gates import FieldGate, Recorder
 from lpfs.baselines.hard_concrete import HardConcreteGate
 from lpfs.baselines.knockoffs import chosen_at
 from lpfs.baselines.learnt import mean_weights
@@ -28,6 +30,7 @@ from lpfs.baselines.subsets import SubsetLoss
 from lpfs.baselines.votes import false_at_most
 from lpfs.data import ClickLog, InOrder, Part, Recipe, load
 from lpfs.lifecycle.training import evaluate, train_step
+from lpfs.method.keeping import gate_in
 from lpfs.models import DLRM
 from lpfs.optim import Adagrad
 
@@ -207,7 +210,17 @@ def permutation() -> Evidence:
     return Evidence({f"x{i}": drop for i, drop in enumerate(drops)}, claim)
 
 
-def recursive() -> Evidence:
+def amplified_permutation() -> Evidence:
+    """Breiman: what acts is missed and what does not is not, whatever its factor."""
+    outcome = run("permutation-amplified", clicks())
+
+    def claim(scores: Scores) -> None:
+        separated(INFORMATIVE, NOISE)(scores)
+
+    return Evidence(outcome.scores, claim)
+
+
+def recursive(name: str = "rfe") -> Evidence:
     """Gregorutti et al., section 3: features that stand in for one another share their importance,
     so that one ranking has the strongest signal below weaker ones; elimination with new rankings
     leaves one of its copies, which takes over what the others said, and it comes first."""
@@ -225,7 +238,7 @@ def recursive() -> Evidence:
 
     once = run("permutation", task).scores
     separated(["x3", "x4", "x5"], ["x0", "x1", "x2"])(once)
-    return Evidence(run("rfe", task).scores, claim)
+    return Evidence(run(name, task).scores, claim)
 
 
 def cold() -> Evidence:
@@ -382,6 +395,58 @@ def variational_dropout() -> Evidence:
         assert max(scores[name] for name in NOISE) < 0.3
 
     return Evidence(outcome.scores, claim)
+
+
+def leap() -> Evidence:
+    """Huang et al.: scores polarise as ShuffleGate's do, though a field of thousands of values can
+    be learnt by heart: what its shuffling costs is asked on rows that weights have not learnt."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((30_000, 3))
+    y = rng.random(len(x)) < 1 / (1 + np.exp(-1.2 * x[:, 0] - 0.8 * x[:, 1]))
+    codes = rng.integers(1, 6_000, (len(x), 1)).astype("i4")
+    part = Part(codes, x.astype("f4"), y.astype("u1"))
+    border = int(0.9 * len(x))
+    model = DLRM({"id": 6_000, "x0": 0, "x1": 0, "x2": 0}, dim=4, top=(16,))
+    task = pretrained(model, part[:border], part[border:], pretrain=0.3)
+    # The same rows again and again, so that there is something to know by heart.
+    task = replace(task, feed=replace(task.feed, rows=task.feed.rows[:6_000], steps=900))
+    by_heart = run("shuffle-gate", task, alpha=0.03, lr=0.01).scores
+    outcome = run("leap", task, alpha=0.03, lr=0.01)
+    assert by_heart["id"] > 0.5
+
+    def claim(scores: Scores) -> None:
+        assert min(scores["x0"], scores["x1"]) > 0.7
+        assert max(scores["id"], scores["x2"]) < 0.3
+
+    return Evidence(outcome.scores, claim)
+
+
+def fairfs() -> Evidence:
+    """Wang et al.: summed up along the path, first-order terms are what the loss changes by from
+    the baseline to the row, all fields together, where one term at the row is not; and fields that
+    act come before fields that do not."""
+    outcome = run("fairfs", clicks())
+    model, part = outcome.model, clicks().validation[:1024]
+    seen = Recorder(clicks().features)
+    flat = _Flat(clicks().features)
+    with torch.no_grad():
+        losses = []
+        for gate in (seen, flat):
+            with gate_in(model, gate):
+                logits = model(*part.batch(np.arange(len(part)))[:2])
+                clicked = part.batch(np.arange(len(part))).clicks
+                losses.append(F.binary_cross_entropy_with_logits(logits, clicked).item())
+    whole = losses[0] - losses[1]
+    many, once = (along_path(model, part, n).sum().item() for n in (400, 1))
+    # The two ends count half of what they do here: an error of the order of 1 / points.
+    assert many == pytest.approx(whole, rel=0.02)
+    assert abs(once - whole) > 5 * abs(many - whole)
+    return Evidence(outcome.scores, separated(INFORMATIVE, NOISE))
+
+
+class _Flat(FieldGate):
+    def apply_to(self, packed: torch.Tensor) -> torch.Tensor:
+        return baseline(packed, len(self.fields))
 
 
 def single_shot() -> Evidence:
@@ -556,14 +621,18 @@ PUBLISHED: dict[str, Callable[[], Evidence]] = {
     "fscd": fscd,
     "umec": umec,
     "permutation": permutation,
+    "permutation-amplified": amplified_permutation,
     "rfe": recursive,
+    "rfe-amplified": lambda: recursive("rfe-amplified"),
     "cold": cold,
     "autofield": autofield,
     "adafs": adafs,
     "stg": stg,
     "hard-concrete": hard_concrete,
     "shuffle-gate": shuffle_gate,
+    "leap": leap,
     "shark": shark,
+    "fairfs": fairfs,
     "variational-dropout": variational_dropout,
     "sfs": single_shot,
     "knockoffs": knockoffs,
