@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
 from lpfs.baselines.gates import train
 from lpfs.baselines.method import Outcome, Task
@@ -80,6 +79,7 @@ class _Whole(Plan):
     """Leaves every x where it is, so that factors are amplitudes and nothing else."""
 
     def __init__(self, gate: FeatureGate, optimizer: ProximalSGD, steps: int) -> None:
+        self._prices = torch.ones_like(gate.x)
         super().__init__(
             gate,
             optimizer,
@@ -93,5 +93,9 @@ class _Whole(Plan):
             watch_every=steps,
         )
 
-    def pull(self, costs: Tensor) -> Tensor:
-        return torch.zeros_like(costs)
+    def _before_step(self) -> None:
+        x = self.gate.x.detach().clone()
+        super()._before_step()
+        with torch.no_grad():
+            self.gate.x.copy_(x)
+        self.gate.x.grad = torch.zeros_like(x)
