@@ -16,6 +16,7 @@ from lpfs.baselines import METHODS, Method, RowsOfGates
 from lpfs.data import RECIPES, ByColumn, ByFraction, ClickLog, InOrder, LastFiles, Recipe, Split
 from lpfs.data.encode import Transform
 from lpfs.data.read import Format
+from lpfs.experiment.bundled import QUESTIONS
 from lpfs.experiment.networks import NETWORKS
 from lpfs.lifecycle import settings as lifecycle
 
@@ -91,6 +92,9 @@ class File(_Source):
     kind: Literal["file"]
     path: str | None = Field(default=None, description="or on the command line, --data NAME=PATH")
     label: str = "label"
+    positive: tuple[str, ...] = Field(
+        default=(), description="the label's values that are a click, where they are not 1 or true"
+    )
     auxiliary: tuple[str, ...] = Field(default=(), description="labels of further tasks")
     split: Literal["in-order", "random", "column", "last-files"] = "in-order"
     split_column: str = "split"
@@ -112,7 +116,22 @@ class File(_Source):
         return (InOrder if self.split == "in-order" else ByFraction)(test=self.test)
 
 
-Source = Annotated[Synthetic | File, Field(discriminator="kind")]
+class Bundled(_Source):
+    """A table that comes with scikit-learn, see `lpfs.experiment.bundled`; the experiment's seed
+    decides which rows are for the test."""
+
+    kind: Literal["scikit-learn"]
+    dataset: str
+
+    @field_validator("dataset")
+    @classmethod
+    def _known(cls, dataset: str) -> str:
+        if dataset not in QUESTIONS:
+            raise ValueError(f"{dataset!r} is not there; allowed are {', '.join(QUESTIONS)}")
+        return dataset
+
+
+Source = Annotated[Synthetic | File | Bundled, Field(discriminator="kind")]
 
 
 class Network(_Strict):
@@ -320,7 +339,7 @@ def explain(error: ValidationError) -> str:
     """
     first = error.errors()[0]
     # The name of a union's member stands in the place, too; it is the value of its own key.
-    place = ".".join(str(p) for p in first["loc"] if p not in ("synthetic", "file"))
+    place = ".".join(str(p) for p in first["loc"] if p not in ("synthetic", "file", "scikit-learn"))
     message = first["msg"].removeprefix("Value error, ")
     value = repr(first["input"])
     if first["type"] != "value_error" and not isinstance(first["input"], Mapping):
@@ -368,8 +387,8 @@ def _place(values: Mapping[str, Any], places: dict[str, str]) -> None:
         raise ValueError(f"--data: the config has no data named {name!r}")
 
 
-def _require_there(source: Synthetic | File) -> None:
-    if isinstance(source, Synthetic):
+def _require_there(source: Synthetic | File | Bundled) -> None:
+    if not isinstance(source, File):
         return
     where = f" (from {source.download})" if source.download else ""
     if source.path is None:

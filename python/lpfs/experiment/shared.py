@@ -19,10 +19,19 @@ import torch
 from torch import nn
 
 from lpfs.baselines import Feed, only, split_rows
-from lpfs.data import ClickLog, Data, DataError, InOrder, load
+from lpfs.data import ByFraction, ClickLog, Data, DataError, InOrder, load
 from lpfs.data import cache as cached
+from lpfs.experiment.bundled import LABEL, columns
 from lpfs.experiment.cells import Cell
-from lpfs.experiment.config import Experiment, File, Network, Synthetic, Training, canonical
+from lpfs.experiment.config import (
+    Bundled,
+    Experiment,
+    File,
+    Network,
+    Synthetic,
+    Training,
+    canonical,
+)
 from lpfs.experiment.networks import NETWORKS
 from lpfs.experiment.scores import Scores, scores_of
 from lpfs.lifecycle.pretrained import Pretrained
@@ -56,6 +65,8 @@ class Shared:
         source, cache = self._source(cell), self.directory / "logs"
         if isinstance(source, Synthetic):
             return _generated(source.model_dump_json(), cell.seed, canonical(cell.changes), cache)
+        if isinstance(source, Bundled):
+            return _bundled(source.model_dump_json(), cell.seed, cache)
         return _read(source.model_dump_json(), cache)
 
     def network(self, cell: Cell, data: Data) -> nn.Module:
@@ -174,12 +185,29 @@ def _generated(source: str, seed: int, changes: str, cache: Path) -> Log:
 
 
 @lru_cache(maxsize=2)
+def _bundled(source: str, seed: int, cache: Path) -> Log:
+    spec = Bundled.model_validate_json(source)
+    data = load(
+        columns(spec.dataset),
+        label=LABEL,
+        split=ByFraction(test=spec.test, seed=seed),
+        validation=spec.validation,
+        min_count=spec.min_count,
+        negatives=spec.negatives,
+        transform=spec.transform,
+        cache=cache,
+    )
+    return Log(data, None)
+
+
+@lru_cache(maxsize=2)
 def _read(source: str, cache: Path) -> Log:
     spec = File.model_validate_json(source)
     assert spec.path is not None
     data = load(
         spec.path,
         label=spec.label,
+        positive=spec.positive,
         auxiliary=spec.auxiliary,
         split=spec.rows_for,
         validation=spec.validation,
