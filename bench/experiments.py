@@ -188,13 +188,11 @@ def diagrams(compared: Sequence[Comparison]) -> list[str]:
     """Mean ranks over logs, and which of them do not differ."""
     lines = []
     for way in WAYS:
-        logs = [one for one in compared if one.way == way]
-        everywhere = [m for m in logs[0].areas if all(m in one.areas for one in logs)]
+        logs = [one.distances() for one in compared if one.way == way]
+        everywhere = [m for m in logs[0] if all(m in one for one in logs)]
         if len(logs) < 3 or len(everywhere) < 3:
             continue
-        of_log = [
-            ranks({m: estimate([*o.areas[m].values()]).mean for m in everywhere}) for o in logs
-        ]
+        of_log = [ranks({m: -one[m].mean for m in everywhere}) for one in logs]
         mean = {m: sum(one[m] for one in of_log) / len(logs) for m in everywhere}
         order = sorted(everywhere, key=mean.__getitem__)
         difference_ = critical_difference(len(order), len(logs))
@@ -219,14 +217,26 @@ def methods(panel: Panel) -> list[str]:
         if (given := panel.areas(arm, way, AUC))
     }
     ways = [way for way in WAYS if any((arm, way) in areas for arm in arms)]
-    best = {way: max(areas[arm, way].mean for arm in arms if (arm, way) in areas) for way in ways}
+    most = {way: max(areas[arm, way].count for arm in arms if (arm, way) in areas) for way in ways}
+    # Means over different seeds are not compared.
+    best = {
+        way: max(
+            value.mean
+            for arm in arms
+            if (value := areas.get((arm, way))) is not None and value.count == most[way]
+        )
+        for way in ways
+    }
     rows = []
     for arm in arms:
         row = [f"**{arm.title}**" if arm == panel.ours else arm.title]
         for way in ways:
             value = areas.get((arm, way))
             text = shown(value)
-            row.append(f"**{text}**" if value is not None and value.mean == best[way] else text)
+            if value is not None and value.count < most[way]:
+                text += f" ({value.count} of {most[way]} seeds)"
+            best_here = value is not None and (value.mean, value.count) == (best[way], most[way])
+            row.append(f"**{text}**" if best_here else text)
         if with_truth:
             found = panel.once(arm, lambda row: row.informative_found)
             row += [f"{found[keep].mean:.1f}" if keep in found else "" for keep in budgets]

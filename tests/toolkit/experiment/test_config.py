@@ -51,6 +51,11 @@ TOP = '[[data]]\nname = "log"'
             "rows_of_gates.0: Input should be 'one-pass' or 'same-rows', got 'all'",
         ),
         ('"synthetic"', '"synth"', "data.0: Input tag 'synth' found using 'kind' does not match"),
+        (
+            'kind = "synthetic"\nrows = 3000',
+            'kind = "scikit-learn"\ndataset = "iris"',
+            "data.0.dataset: 'iris' is not there; allowed are breast-cancer, digits, diabetes",
+        ),
         ("rows = 3000", "rows = 10", "data.0.rows: Input should be greater than or equal to 1000"),
         ("rows = 3000", "row = 3000", "data.0: 'row' is not known; allowed are name, test"),
         (

@@ -41,6 +41,17 @@ def test_a_distance_counts_as_far_as_it_exceeds_its_error() -> None:
     }
 
 
+def test_seeds_that_a_method_lacks_are_not_held_for_or_against_it() -> None:
+    # Seed 1 is an easy one; that b alone was run on it makes b no better, nor worse.
+    areas = {"a": {0: 0.50, 1: 0.80, 2: 0.60}, "b": {1: 0.79}, "c": {0: 0.49, 2: 0.61, 3: 0.70}}
+    distances = Comparison("log", "cold", areas).distances()
+    assert {m: pytest.approx(d.mean) for m, d in distances.items()} == {
+        "a": 0.0,
+        "b": 0.01,
+        "c": 0.0,
+    }
+
+
 def test_every_log_is_compared_in_every_way(found: list[Panel]) -> None:
     compared = list(comparisons((panel.title, panel) for panel in found))
     assert [(one.log, one.way) for one in compared] == [
