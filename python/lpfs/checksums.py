@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from lpfs.files import sync
 
 NAME = "checksums.json"
-_BLOCK = 1 << 20
+_BLOCK, _OWN = 1 << 20, "crc32"
 
 
 def seal(directory: Path) -> None:
     """Write down what the files in a directory hold now. Raises OSError."""
-    sums = {path.name: _sum(path) for path in sorted(directory.iterdir()) if path.is_file()}
+    sums = {path.name: sum_of(path) for path in sorted(directory.iterdir()) if path.is_file()}
     (directory / NAME).write_text(json.dumps({"crc32": sums}, indent=2) + "\n", encoding="utf-8")
     sync(directory / NAME)
 
@@ -52,14 +53,45 @@ def damage(directory: Path, names: Iterable[str] | None = None) -> str | None:
         path = directory / name
         if path.parent != directory or not path.is_file():
             return f"{path}: gone"
-        if (found := _sum(path)) != wanted:
+        if (found := sum_of(path)) != wanted:
             return f"{path}: damaged: its CRC-32 is {found}, in {NAME} it is {wanted[:8]}"
     return None
 
 
-def _sum(path: Path) -> str:
+def sum_of(path: Path) -> str:
+    """The CRC-32 of a file, 8 hexadecimal digits. Raises OSError."""
     found, block = 0, bytearray(_BLOCK)
     with path.open("rb", buffering=0) as file:
         while size := file.readinto(block):
             found = zlib.crc32(memoryview(block)[:size], found)
     return f"{found:08x}"
+
+
+def sealed(content: Mapping[str, Any]) -> bytes:
+    """An object of JSON that has its own CRC-32 in it, for `unsealed`.
+
+    >>> unsealed(sealed({"auc": 0.75}))
+    {'auc': 0.75}
+    >>> unsealed(sealed({"auc": 0.75}).replace(b"0.75", b"0.85"))
+    Traceback (most recent call last):
+    ValueError: damaged: its CRC-32 is b54afb12, it says be16bc2f
+    """
+    return json.dumps({**content, _OWN: _sum(content)}, indent=2).encode()
+
+
+def unsealed(text: bytes) -> dict[str, Any]:
+    """What `sealed` was given. Raises ValueError for anything but what it returned."""
+    try:
+        content: dict[str, Any] = json.loads(text)
+        wanted = str(content.pop(_OWN))
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError("damaged: no JSON of ours") from error
+    except KeyError as error:
+        raise ValueError("it has no CRC-32: written by an older lpfs, or not by it") from error
+    if (found := _sum(content)) != wanted:
+        raise ValueError(f"damaged: its CRC-32 is {found}, it says {wanted[:8]}")
+    return content
+
+
+def _sum(content: Mapping[str, Any]) -> str:
+    return f"{zlib.crc32(json.dumps(content).encode()):08x}"

@@ -25,8 +25,8 @@ def free() -> int | None:
     if sys.platform != "linux":
         return None
     left = []
-    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-    if limit != resource.RLIM_INFINITY:
+    limit = addresses()
+    if limit is not None:
         left.append(limit - resident("VmSize"))
     group = Path("/sys/fs/cgroup")
     try:
@@ -39,6 +39,39 @@ def free() -> int | None:
         if line.startswith("MemAvailable:"):
             left.append(int(line.split()[1]) * 1024)
     return max(0, min(left)) if left else None
+
+
+def addresses() -> int | None:
+    """Bytes of addresses, used and free, that RLIMIT_AS allows; None without a limit."""
+    if sys.platform != "linux":
+        return None
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return None if limit == resource.RLIM_INFINITY else limit
+
+
+def require_addresses(bytes_: int, what: str) -> None:
+    """Raise MemoryError, which names what needs how much, where RLIMIT_AS leaves less.
+
+    Libraries whose threads cannot be started, or get no memory, end the process without a word or
+    wait for ever: they must not come so far.
+    """
+    limit = addresses()
+    if limit is None:
+        return
+    left = max(0, limit - resident("VmSize"))
+    if left < bytes_:
+        raise MemoryError(
+            f"{what} needs {bytes_ >> 20:,} MiB of addresses, {left >> 20:,} of {limit >> 20:,} "
+            "MiB are left (ulimit -v)"
+        )
+
+
+def stacks(threads: int) -> int:
+    """Bytes of addresses that so many new threads reserve."""
+    if sys.platform == "win32":
+        return 0
+    size = resource.getrlimit(resource.RLIMIT_STACK)[0]
+    return threads * (2 << 20 if size == resource.RLIM_INFINITY else size)
 
 
 class Peak:

@@ -24,6 +24,7 @@ def main() -> int:
     parser.add_argument("kinds", nargs="*", metavar="KIND", help=f"of {', '.join(KINDS)}; all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cases", type=int, help="of each kind, at most")
+    parser.add_argument("--only", nargs="+", default=[""], help="cases whose names begin so")
     parser.add_argument(
         "--state",
         type=Path,
@@ -34,7 +35,7 @@ def main() -> int:
     if unknown := {*wanted.kinds} - {*KINDS}:
         parser.error(f"no kind {', '.join(sorted(unknown))}")
     lines = wanted.state.read_text().splitlines() if wanted.state.exists() else []
-    tried = {tuple(json.loads(line)[:3]): json.loads(line)[3] for line in lines}
+    tried = {tuple(key): (harm, inputs) for *key, harm, inputs in map(json.loads, lines)}
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     warnings.simplefilter("error")
     with wanted.state.open("a") as state:
@@ -44,7 +45,7 @@ def main() -> int:
                     if count == wanted.cases:
                         break
                     key = (kind, wanted.seed, case.name)
-                    if key in tried:
+                    if key in tried or not case.name.startswith((*wanted.only,)):
                         continue
                     try:
                         case.check()
@@ -53,11 +54,11 @@ def main() -> int:
                         print(f"{kind}: {case.name}: {harm}", file=sys.stderr)
                     else:
                         harm = None
-                    tried[key] = harm
-                    print(json.dumps([*key, harm]), file=state, flush=True)
+                    tried[key] = harm, case.inputs
+                    print(json.dumps([*key, harm, case.inputs]), file=state, flush=True)
             print(f"{kind}: {sum(k[0] == kind for k in tried)} cases")
-    write({(kind, name): harm for (kind, _, name), harm in tried.items()})
-    return int(any(tried.values()))
+    write({(kind, name): found for (kind, _, name), found in tried.items()})
+    return int(any(harm for harm, _ in tried.values()))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ class Case:
 
     name: str
     check: Callable[[], object]
+    inputs: int = 1
+    """What it tries, where that is not one thing."""
 
 
 Kind = Callable[[Path, int], Iterator[Case]]

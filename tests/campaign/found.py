@@ -222,4 +222,65 @@ FOUND = [
         "what the program prints was not expected to fail",
         "tests/toolkit/cli/test_terminal.py::test_a_full_standard_output_is_said_in_a_line",
     ),
+    Found(
+        "memory",
+        "a log read under `ulimit -v` waited for ever, or ended the process without a word",
+        "threads of Arrow that cannot be started, or get no memory, tell nobody",
+        "tests/toolkit/data/test_bad_input.py::test_where_addresses_end_no_thread_is_started",
+    ),
+    Found(
+        "memory",
+        "the same where the rest of the program had taken what was left while it read",
+        "the same; what is left is asked before every chunk",
+        "tests/toolkit/data/test_bad_input.py::test_addresses_that_end_meanwhile_end_the_reading",
+    ),
+    Found(
+        "memory",
+        "under less than 2 GiB of addresses every command was aborted while it loaded PyTorch",
+        "nobody asked for the limit before",
+        "tests/toolkit/cli/test_terminal.py::"
+        "test_too_few_addresses_are_named_before_anything_is_loaded",
+    ),
+    Found(
+        "damage",
+        "a bit changed in what `lpfs.save` wrote gave other predictions in silence",
+        "it had no checksums",
+        "tests/toolkit/method/test_restoring.py::test_a_changed_bit_is_found_and_named",
+    ),
+    Found(
+        "fuzz",
+        "a `removal.json` of somebody's making ended `lpfs.restore` in a KeyError or a TypeError, "
+        "and weights that are none in an error of another library",
+        "nobody expected it to be made by others",
+        "tests/toolkit/method/test_restoring.py::test_a_removal_of_somebodys_making_is_refused",
+    ),
+    Found(
+        "fuzz",
+        "an experiment with a thousand brackets, with a list for a name, or with a path longer "
+        "than the system has, ended in a traceback",
+        "what the parser of TOML and the system raise was not expected, nor what it may hold",
+        "tests/toolkit/experiment/test_config.py::test_bad_configs",
+    ),
+    Found(
+        "fuzz",
+        "encoders with negative buckets, falling edges or knots without scores were taken, and "
+        "gave codes that the network has not, or a traceback, when rows came",
+        "each value had its type checked, and not its range",
+        "tests/toolkit/data/test_bad_input.py::test_no_encoder_gives_what_no_network_has",
+    ),
+    Found(
+        "numbers",
+        "with `--decimal , --thousands .` the number 1.5 of a JSON line was 15 to `predict` and "
+        "`select`, and 1.5 to `serve`",
+        "numbers of JSON were read as text is, by the signs of text",
+        "tests/toolkit/serving/test_codes.py::"
+        "test_a_number_is_one_whatever_the_decimal_sign_of_text_is",
+    ),
+    Found(
+        "hostile",
+        "an id such as `=cmd|…` in a log was a formula in the CSV file of `predict`",
+        "ids were written as they are, and spreadsheets run such text",
+        "tests/toolkit/run/test_predict.py::"
+        "test_ids_are_no_formulas_in_csv_and_stay_as_they_are_in_parquet",
+    ),
 ]

@@ -109,7 +109,7 @@ def _check(material: Material, place: Path, name: str, where: tuple[Any, ...], v
     if name == "selection.json":
         commands += [["show", run], ["report", run, "--out", run / "new.html"]]
     for command in commands:
-        with _limited():
+        with limited():
             ended = lpfs(*command)
         require(ended.in_order, ended)
         require("\x1b[2J" not in ended.out + ended.err, ended)
@@ -133,14 +133,14 @@ def _resume(material: Material, place: Path, where: tuple[Any, ...], value: Any)
         file.unlink()
     content = pack(_with(_state(material), where, value))
     (directory / f"checkpoint-00000009-{digest(content)}.safetensors").write_bytes(content)
-    with _limited():
+    with limited():
         ended = lpfs(*material.select, "--out", out, "--resume")
     require(ended.in_order, ended)
     shutil.rmtree(out.parent)
 
 
 @contextlib.contextmanager
-def _limited() -> Iterator[None]:
+def limited() -> Iterator[None]:
     """Let what asks for too much memory fail instead of the machine."""
     if sys.platform != "linux":
         yield

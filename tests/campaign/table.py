@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
@@ -20,8 +22,10 @@ refused in one line. Some cases of each kind run in `make test`, all of them wit
 """
 
 
-def write(harms: Mapping[tuple[str, str], str | None]) -> None:
-    """The table, from what was tried: (kind, case) → the harm it did, or None."""
+def write(results: Mapping[tuple[str, str], tuple[str | None, int]]) -> None:
+    """The table, from what was tried: (kind, case) → the harm it did, or None, and its inputs."""
+    before = README.read_text(encoding="utf-8") if README.exists() else ""
+    harms = {key: harm for key, (harm, _) in results.items()}
     lines = [HEAD, "| kind | what is tried | cases | faults found | still do harm |"]
     lines.append("|---|---|---:|---:|---:|")
     for kind, cases in KINDS.items():
@@ -29,7 +33,23 @@ def write(harms: Mapping[tuple[str, str], str | None]) -> None:
         about = (import_module(cases.__module__).__doc__ or "").split("\n\n")[0]
         found = sum(one.kind == kind for one in FOUND)
         still = sum(harm is not None for harm in tried)
-        lines.append(f"| {kind} | {' '.join(about.split())} | {len(tried):,} | {found} | {still} |")
+        # What was tried in another state stays; so does what harm it did.
+        known = re.search(
+            rf"^\| {kind} \| .* \| ([\d,]+) \| \d+ \| (\d+) \|$", before, re.MULTILINE
+        )
+        count = f"{len(tried):,}"
+        if known and not tried:
+            count, still = known[1], int(known[2])
+        lines.append(f"| {kind} | {' '.join(about.split())} | {count} | {found} | {still} |")
+    inputs = Counter[str]()
+    for (kind, name), (_, tried_) in results.items():
+        if kind == "fuzz":
+            inputs[name.partition(", inputs")[0]] += tried_
+    if not inputs:
+        for parser, found_ in re.findall(r"^\| ([^|]*) \| ([\d,]+) \|$", before, re.MULTILINE):
+            inputs[parser] = int(found_.replace(",", ""))
+    lines += ["", "Changed inputs by parser:", "", "| parser | inputs |", "|---|---:|"]
+    lines += [f"| {parser} | {count:,} |" for parser, count in sorted(inputs.items())]
     lines += [
         "",
         "## Found and mended",

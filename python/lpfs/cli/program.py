@@ -20,14 +20,18 @@ from lpfs.cli.look import look
 from lpfs.cli.path import path
 from lpfs.cli.predict import predict
 from lpfs.cli.processes import complain, console, one_of_several
+from lpfs.cli.refusals import fail
 from lpfs.cli.report import report
 from lpfs.cli.select import select
 from lpfs.cli.serve import serve
 from lpfs.cli.show import show
 from lpfs.cli.signals import interrupt, signals_call
 from lpfs.cli.statuses import Status
+from lpfs.memory import addresses
 from lpfs.unfinished import StoppedError
 
+LEAST = 2 << 30
+"""Bytes of addresses without which PyTorch and pyarrow end the process on their way in."""
 LESS = "; less is needed with --batch-size, --dim and --min-count, or with --hash for large columns"
 # typer exports none of click's exceptions but this one's child.
 UsageError: Any = typer.BadParameter.__base__
@@ -70,7 +74,14 @@ def _before_every_command(
             "--version", help="Print the version.", is_eager=True, callback=_print_version
         ),
     ] = False,
-) -> None: ...
+) -> None:
+    limit = addresses()
+    if limit is not None and limit < LEAST:
+        fail(
+            f"out of memory: {limit >> 20:,} MiB of addresses are allowed (ulimit -v), PyTorch and "
+            f"pyarrow alone need {LEAST >> 20:,}",
+            Status.FAILED,
+        )
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -110,7 +121,7 @@ def _run(arguments: list[str] | None) -> NoReturn:
     except ImportError as error:
         if "failed to map segment" not in str(error):  # the linker's words for it
             raise
-        complain(f"out of memory: {error}; PyTorch and pyarrow alone need some 2 GiB of addresses")
+        complain(f"out of memory: {error}; PyTorch and pyarrow alone need {LEAST >> 20:,} MiB")
         status = Status.FAILED
     except RuntimeError as error:
         if "can't allocate memory" not in str(error):  # PyTorch's words for it

@@ -15,6 +15,7 @@ True
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
 from datetime import date, timedelta
 from functools import cached_property
@@ -25,7 +26,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from lpfs.data.forms import Form, canonical
 from lpfs.data.further import Ragged
@@ -57,6 +58,16 @@ Transform = Literal["bins", "log", "quantile"]
 BINS = 64
 # With fewer rows the embedding of a bin would hardly be trained.
 BIN_ROWS = 50
+
+
+def _rising(values: list[float]) -> list[float]:
+    if any(not low < high for low, high in itertools.pairwise(values)):
+        raise ValueError("expected rising numbers")
+    return values
+
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Rising = Annotated[list[Finite], AfterValidator(_rising)]
 
 
 class _Encoder(BaseModel):
@@ -107,7 +118,7 @@ class HashEncoder(_Encoder):
     """A field too large for a vocabulary: a value's code is 2 + `bucket`, 1 is missing."""
 
     kind: Literal["hash"] = "hash"
-    buckets: int
+    buckets: int = Field(ge=1, lt=2**31 - FIRST)
     form: Form = "text"
     nulls: tuple[str, ...] = ()
 
@@ -143,7 +154,7 @@ class ListEncoder(_Encoder):
     of: CategoryEncoder | HashEncoder = Field(discriminator="kind")
     separator: str | None = None
     """Between the values of text."""
-    last: int = LONGEST
+    last: int = Field(default=LONGEST, ge=1)
     """How many of a row's last values are read."""
 
     @property
@@ -166,10 +177,17 @@ class NumberEncoder(_Encoder):
 
     kind: Literal["number"] = "number"
     transform: Literal["log", "quantile"]
-    mean: float = 0.0
-    scale: float = 1.0
-    knots: list[float] = []
-    scores: list[float] = []
+    mean: float = Field(default=0.0, ge=-1000, le=1000)
+    """Of logs, which lie within 710."""
+    scale: float = Field(default=1.0, ge=1e-30, allow_inf_nan=False)
+    knots: Rising = []
+    scores: list[Annotated[float, Field(ge=-1000, le=1000)]] = []
+
+    @model_validator(mode="after")
+    def _score_for_every_knot(self) -> NumberEncoder:
+        if len(self.knots) != len(self.scores) or (self.transform == "quantile" and not self.knots):
+            raise ValueError(f"{len(self.scores)} scores for {len(self.knots)} knots")
+        return self
 
     @property
     def cardinality(self) -> int:
@@ -200,7 +218,7 @@ class BinEncoder(_Encoder):
     i + 3, numbers below the first edge have code 2."""
 
     kind: Literal["bins"] = "bins"
-    edges: list[float]
+    edges: Rising
 
     @property
     def cardinality(self) -> int:
@@ -244,13 +262,19 @@ class TimeEncoder(_Encoder):
     """Of the age."""
     days: int = 0
     """Of the age: the last one of the training rows."""
-    edges: list[float] = []
+    edges: Rising = []
     """Of the age's bins, see `BinEncoder`."""
 
     @property
     def column(self) -> str:
         """The column that the field is made of."""
         return self.name.removesuffix(f":{self.part}")
+
+    @model_validator(mode="after")
+    def _age_since_a_day(self) -> TimeEncoder:
+        if self.part == "age" and self.since is None:
+            raise ValueError("since: expected the day from which the age counts")
+        return self
 
     @property
     def cardinality(self) -> int:

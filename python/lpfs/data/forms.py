@@ -103,6 +103,13 @@ def is_missing(word: str, nulls: Collection[str] = ()) -> bool:
     return word.lower() in MISSING_NUMBERS or word in nulls
 
 
+class Numeral(str):
+    """A number of JSON, as it is spelled there: its decimal sign is a point, whatever that of text
+    is."""
+
+    __slots__ = ()
+
+
 def numeral(word: str, decimal: str = ".", thousands: str = "") -> float | None:
     """The number that a word is, NaN and infinities among them, or None.
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from lpfs.data.columns import Kind
 from lpfs.data.error import DataError
+from lpfs.data.forms import Numeral
 from lpfs.data.places import Place, Utf8, file_identity, opened, readable
 from lpfs.data.plain import PlainReader
 from lpfs.data.source import Chunk, Reading, Stray
@@ -67,6 +68,8 @@ class Lines:
                 columns, strays = [], dict[str, Stray]()
                 for name, kind in wanted.items():
                     found = [record.get(name) for _, record in some]
+                    if kind == "number" and self.reading.decimal != ".":
+                        found = [self._as_text(value) for value in found]
                     values = self._column(found, kind == "list", name, first)
                     if kind == "number":
                         values, stray = numbers_of(self.name, first, name, values, self.reading)
@@ -76,6 +79,10 @@ class Lines:
                 rows = pa.RecordBatch.from_arrays(columns, names=list(wanted))
                 yield Chunk(self.name, first, rows, some[-1][0], strays)
                 first += len(some)
+
+    def _as_text(self, value: Any) -> Any:
+        """A number as it would be written in text."""
+        return value.replace(".", self.reading.decimal) if isinstance(value, Numeral) else value
 
     def _column(self, values: Sequence[Any], listed: bool, name: str, first: int) -> pa.Array:
         """Words, or lists of words, of rows from `first` on. Raises DataError for a value that is
@@ -101,7 +108,10 @@ class Lines:
 
     def _records(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """How much of the file is read, and each object, its numbers as text."""
-        decode = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=str).decode
+        spelled = str if self.reading.decimal == "." else Numeral
+        decode = json.JSONDecoder(
+            parse_int=spelled, parse_float=spelled, parse_constant=spelled
+        ).decode
         with self.path.open("rb") as file, opened(self.path, file) as stream:
             lines = _lines(Utf8(stream, self.reading.encoding), self.name)
             for number, line in enumerate(lines, 1):

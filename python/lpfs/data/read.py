@@ -28,6 +28,7 @@ from lpfs.data.source import Chunk, Reading, Source, Stray
 from lpfs.data.text import CRITEO, Text, undecodable
 from lpfs.data.times import seconds
 from lpfs.data.typed import Memory, Parquet, is_bytes
+from lpfs.memory import require_addresses, stacks
 
 __all__ = ["Format", "Frame", "Input", "chunks", "convertible", "open_source"]
 
@@ -42,6 +43,9 @@ class Streamed(Protocol):
         """See Arrow's PyCapsule interface."""
 
 
+ROOM = 128 << 20
+"""Bytes of addresses that must be left for reading a chunk: for the blocks that Arrow reads ahead,
+and for what is made of a chunk meanwhile. Where Arrow's threads find none, they end the process."""
 Frame: TypeAlias = pa.Table | pa.RecordBatch | Mapping[str, Any] | Streamed
 
 
@@ -194,9 +198,10 @@ def chunks(
     """The rows of all files in order, and how many bytes are read after each chunk.
 
     What a file lacks is null. Raises DataError for a column of times whose
-    type holds none. With `plain`, a chunk may have words that are numbered: for who takes
-    all chunks in their order.
+    type holds none, MemoryError where addresses are limited and too few are left to go on. With
+    `plain`, a chunk may have words that are numbered: for who takes all chunks in their order.
     """
+    require_addresses(ROOM + stacks(pa.cpu_count() + pa.io_thread_count()), "reading a log")
     columns = [*sources[0].columns]
     times = [name for name, kind in wanted.items() if kind == "time"]
     readers = (
@@ -216,6 +221,7 @@ def chunks(
                 _timed(chunk, times, reading or Reading()) if times else chunk,
                 before + chunk.bytes,
             )
+            require_addresses(ROOM, "reading on in the log")
         before += source.size
 
 

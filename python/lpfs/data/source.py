@@ -43,6 +43,11 @@ class Reading:
                 raise DataError(name, f"expected one character, got {sign!r}")
         if len(self.thousands) > 1:
             raise DataError("thousands", f"expected one character, got {self.thousands!r}")
+        if any(sign.isalnum() or sign in "+-%" for sign in (self.decimal, self.thousands) if sign):
+            raise DataError(
+                "decimal and thousands",
+                f"expected signs that no number has, got {self.decimal!r} and {self.thousands!r}",
+            )
         if self.thousands == self.decimal:
             raise DataError("thousands", f"expected another sign than the decimal {self.decimal!r}")
         try:

@@ -316,6 +316,8 @@ def read(path: Path, places: Mapping[str, str] | None = None) -> Experiment:
         raise ConfigError(f"{path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: no TOML: {error}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path}: no TOML of ours: nested too deeply") from error
     try:
         _place(values, dict(places or {}))
         experiment = Experiment.model_validate(values)
@@ -380,9 +382,11 @@ def canonical(value: Any) -> str:
 
 
 def _place(values: Mapping[str, Any], places: dict[str, str]) -> None:
-    for source in values.get("data", []):
-        if isinstance(source, dict) and source.get("name") in places:
-            source["path"] = places.pop(source["name"])
+    data = values.get("data")
+    for source in data if isinstance(data, list) else ():
+        name = source.get("name") if isinstance(source, dict) else None
+        if isinstance(name, str) and name in places:
+            source["path"] = places.pop(name)
     for name in places:
         raise ValueError(f"--data: the config has no data named {name!r}")
 
@@ -396,7 +400,11 @@ def _require_there(source: Synthetic | File | Bundled) -> None:
             f"data: {source.name!r} has no path; give it with --data {source.name}=PATH{where}"
         )
     pattern = Path(source.path)
-    if not pattern.exists() and not any(pattern.parent.glob(pattern.name)):
+    try:
+        there = pattern.exists() or any(pattern.parent.glob(pattern.name))
+    except (OSError, NotImplementedError) as error:  # such a path can be nowhere
+        raise ValueError(f"data: {source.name!r}: {error}") from error
+    if not there:
         raise ValueError(f"data: {source.name!r}: there is no {source.path}{where}")
 
 

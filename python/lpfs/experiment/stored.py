@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import zlib
 from pathlib import Path
 from typing import Any
 
+from lpfs.checksums import sealed, unsealed
 from lpfs.files import write_durably
 
 __all__ = ["read", "write"]
@@ -14,8 +13,7 @@ __all__ = ["read", "write"]
 
 def write(directory: Path, cell: str, content: dict[str, Any]) -> None:
     """Store what a cell gave: anything JSON can hold. Raises OSError."""
-    sealed = content | {"crc32": _sum(content)}
-    write_durably(_place(directory, cell), json.dumps(sealed).encode())
+    write_durably(_place(directory, cell), sealed(content))
 
 
 def read(directory: Path, cell: str) -> dict[str, Any] | None:
@@ -33,17 +31,9 @@ def read(directory: Path, cell: str) -> dict[str, Any] | None:
     ({'rows': [{'auc': 0.75}]}, None)
     """
     try:
-        content: dict[str, Any] = json.loads(_place(directory, cell).read_bytes())
-        wanted = content.pop("crc32")
-    except FileNotFoundError:
+        return unsealed(_place(directory, cell).read_bytes())
+    except (FileNotFoundError, ValueError):
         return None
-    except (ValueError, KeyError, AttributeError, RecursionError, TypeError):
-        return None
-    return content if wanted == _sum(content) else None
-
-
-def _sum(content: dict[str, Any]) -> str:
-    return f"{zlib.crc32(json.dumps(content).encode()):08x}"
 
 
 def _place(directory: Path, cell: str) -> Path:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
-import json
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from lpfs.checksums import sealed, sum_of, unsealed
 from lpfs.files import appearing, sync, write_durably
 from lpfs.method.attached import attached_to
 from lpfs.method.cutting import Model
@@ -22,7 +23,8 @@ WEIGHTS, REMOVAL = "model.safetensors", "removal.json"
 def save(model: nn.Module, directory: str | Path) -> None:
     """Write a pruned model's weights, and what was removed from it, for `restore`.
 
-    Two files: `model.safetensors` and `removal.json`. The model's code is not saved.
+    Two files: `model.safetensors`, and `removal.json` with the checksums of both. The model's code
+    is not saved.
 
     Args:
         model: what `lpfs.prune` left of a model with an attached gate.
@@ -54,7 +56,8 @@ def save(model: nn.Module, directory: str | Path) -> None:
     with appearing(directory / WEIGHTS) as place:
         safetensors.torch.save_file(_tensors(model), str(place))
         sync(place)
-    write_durably(directory / REMOVAL, json.dumps(found, indent=2).encode())
+        found["weights"] = sum_of(place)
+    write_durably(directory / REMOVAL, sealed(found))
 
 
 def restore(model: Model, directory: str | Path) -> Model:
@@ -67,7 +70,8 @@ def restore(model: Model, directory: str | Path) -> Model:
 
     Raises:
         FileNotFoundError: if nothing was saved there.
-        ValueError: if the model is not the same: a module is missing or of another kind or width.
+        ValueError: if a file is not as it was written; it names it. If the model is not the same: a
+            module is missing or of another kind or width.
         RuntimeError: if a weight is missing or too many, or has another shape (from PyTorch).
 
     >>> import lpfs, tempfile
@@ -84,8 +88,30 @@ def restore(model: Model, directory: str | Path) -> Model:
     """
     if attached_to(model) is not None:
         raise ValueError("model: has a gate; restore into one without")
-    place = Path(directory) / REMOVAL
-    found = json.loads(place.read_text(encoding="utf-8"))
+    place, weights = Path(directory) / REMOVAL, Path(directory) / WEIGHTS
+    try:
+        found = unsealed(place.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from error
+    if (now := sum_of(weights)) != (wanted := found.get("weights")):
+        raise ValueError(f"{weights}: damaged: its CRC-32 is {now}, in {REMOVAL} it is {wanted!r}")
+    try:
+        smaller = _removed_again(model, found, place)
+    except (KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        # Its sum is right, so somebody has made it.
+        raise ValueError(f"{place}: not written by lpfs: {error!r:.200}") from error
+    try:
+        state = safetensors.torch.load_file(weights)
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{weights}: not written by lpfs: {error}") from error
+    missing, beyond = smaller.load_state_dict(state, strict=False)
+    if missing := set(missing) & set(_tensors(smaller)) or set(beyond):
+        raise RuntimeError(f"{min(missing)!r} is in one of model and {directory} only")
+    return smaller
+
+
+def _removed_again(model: Model, found: dict[str, Any], place: Path) -> Model:
+    """A copy without what `removal.json` says was removed."""
     instead: dict[int, Any] = {}
     for path, described in found["removed"].items():
         removed = Removed(**described | {"dtype": getattr(torch, described["dtype"])})
@@ -126,10 +152,6 @@ def restore(model: Model, directory: str | Path) -> Model:
     for path in found["factors"]:
         module = _module(smaller, path, place)
         scale(module, torch.ones((), device=next(module.parameters()).device))
-    state = safetensors.torch.load_file(Path(directory) / WEIGHTS)
-    missing, beyond = smaller.load_state_dict(state, strict=False)
-    if missing := set(missing) & set(_tensors(smaller)) or set(beyond):
-        raise RuntimeError(f"{min(missing)!r} is in one of model and {directory} only")
     return smaller
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
 import torch
@@ -36,6 +38,10 @@ PROBABILITY = "probability"
 
 # A share that is that much larger than in training, and more than twice as large, is far from it.
 FAR = 0.05
+FORMULA = r"^[=+\-@\t\r]"
+"""How text begins that spreadsheets run as a formula when they open a CSV file."""
+SIGNED = r"^[+-][0-9.,]*([eE][+-]?[0-9]+)?%?$"
+"""But for numbers."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,8 @@ class Scores:
     missing: dict[str, float]
     """Field → the share of rows without a value."""
     warnings: list[str]
-    """Fields whose values are far from those that the model was trained on, a line each."""
+    """Fields whose values are far from those that the model was trained on, a line each; and
+    columns of ids with values that would have been formulas."""
 
 
 class Model:
@@ -164,7 +171,8 @@ def score_file(
         source: as for `lpfs.data.load`.
         out: a Parquet or CSV file, by its name, with the columns `ids` and `probability` (float64),
             in the order of the rows. It appears whole or not at all. `-` is CSV on the standard
-            output, as it is made.
+            output, as it is made. In CSV, text of ids that a spreadsheet would run as a formula has
+            an apostrophe before it.
         label: the column with clicks, if the scores are to be judged, by the rows that have one.
         weight: the column with what each row counts there.
         ids: columns of the source to write beside the scores.
@@ -194,7 +202,8 @@ def score_file(
         batch_size=batch_size,
         progress=progress,
     )
-    with _written(out) as write:
+    formulas = Counter[str]()
+    with _written(out, formulas) as write:
         for batch, columns, logits in scored:
             write(columns, probabilities(logits))
             tally.add(batch.codes, batch.numbers)
@@ -208,8 +217,13 @@ def score_file(
         metrics = None if label is None else _judge(str(source), label, rows, judged)
     unknown = dict(zip(tally.names, (tally.unknown / tally.values).tolist(), strict=True))
     missing = dict(zip(tally.names, (tally.missing / rows).tolist(), strict=True))
-    far = _far(model.summary.values, unknown, missing)
-    return Scores(rows, metrics, unknown, missing, far)
+    warnings = _far(model.summary.values, unknown, missing)
+    warnings += [
+        f"{name!r}: {count:,} values would be formulas to a spreadsheet and have ' before them "
+        "(in a .parquet file they stay as they are)"
+        for name, count in formulas.items()
+    ]
+    return Scores(rows, metrics, unknown, missing, warnings)
 
 
 def _separated(model: Model, lists: Mapping[str, str]) -> list[Encoder]:
@@ -252,14 +266,19 @@ Write = Callable[[pa.RecordBatch, NDArray[np.float64]], None]
 
 
 @contextlib.contextmanager
-def _written(out: Path) -> Iterator[Write]:
-    """A file of columns and scores, in the format of its name; `-` is the standard output."""
+def _written(out: Path, formulas: Counter[str]) -> Iterator[Write]:
+    """A file of columns and scores, in the format of its name; `-` is the standard output.
+
+    `formulas` counts, by column, the values that are none in CSV.
+    """
     with contextlib.ExitStack() as stack:
         to = sys.stdout.buffer if str(out) == "-" else stack.enter_context(appearing(out))
         writer: Any = None
 
         def write(columns: pa.RecordBatch, probabilities: NDArray[np.float64]) -> None:
             nonlocal writer
+            if out.suffix != ".parquet":
+                columns = _without_formulas(columns, formulas)
             arrays = [*columns.columns, pa.array(probabilities)]
             schema = columns.schema.append(pa.field(PROBABILITY, pa.float64()))
             if writer is None:
@@ -267,6 +286,24 @@ def _written(out: Path) -> Iterator[Write]:
             writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))
 
         yield write
+
+
+def _without_formulas(columns: pa.RecordBatch, formulas: Counter[str]) -> pa.RecordBatch:
+    """The same with an apostrophe before text that is a formula to spreadsheets."""
+    found = []
+    for field, values in zip(columns.schema, columns.columns, strict=True):
+        text = values.dictionary_decode() if pa.types.is_dictionary(field.type) else values
+        if pa.types.is_string(text.type) or pa.types.is_large_string(text.type):
+            runs = pc.and_(
+                pc.match_substring_regex(text, FORMULA),
+                pc.invert(pc.match_substring_regex(text, SIGNED)),
+            ).fill_null(False)
+            if count := pc.sum(runs).as_py():
+                formulas[field.name] += count
+                quoted = pc.binary_join_element_wise(pa.scalar("'", text.type), text, "")
+                values = pc.if_else(runs, quoted, text)
+        found.append(values)
+    return pa.RecordBatch.from_arrays(found, names=columns.schema.names)
 
 
 def _writer(to: Any, out: Path, schema: pa.Schema) -> Any:

@@ -27,13 +27,13 @@ from lpfs.data import (
 )
 from lpfs.data.columns import STRAY
 from lpfs.data.encode import MISSING
-from lpfs.data.forms import is_missing, numeral
+from lpfs.data.forms import Numeral, is_missing, numeral
 from lpfs.data.further import Ragged
 from lpfs.data.lists import LONGEST
 from lpfs.data.stream import batched
 from lpfs.data.times import seconds
 from lpfs.serving.failure import RequestError
-from lpfs.serving.requests import Numeral, Row
+from lpfs.serving.requests import Row
 
 __all__ = ["Rows"]
 

@@ -5,19 +5,13 @@ from __future__ import annotations
 import json
 from typing import Any, TypeAlias
 
+from lpfs.data.forms import Numeral
 from lpfs.serving.failure import RequestError
 
-__all__ = ["Numeral", "Row", "rows_of"]
+__all__ = ["Row", "rows_of"]
 
 Row: TypeAlias = dict[str, Any]
 """Column → None, a boolean, text, or a list of them; a number is text, as it is spelled."""
-
-
-class Numeral(str):
-    """A number of JSON, as it is spelled there: its decimal sign is a point, whatever that of text
-    is."""
-
-    __slots__ = ()
 
 
 # As text, a number keeps all its digits, however many it has. NaN and infinities are no JSON, but

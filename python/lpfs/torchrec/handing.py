@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict_loader import load as load_checkpoint
 from torch.distributed.checkpoint.state_dict_saver import save as save_checkpoint
 
+from lpfs.checksums import sealed, unsealed
 from lpfs.files import write_durably
 from lpfs.method.attached import NAME, attached_to
 from lpfs.torchrec.removal import Instead, Removal, removals_of
@@ -52,7 +52,7 @@ def save(model: nn.Module, optimizer: Any, directory: str | Path) -> None:
     save_checkpoint(state, checkpoint_id=str(directory), no_dist=not several())
     if first:
         described = {path: it.described() for path, it in removal.items()}
-        write_durably(directory / REMOVAL, json.dumps(described, indent=2).encode())
+        write_durably(directory / REMOVAL, sealed(described))
     wait()
 
 
@@ -76,11 +76,14 @@ def restore(
 
     Raises:
         FileNotFoundError: if nothing was saved there.
-        ValueError: if the model lacks a collection, a table or a feature that was saved, or has
-            something that was not.
+        ValueError: if `removal.json` is not as it was written, or the model lacks a collection, a
+            table or a feature that was saved, or has something that was not.
     """
     place = Path(directory) / REMOVAL
-    described = json.loads(place.read_text(encoding="utf-8"))
+    try:
+        described = unsealed(place.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from error
     removal = {path: Removal(**it) for path, it in described.items()}
     for path, each in removal.items():
         each.cut(model, path, place)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shlex
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -115,3 +116,15 @@ def test_where_memory_ends_a_line_says_what_needs_less(
     assert ended.err.count("\n") == 1
     assert ("--hash" in ended.err) != isinstance(fault, ImportError)
     assert [*tmp_path.iterdir()] == [log]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="addresses are not limited elsewhere")
+@pytest.mark.parametrize("limit", [300, 400, 1000, 2000])
+def test_too_few_addresses_are_named_before_anything_is_loaded(limit: int) -> None:
+    command = f"ulimit -v {limit * 1024} && exec {shlex.quote(sys.executable)} -m lpfs look a.csv"
+    ended = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=300)
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.stderr == (
+        f"lpfs: out of memory: {limit:,} MiB of addresses are allowed (ulimit -v), PyTorch and "
+        "pyarrow alone need 2,048\n"
+    )

@@ -3,6 +3,7 @@
 import errno
 import gzip
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,29 @@ import pyarrow.parquet
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
-from lpfs.data import ByColumn, ByFraction, ClickLog, DataError, InOrder, Recipe, load, raw, stream
+from lpfs.data import (
+    BinEncoder,
+    ByColumn,
+    ByFraction,
+    CategoryEncoder,
+    ClickLog,
+    DataError,
+    HashEncoder,
+    InOrder,
+    ListEncoder,
+    NumberEncoder,
+    Recipe,
+    TimeEncoder,
+    load,
+    raw,
+    stream,
+)
+from lpfs.data.columns import Kind
+from lpfs.data.read import chunks, open_source
+from lpfs.data.text import TEXT_BYTES
+from lpfs.memory import resident
 
 GOOD = "label,a,b,split\n" + "".join(
     f"{i % 2},w{i % 3},{i}.5,{'test' if i // 2 % 5 == 0 else 'train'}\n" for i in range(100)
@@ -226,3 +248,62 @@ def test_damaged_files_load_or_say_why(
         message = str(error)
     assert "\n" not in message
     assert not list(path.glob("cache/*.partial"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="addresses are not limited elsewhere")
+@pytest.mark.parametrize("margin", [4, 8, 16, 32, 100])
+def test_where_addresses_end_no_thread_is_started(margin: int, tmp_path: Path) -> None:
+    """Arrow's threads end the process without memory, or leave who waits for them waiting."""
+    import resource
+
+    log = tmp_path / "log.csv"
+    log.write_text(GOOD)
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (resident("VmSize") + (margin << 20), before[1]))
+    try:
+        with pytest.raises(MemoryError, match=r"reading a log needs \d+ MiB .* \(ulimit -v\)"):
+            load(log, **SPLIT)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+    assert len(load(log, **SPLIT).train)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="addresses are not limited elsewhere")
+def test_addresses_that_end_meanwhile_end_the_reading(tmp_path: Path) -> None:
+    import resource
+
+    log = tmp_path / "log.csv"
+    log.write_text("label,a\n" + "0,12345\n1,6789\n" * (TEXT_BYTES // 7))
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    wanted: dict[str, Kind] = {"label": "category", "a": "number"}
+    found = chunks(open_source(log), wanted)
+    try:
+        next(found)
+        resource.setrlimit(resource.RLIMIT_AS, (resident("VmSize") + (100 << 20), before[1]))
+        with pytest.raises(MemoryError, match="reading on in the log needs 128 MiB"):
+            next(found)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+        found.close()
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (NumberEncoder, {"transform": "quantile"}),
+        (NumberEncoder, {"transform": "quantile", "knots": [0.0, 1.0], "scores": [0.0]}),
+        (NumberEncoder, {"transform": "quantile", "knots": [1.0, 0.0], "scores": [0.0, 1.0]}),
+        (NumberEncoder, {"transform": "log", "scale": 0.0}),
+        (NumberEncoder, {"transform": "log", "mean": float("nan")}),
+        (HashEncoder, {"buckets": 0}),
+        (HashEncoder, {"buckets": -(2**63)}),
+        (HashEncoder, {"buckets": 2**31}),
+        (BinEncoder, {"edges": [2.0, 1.0]}),
+        (BinEncoder, {"edges": [float("nan")]}),
+        (TimeEncoder, {"part": "age"}),
+        (ListEncoder, {"of": CategoryEncoder(name="a", values=[]), "last": 0}),
+    ],
+)
+def test_no_encoder_gives_what_no_network_has(kind: Any, options: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        kind(name="a", **options)

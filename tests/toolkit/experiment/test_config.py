@@ -116,6 +116,13 @@ TOP = '[[data]]\nname = "log"'
             "data: 'file': there is no nowhere.csv",
         ),
         ("seeds = [0]", "seeds = [0", "no TOML"),
+        ("seeds = [0]", f"seeds = {'[' * 2000}", "nested too deeply"),
+        (TOP, "[[data]]\nname = [3]", "data.0.name: Input should be a valid string"),
+        (
+            f'{TOP}\nkind = "synthetic"\nrows = 3000',
+            f'{TOP}\nkind = "file"\nlabel = "click"\npath = "{"a" * 5000}"',
+            "data: 'log': [Errno 36] File name too long",
+        ),
     ],
 )
 def test_bad_configs(tmp_path: Path, before: str, after: str, expected: str) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 import lpfs
+from lpfs.checksums import sealed, unsealed
 from tests.toolkit.method.attachable import NUMBERED, DeepWide, Shapes
 from tests.toolkit.method.test_removing import CODES, Awkward
 
@@ -77,3 +79,45 @@ def test_another_model_is_refused(tmp_path: Path) -> None:
         lpfs.restore(wider, tmp_path)
     with pytest.raises(RuntimeError, match="size mismatch"):
         lpfs.restore(Shapes(rows=9), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "removal.json"])
+def test_a_changed_bit_is_found_and_named(tmp_path: Path, name: str) -> None:
+    torch.manual_seed(0)
+    lpfs.save(pruned(DeepWide(rows=7), [0, 3]), tmp_path)
+    place = tmp_path / name
+    whole = place.read_bytes()
+    for at in range(0, len(whole), max(1, len(whole) // 60)):
+        bit = whole[at] ^ 1 << at % 8
+        place.write_bytes(whole[:at] + bytes([bit]) + whole[at + 1 :])
+        with pytest.raises(ValueError, match=name):
+            lpfs.restore(DeepWide(rows=7), tmp_path)
+    for content in (b"", whole[:-1], whole + b" ", bytes(len(whole))):
+        place.write_bytes(content)
+        if content != whole + b" " or name != "removal.json":  # JSON has a blank for nothing
+            with pytest.raises(ValueError, match=name):
+                lpfs.restore(DeepWide(rows=7), tmp_path)
+    place.write_bytes(whole)
+    lpfs.restore(DeepWide(rows=7), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"removed": None},
+        {"removed": {"deep.a": {}}},
+        {"factors": 3},
+        {"columns": [{}]},
+        {"thinned": {"deep.b": 1}},
+        {"weights": None},
+    ],
+)
+def test_a_removal_of_somebodys_making_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    lpfs.save(pruned(DeepWide(rows=7), [0, 3]), tmp_path)
+    place = tmp_path / "removal.json"
+    place.write_bytes(sealed(unsealed(place.read_bytes()) | change))
+    with pytest.raises(ValueError, match=r"removal\.json"):
+        lpfs.restore(DeepWide(rows=7), tmp_path)
+    place.write_text('{"removed": {}}')
+    with pytest.raises(ValueError, match=r"removal\.json: it has no CRC-32"):
+        lpfs.restore(DeepWide(rows=7), tmp_path)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
+import io
 import math
 import subprocess
 import sys
@@ -269,3 +271,28 @@ def test_bad_input(
         assert words in ended.err
     assert below(tmp_path) == before
     assert Path("mine.parquet").read_text() == "mine"
+
+
+IDS = ["=cmd|' /C calc'!A1", "@SUM(A1)", "-2+3+cmd", "+x", "\t=1", "-5", "+1.5e3", "a=b", None, ""]
+
+
+def test_ids_are_no_formulas_in_csv_and_stay_as_they_are_in_parquet(
+    place: Path, tmp_path: Path
+) -> None:
+    table = pa.parquet.read_table(place / "last.parquet").slice(0, len(IDS))
+    table = table.append_column("who", pa.array(IDS))
+    table = table.append_column("tag", pa.array(IDS).dictionary_encode())
+    pa.parquet.write_table(table, tmp_path / "log.parquet")
+    for name in ("p.csv", "p.parquet"):
+        ended = lpfs(
+            "predict", place / "parquet", tmp_path / "log.parquet", "--id", "who,tag", "--out",
+            tmp_path / name,
+        )  # fmt: skip
+        assert not ended.status, ended
+        said = "'who': 5 values would be formulas to a spreadsheet and have ' before them"
+        assert (said in ended.out) == (name == "p.csv"), ended.out
+    stayed = pa.parquet.read_table(tmp_path / "p.parquet")
+    assert stayed["who"].to_pylist() == stayed["tag"].to_pylist() == IDS
+    rows = [*csv.DictReader(io.StringIO((tmp_path / "p.csv").read_text()))]
+    expected = [*("'" + word for word in IDS[:5] if word), *IDS[5:8], "", ""]
+    assert [row["who"] for row in rows] == [row["tag"] for row in rows] == expected

@@ -135,6 +135,11 @@ def test_a_number_is_one_whatever_the_decimal_sign_of_text_is(tmp_path: Path) ->
     assert one == other == third
     with pytest.raises(RequestError, match="a number"):
         live.predict(rows_of(b'{"rows": [{"price": "1.5.x"}]}', 3, live.rows.told))
+    # So does who predicts from a file of them.
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(b'{"price": 1234.5}\n{"price": "1.234,5"}\n{"price": 1.2345e3}\n')
+    ((_, _, logits),) = live.model.logits(file)
+    assert logits.double().sigmoid().tolist() == [one] * 3
 
 
 def test_a_column_that_no_row_has_is_an_error_or_missing(reader: Reader) -> None:
