@@ -283,4 +283,17 @@ FOUND = [
         "tests/toolkit/run/test_predict.py::"
         "test_ids_are_no_formulas_in_csv_and_stay_as_they_are_in_parquet",
     ),
+    Found(
+        "processes",
+        "of two processes one that died left the other in a traceback; one that hung was waited "
+        "for as long as two days at the other's end",
+        "what the back end says of it was not expected, and the end of a process waited for all",
+        "tests/toolkit/lifecycle/test_resume.py::test_a_process_that_dies_or_hangs_is_found_out",
+    ),
+    Found(
+        "paths",
+        "`~nobody/log.csv` ended every command in a traceback",
+        "a home that is none raises a RuntimeError",
+        "tests/campaign/test_campaign.py::test_a_part_of_every_kind",
+    ),
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import damage, disk, fuzz, hostile, numbers
+from . import damage, disk, fuzz, hostile, long, numbers, paths
 from .case import Kind
 
 KINDS: dict[str, Kind] = {
@@ -10,5 +10,7 @@ KINDS: dict[str, Kind] = {
     "disk": disk.cases,
     "fuzz": fuzz.cases,
     "hostile": hostile.cases,
+    "long": long.cases,
     "numbers": numbers.cases,
+    "paths": paths.cases,
 }

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from . import long
 from .found import FOUND
 from .kinds import KINDS
 
 FULL = os.environ.get("LPFS_FULL") == "1"
-CASES = {"damage": 40, "hostile": 40, "disk": 20, "numbers": 12, "fuzz": 18}
+CASES = {"damage": 40, "hostile": 40, "disk": 20, "numbers": 12, "fuzz": 18, "long": 2, "paths": 57}
 """Of each kind, in `make test`: those of disk and numbers are runs of a second each, each of fuzz
 is a thousand inputs of another parser."""
 ALL = {"fuzz": 180}
@@ -23,7 +24,9 @@ REPOSITORY = Path(__file__).parents[2]
 
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_part_of_every_kind(kind: str, tmp_path: Path) -> None:
+def test_a_part_of_every_kind(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not FULL:
+        monkeypatch.setattr(long, "STEPS", 2000)
     for case in itertools.islice(KINDS[kind](tmp_path, 0), ALL.get(kind) if FULL else CASES[kind]):
         try:
             case.check()

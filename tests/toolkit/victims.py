@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -42,7 +43,10 @@ class Victims:
     `seconds`: SIGKILL after that time; `write`: SIGKILL when the n-th file is half written; `move`:
     when the n-th file or directory has just got its name; `interrupt`: `signal` comes after the
     n-th step of training; `reading`: that signal comes with the first chunk of the log; `largest`:
-    no file may pass this many bytes; `full`: the disk is full from the n-th checkpoint on.
+    no file may pass this many bytes; `full`: the disk is full from the n-th checkpoint on; `rank`:
+    `signal` comes to that process alone, and who is left, or stopped, is not ended with it: `again`
+    lets one that is stopped go on after so many seconds, else it is killed when the others have
+    ended; `timeout`: how long a process waits for another in a step.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -105,7 +109,7 @@ def serve() -> None:
             time.sleep(order["end"]["seconds"])
             for victim in victims:
                 os.kill(victim, signal.SIGKILL)
-        print(json.dumps(reap(victims)), flush=True)
+        print(json.dumps(reap(victims, order["end"])), flush=True)
 
 
 def rehearse(main: Any) -> None:
@@ -118,13 +122,26 @@ def rehearse(main: Any) -> None:
                 main(arguments)
 
 
-def reap(victims: list[int]) -> list[int]:
-    """Wait for all; when one is killed, so are the others, as torchrun does."""
+def reap(victims: list[int], end: dict[str, Any]) -> list[int]:
+    """Wait for all; when one is killed, so are the others, as torchrun does, unless `end` says who
+    is left alone."""
     statuses: dict[int, int] = {}
+    stopped: set[int] = set()
     while len(statuses) < len(victims):
-        victim, code = os.wait()
+        if stopped and len(statuses) + len(stopped) == len(victims):
+            for victim in stopped:
+                os.kill(victim, signal.SIGKILL)
+            stopped.clear()
+        victim, code = os.waitpid(-1, os.WUNTRACED)
+        if os.WIFSTOPPED(code):
+            if "again" in end:
+                time.sleep(end["again"])
+                os.kill(victim, signal.SIGCONT)
+            else:
+                stopped.add(victim)
+            continue
         statuses[victim] = os.waitstatus_to_exitcode(code)
-        if statuses[victim] == -signal.SIGKILL:
+        if statuses[victim] == -signal.SIGKILL and "rank" not in end:
             for other in set(victims) - set(statuses):
                 os.kill(other, signal.SIGKILL)
     return [statuses[victim] for victim in victims]
@@ -154,6 +171,7 @@ def meet(end: dict[str, Any], rank: int) -> None:
     """Prepare the end. Of several processes, the first is the one that dies of writing."""
     import resource
 
+    from lpfs.lifecycle import distributed
     from lpfs.lifecycle.checkpoint import Checkpoints
     from lpfs.report.terminal import StageBars
 
@@ -183,7 +201,8 @@ def meet(end: dict[str, Any], rank: int) -> None:
         return then_die
 
     def after_a_step(checkpoints: Checkpoints) -> Any:
-        if reached("interrupt") and calls["interrupt"] == end["interrupt"]:
+        concerned = rank == end.get("rank", rank)
+        if concerned and reached("interrupt") and calls["interrupt"] == end["interrupt"]:
             os.kill(os.getpid(), end["signal"])
         return wishes(checkpoints)
 
@@ -199,6 +218,8 @@ def meet(end: dict[str, Any], rank: int) -> None:
         StageBars.reading = lambda *_: os.kill(  # type: ignore[method-assign,assignment]
             os.getpid(), end["reading"]
         )
+    if "timeout" in end:
+        distributed.STEP_TIMEOUT = timedelta(seconds=end["timeout"])
     if "largest" in end:
         resource.setrlimit(resource.RLIMIT_FSIZE, (end["largest"], resource.RLIM_INFINITY))
 

@@ -236,7 +236,10 @@ def expanded(path: Any) -> Any:
     """A path, or several, with the home directory for `~`, which shells leave in `--out=~/run`."""
     if isinstance(path, list):
         return [*map(expanded, path)]
-    return path if path is None else path.expanduser()
+    try:
+        return path if path is None else path.expanduser()
+    except RuntimeError as error:
+        raise typer.BadParameter(f"{path}: {error}") from error
 
 
 Out = Annotated[

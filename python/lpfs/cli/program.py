@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import shlex
@@ -90,12 +91,32 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     Of several processes that torchrun started, the first speaks and writes.
     """
     if one_of_several():
-        from lpfs.lifecycle.distributed import joined
+        _run_with_others(arguments)
+    _run(arguments)
 
-        console().quiet = os.environ["RANK"] != "0"
+
+def _run_with_others(arguments: list[str] | None) -> NoReturn:
+    from lpfs.lifecycle.distributed import LOST, STEP_TIMEOUT, joined
+
+    console().quiet = os.environ["RANK"] != "0"
+    try:
         with joined():
             _run(arguments)
-    _run(arguments)
+    except RuntimeError as error:
+        if not LOST.search(str(error)):
+            raise
+        # Every process says so: the first may be the one that is lost.
+        print(
+            "lpfs: another process has died, or did not answer for "
+            f"{STEP_TIMEOUT.seconds} seconds; to go on from the last checkpoint: the same torchrun "
+            "command with --resume",
+            file=sys.stderr,
+        )
+        # Whatever waits for the other one at the end of a process would do so for ever.
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                stream.flush()
+        os._exit(Status.FAILED)
 
 
 def _run(arguments: list[str] | None) -> NoReturn:

@@ -26,7 +26,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from lpfs.data.forms import Form, canonical
 from lpfs.data.further import Ragged
@@ -61,13 +61,10 @@ BIN_ROWS = 50
 
 
 def _rising(values: list[float]) -> list[float]:
-    if any(not low < high for low, high in itertools.pairwise(values)):
-        raise ValueError("expected rising numbers")
+    rise = all(low < high for low, high in itertools.pairwise(values))
+    if not (rise and np.isfinite(values).all()):
+        raise ValueError("expected finite numbers that rise")
     return values
-
-
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-Rising = Annotated[list[Finite], AfterValidator(_rising)]
 
 
 class _Encoder(BaseModel):
@@ -180,13 +177,16 @@ class NumberEncoder(_Encoder):
     mean: float = Field(default=0.0, ge=-1000, le=1000)
     """Of logs, which lie within 710."""
     scale: float = Field(default=1.0, ge=1e-30, allow_inf_nan=False)
-    knots: Rising = []
-    scores: list[Annotated[float, Field(ge=-1000, le=1000)]] = []
+    knots: list[float] = []
+    scores: list[float] = []
+    _knots_rise = field_validator("knots")(_rising)
 
     @model_validator(mode="after")
     def _score_for_every_knot(self) -> NumberEncoder:
         if len(self.knots) != len(self.scores) or (self.transform == "quantile" and not self.knots):
             raise ValueError(f"{len(self.scores)} scores for {len(self.knots)} knots")
+        if not all(-1000 <= score <= 1000 for score in self.scores):
+            raise ValueError("scores: expected those of a normal distribution")
         return self
 
     @property
@@ -218,7 +218,8 @@ class BinEncoder(_Encoder):
     i + 3, numbers below the first edge have code 2."""
 
     kind: Literal["bins"] = "bins"
-    edges: Rising
+    edges: list[float]
+    _edges_rise = field_validator("edges")(_rising)
 
     @property
     def cardinality(self) -> int:
@@ -262,8 +263,9 @@ class TimeEncoder(_Encoder):
     """Of the age."""
     days: int = 0
     """Of the age: the last one of the training rows."""
-    edges: Rising = []
+    edges: list[float] = []
     """Of the age's bins, see `BinEncoder`."""
+    _edges_rise = field_validator("edges")(_rising)
 
     @property
     def column(self) -> str:

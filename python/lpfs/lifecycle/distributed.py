@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from typing import Any, TypeVar, cast
@@ -23,6 +24,13 @@ STEP_TIMEOUT = timedelta(minutes=5)
 """How long a process waits for another in a step; longer, and the run fails on all."""
 READ_TIMEOUT = timedelta(days=2)
 """The same while one process of a machine reads the log and the others wait."""
+
+LOST = re.compile(
+    r"Connection (closed|reset) by peer|Timed out waiting|Broken pipe|Connection refused"
+    r"|Socket Timeout|wait timeout|NCCL .*timeout|heartbeat",
+    re.IGNORECASE,
+)
+"""What the back ends say of a process that has died, or does not answer."""
 
 T = TypeVar("T")
 

@@ -182,6 +182,42 @@ def test_a_signal_leaves_a_checkpoint_and_says_how_to_go_on(
 
 
 @forks
+@pytest.mark.parametrize(
+    ("number", "rank"), [(signal.SIGKILL, 1), (signal.SIGKILL, 0), (signal.SIGSTOP, 1)]
+)
+def test_a_process_that_dies_or_hangs_is_found_out(
+    victims: Victims, log: Path, tmp_path: Path, number: int, rank: int
+) -> None:
+    """In the time that a step may take, without torchrun, which sees only the dead."""
+    out = tmp_path / "run"
+    command: list[object] = ["select", log, *OPTIONS, "--out", out]
+    end = {"interrupt": 8, "signal": number, "rank": rank, "timeout": 20}
+    died = victims.run(*command, processes=2, **end)
+    assert died.statuses[rank] == -signal.SIGKILL, died
+    assert died.statuses[1 - rank] == 1, died
+    said = [line for line in died.err.splitlines() if line.startswith("lpfs: ")]
+    assert len(said) == 1, died
+    assert "another process has died, or did not answer for 20 seconds; to go on" in said[0]
+    assert "Traceback" not in died.err
+    assert any(unfinished(out).glob("checkpoint-*"))
+    went_on = victims.run(*command, "--resume", processes=2)
+    assert went_on.statuses == [0, 0], went_on
+    expected = tmp_path / "undisturbed"
+    assert victims.run(*command[:-1], expected, processes=2).statuses == [0, 0]
+    assert same(out, expected)
+
+
+@forks
+def test_a_process_that_stands_still_for_a_while_changes_nothing(
+    victims: Victims, log: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    command: list[object] = ["select", log, *OPTIONS, "--out", tmp_path / "run"]
+    end = {"interrupt": 8, "signal": signal.SIGSTOP, "rank": 0, "again": 0.5}
+    assert victims.run(*command, **end).statuses == [0]
+    assert same(tmp_path / "run", undisturbed)
+
+
+@forks
 def test_a_signal_while_reading_leaves_nothing(victims: Victims, log: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("mine")
     before = below(tmp_path)
