@@ -87,7 +87,7 @@ def _of(name: str, command: Command, place: Path) -> Iterator[Case]:
     with _failing(whole, None) as counted:
         ended = command.run(whole)
     require(ended.in_order and not ended.status, ended)
-    expected = _content(whole / command.out)
+    expected = content(whole / command.out)
     for n in range(counted.calls):
         for what, error, lasts in (
             ("fails once", errno.EIO, False),
@@ -135,7 +135,7 @@ def _judge(command: Command, disk: Path, ended: Ended, expected: object, tidy: b
     out = disk / command.out
     require(ended.in_order, ended)
     if ended.status in (None, 0):
-        require(_content(out) == expected, "another result")
+        require(content(out) == expected, "another result")
         return
     left = {path.name for path in disk.iterdir()}
     known = {command.out, f"{command.out}.unfinished", f"{command.out}.truth.json"}
@@ -143,12 +143,12 @@ def _judge(command: Command, disk: Path, ended: Ended, expected: object, tidy: b
     # A directory that is gone on with may be there in part.
     unfinished = command.resumes and (disk / f"{command.out}.unfinished").exists()
     partly = command.out == "found"
-    require(partly or not out.exists() or _content(out) == expected, "half of it")
+    require(partly or not out.exists() or content(out) == expected, "half of it")
     again = command.run(disk, again=unfinished)
     if not partly and out.exists() and again.status == 2:
         return  # All of it was there.
     require(again.in_order and not again.status, again)
-    require(_content(out) == expected, "another result afterwards")
+    require(content(out) == expected, "another result afterwards")
 
 
 def _files(place: Path) -> list[Path]:
@@ -159,7 +159,7 @@ TIMED = {"experiment.json", "cells.parquet", "trials.parquet", "report.html", "g
 """Files with times of this run, or pictures."""
 
 
-def _content(out: Path) -> object:
+def content(out: Path) -> object:
     """What must be the same."""
     if out.name == "p.json":
         found = json.loads(out.read_bytes())

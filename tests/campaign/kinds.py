@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import damage, disk, fuzz, hostile, long, numbers, paths
+from . import damage, disk, fuzz, hostile, long, memory, numbers, paths
 from .case import Kind
 
 KINDS: dict[str, Kind] = {
@@ -11,6 +11,7 @@ KINDS: dict[str, Kind] = {
     "fuzz": fuzz.cases,
     "hostile": hostile.cases,
     "long": long.cases,
+    "memory": memory.cases,
     "numbers": numbers.cases,
     "paths": paths.cases,
 }

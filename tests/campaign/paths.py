@@ -56,9 +56,20 @@ def _commands(material: Material, place: Path) -> dict[str, Command]:
         "report --out": lambda path: ["report", run, "--out", path],
         "experiment CONFIG": lambda path: ["experiment", path, "--out", place / "odd-found"],
         "experiment --out": lambda path: ["experiment", place / "config.toml", "--out", path],
-        "follow DAYS": lambda path: ["follow", path, *label, "--out", place / "odd-follow"],
+        "follow DAYS": lambda path: [
+            "follow",
+            path,
+            *label,
+            "--keep",
+            3,
+            "--out",
+            place / "odd-follow",
+        ],
         "serve RUN": lambda path: ["serve", path, "--port", 0],
     }
+
+
+SUFFIXES = {"look --out": ".json", "path --out": ".json", "report --out": ".html"}
 
 
 def _paths(place: Path) -> dict[str, str]:
@@ -90,10 +101,11 @@ def _of(name: str, command: Command, place: Path) -> Iterator[Case]:
     for what, path in _paths(odd).items():
         # To read a pipe that nobody writes to waits, as it does everywhere.
         if what != "a pipe" or "--" in name or "OUT" in name:
-            yield Case(f"{name}, {what}", partial(_check, command, odd, path))
+            ending = SUFFIXES.get(name, ".csv") if path.endswith(".csv") else ""
+            yield Case(f"{name}, {what}", partial(_check, command, odd, path, ending))
 
 
-def _check(command: Command, odd: Path, path: str) -> None:
+def _check(command: Command, odd: Path, path: str, suffix: str) -> None:
     place = odd.parent
     known = {one.name for one in place.iterdir()} | {"odd"}
     shutil.rmtree(odd, ignore_errors=True)
@@ -105,11 +117,12 @@ def _check(command: Command, odd: Path, path: str) -> None:
     before = os.getcwd()
     os.chdir(odd)
     try:
-        ended = lpfs(*command(path))
+        ended = lpfs(*command(path.removesuffix(".csv") + suffix))
     finally:
         os.chdir(before)
     # A line has the whole path, however long that is.
-    require(replace(ended, err=ended.err[:1000] + ended.err[-1:]).in_order, ended)
+    short = ended.err if len(ended.err) < 1000 else f"{ended.err[:999]}\n"
+    require(replace(ended, err=short).in_order, ended)
     require(ended.err.count("\n") <= 1, ended)
     require("\x1b[2J" not in ended.out + ended.err, ended)
     require((odd / "file").read_text() == "mine", "wrote over what is not its own")

@@ -14,7 +14,16 @@ from .found import FOUND
 from .kinds import KINDS
 
 FULL = os.environ.get("LPFS_FULL") == "1"
-CASES = {"damage": 40, "hostile": 40, "disk": 20, "numbers": 12, "fuzz": 18, "long": 2, "paths": 57}
+CASES = {
+    "damage": 40,
+    "hostile": 40,
+    "disk": 20,
+    "numbers": 12,
+    "fuzz": 18,
+    "long": 2,
+    "memory": 9,
+    "paths": 57,
+}
 """Of each kind, in `make test`: those of disk and numbers are runs of a second each, each of fuzz
 is a thousand inputs of another parser."""
 ALL = {"fuzz": 180}

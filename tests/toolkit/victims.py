@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from dataclasses import dataclass
 from datetime import timedelta
@@ -46,7 +48,10 @@ class Victims:
     no file may pass this many bytes; `full`: the disk is full from the n-th checkpoint on; `rank`:
     `signal` comes to that process alone, and who is left, or stopped, is not ended with it: `again`
     lets one that is stopped go on after so many seconds, else it is killed when the others have
-    ended; `timeout`: how long a process waits for another in a step.
+    ended; `timeout`: how long a process waits for another in a step; `addresses`: bytes that it may
+    have of them; `patience`: seconds after which whoever has not ended is killed; `alone`: they do
+    not share the work, and `{}` in an argument is the number of each; `clock`: the time of day
+    jumps by so many seconds, to and fro.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -103,13 +108,17 @@ def serve() -> None:
             victim = os.fork()
             if not victim:
                 become(order, rank, port)
-                lpfs.cli.main(order["arguments"])
+                lpfs.cli.main([one.replace("{}", str(rank)) for one in order["arguments"]])
             victims.append(victim)
         if "seconds" in order["end"]:
             time.sleep(order["end"]["seconds"])
             for victim in victims:
                 os.kill(victim, signal.SIGKILL)
-        print(json.dumps(reap(victims, order["end"])), flush=True)
+        late = threading.Timer(order["end"].get("patience", 3600), kill, [victims])
+        late.start()
+        statuses = reap(victims, order["end"])
+        late.cancel()
+        print(json.dumps(statuses), flush=True)
 
 
 def rehearse(main: Any) -> None:
@@ -120,6 +129,13 @@ def rehearse(main: Any) -> None:
         for arguments in (["generate", log, "--rows=1000"], ["select", log, "--out", out, *quick]):
             with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
                 main(arguments)
+
+
+def kill(victims: list[int]) -> None:
+    """What does not end by itself."""
+    for victim in victims:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(victim, signal.SIGKILL)
 
 
 def reap(victims: list[int], end: dict[str, Any]) -> list[int]:
@@ -154,7 +170,7 @@ def become(order: dict[str, Any], rank: int, port: int) -> None:
     os.close(0)
     sys.stdout = os.fdopen(1, "w", closefd=False)
     sys.stderr = os.fdopen(2, "w", closefd=False, buffering=1)
-    if order["processes"] > 1:
+    if order["processes"] > 1 and "alone" not in order["end"]:
         os.environ |= {
             "RANK": str(rank),
             "LOCAL_RANK": str(rank),
@@ -220,6 +236,11 @@ def meet(end: dict[str, Any], rank: int) -> None:
         )
     if "timeout" in end:
         distributed.STEP_TIMEOUT = timedelta(seconds=end["timeout"])
+    if "clock" in end:
+        now, jumps = time.time, itertools.cycle((0, end["clock"], -end["clock"]))
+        time.time = lambda: now() + next(jumps)
+    if "addresses" in end:
+        resource.setrlimit(resource.RLIMIT_AS, (end["addresses"], resource.RLIM_INFINITY))
     if "largest" in end:
         resource.setrlimit(resource.RLIMIT_FSIZE, (end["largest"], resource.RLIM_INFINITY))
 

@@ -58,8 +58,13 @@ def write_avazu(log: ClickLog, path: str | Path) -> None:
     schema = pa.schema([*fields, *((name, pa.string()) for name in AVAZU)])
     hours = [_BEGIN + timedelta(hours=h) for h in range(24 * _DAYS)]
     names = pa.array([hour.strftime("%y%m%d%H") for hour in hours])
-    options = pa.csv.WriteOptions(quoting_style="none", quoting_header="none")
-    with pa.csv.CSVWriter(path, schema, write_options=options) as writer:
+    options = pa.csv.WriteOptions(include_header=False, quoting_style="none")
+    with (
+        pa.OSFile(str(path), "wb") as file,
+        pa.csv.CSVWriter(file, schema, write_options=options) as writer,
+    ):
+        # Older versions of pyarrow quote a header always.
+        file.write(f"{','.join(schema.names)}\n".encode())
         row = 0
         for batch in log.batches():
             ids = np.arange(row, row + batch.num_rows)

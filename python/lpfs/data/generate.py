@@ -227,15 +227,16 @@ class ClickLog:
         }
         text = pa.schema([(f.name, written.get(f.name, f.type)) for f in self.schema])
         options = pa.csv.WriteOptions(
-            include_header=kind == ".csv",
+            include_header=False,
             delimiter="," if kind == ".csv" else "\t",
             quoting_style="none",
-            quoting_header="none",
         )
         with ExitStack() as stack:
             file = stack.enter_context(pa.OSFile(str(path), "wb"))
             if path.suffix == ".gz":
                 file = stack.enter_context(pa.CompressedOutputStream(file, "gzip"))
+            if kind == ".csv":  # older versions of pyarrow quote a header always
+                file.write(f"{','.join(text.names)}\n".encode())
             writer = stack.enter_context(pa.csv.CSVWriter(file, text, write_options=options))
             for batch in self.batches():
                 writer.write_batch(batch.cast(text))
