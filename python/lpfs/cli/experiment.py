@@ -26,6 +26,10 @@ def experiment(
     backend: Annotated[
         str, typer.Option(help="loky (processes of this machine) or ray (a Ray cluster).")
     ] = "loky",
+    again: Annotated[
+        list[str] | None,
+        typer.Option(metavar="METHOD", help="Run a method's cells anew; may be repeated."),
+    ] = None,
 ) -> None:
     """Compare methods of selection: every method, budget, model, log and seed of a config."""
     if backend not in ("loky", "ray"):
@@ -51,7 +55,11 @@ def experiment(
     directory = out or Path(wanted.name)
     require_writable(directory)
     with PieceBars(console()) as bars:
-        done = checked(lambda: run(wanted, directory, jobs=jobs, backend=backend, report=bars))
+        done = checked(
+            lambda: run(
+                wanted, directory, jobs=jobs, backend=backend, again=again or (), report=bars
+            )
+        )
     print_summary(console(), read_results(directory)[1])
     console().print(f"{done.cells - len(done.failed)} of {done.cells} cells, in {directory}.")
     for name, fault in done.failed:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,33 +34,51 @@ def run(
     *,
     jobs: int = 1,
     backend: str = "loky",
+    again: Collection[str] = (),
     report: Report = lambda stage, done, total: None,
 ) -> Done:
     """Run an experiment, or what is left of it, and write its tables.
 
     Args:
         experiment: what to run.
-        directory: where results go; what is there already is not run again, failed cells are.
+        directory: where results go; what is there already, in tables alone too, is not run again,
+            failed cells are.
         jobs: how many processes.
         backend: joblib's, by name. `ray` runs cells on the machines of a Ray cluster that share
             the directory; it needs the extra `cluster`.
+        again: methods whose cells are run anew.
         report: called whenever a piece is done.
 
-    Raises ValueError for a backend that is not there, OSError if the directory cannot be written.
+    Raises ValueError for a backend that is not there or a method that the experiment has not,
+    OSError if the directory cannot be written.
     """
+    for method in again:
+        if method not in experiment.methods:
+            raise ValueError(f"again: {method!r} is not among {', '.join(experiment.methods)}")
     if backend == "ray":
         _register_ray()
+    results.take_up(directory)
     (directory / "cells").mkdir(parents=True, exist_ok=True)
     pool = _Pool(experiment, directory, jobs, backend, report)
     trials = trials_of(experiment)
+    _forget(experiment, trials, again, directory)
     pool.do("trials", trials)
     tuned = choose(experiment, trials, directory)
     cells = cells_of(experiment, tuned)
+    _forget(experiment, cells, again, directory)
     pool.do("cells", cells)
     failed = results.write(experiment, directory, cells, trials, tuned)
     if not failed:
         shutil.rmtree(directory / "shared", ignore_errors=True)
     return Done(len(cells) + len(trials), failed)
+
+
+def _forget(
+    experiment: Experiment, cells: Iterable[Cell], methods: Collection[str], directory: Path
+) -> None:
+    for cell in cells:
+        if cell.method in methods:
+            stored.forget(directory, cell.id(experiment))
 
 
 def choose(

@@ -6,6 +6,7 @@ import datetime
 import json
 import platform
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +19,7 @@ from lpfs.data import DataError
 from lpfs.experiment import stored
 from lpfs.experiment.cells import Cell
 from lpfs.experiment.config import Experiment, Settings
-from lpfs.files import appearing, write_durably
+from lpfs.files import PARTIAL, appearing, write_durably
 
 SCHEMA_VERSION = 1
 
@@ -144,6 +145,23 @@ def of(experiment: Experiment, cell: Cell, directory: Path) -> dict[str, Any]:
             str(directory), f"cell {name}", "gone or damaged since; run the experiment again"
         )
     return content
+
+
+def take_up(directory: Path) -> None:
+    """Have cells done of which the tables of a directory tell, where nothing else is left of them:
+    results are passed on as tables. Raises OSError."""
+    if (directory / "cells").exists() or not (directory / "cells.parquet").exists():
+        return
+    found: dict[str, dict[str, list[Any]]] = {}
+    for table, part in (("cells", "rows"), ("trials", "rows"), ("gates",) * 2, ("steps",) * 2):
+        place = directory / f"{table}.parquet"
+        for row in pyarrow.parquet.read_table(place).to_pylist() if place.exists() else ():
+            found.setdefault(row["cell"], {}).setdefault(part, []).append(row)
+    with tempfile.TemporaryDirectory(prefix=PARTIAL, dir=directory) as scratch:
+        (Path(scratch) / "cells").mkdir()
+        for name, content in found.items():
+            stored.write(Path(scratch), name, content)
+        (Path(scratch) / "cells").rename(directory / "cells")
 
 
 def read(directory: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -8,7 +8,7 @@ from typing import Any
 from lpfs.checksums import sealed, unsealed
 from lpfs.files import write_durably
 
-__all__ = ["read", "write"]
+__all__ = ["forget", "read", "write"]
 
 
 def write(directory: Path, cell: str, content: dict[str, Any]) -> None:
@@ -34,6 +34,11 @@ def read(directory: Path, cell: str) -> dict[str, Any] | None:
         return unsealed(_place(directory, cell).read_bytes())
     except (FileNotFoundError, ValueError):
         return None
+
+
+def forget(directory: Path, cell: str) -> None:
+    """Have a cell not done. Raises OSError."""
+    _place(directory, cell).unlink(missing_ok=True)
 
 
 def _place(directory: Path, cell: str) -> Path:

@@ -167,6 +167,31 @@ def test_nothing_is_run_twice(config: Path, finished: Path) -> None:
     assert before == {path: path.stat().st_mtime_ns for path in (finished / "cells").iterdir()}
 
 
+def test_tables_that_were_passed_on_are_gone_on_from(
+    config: Path, finished: Path, tmp_path: Path
+) -> None:
+    for name in ("cells", "gates", "steps"):
+        shutil.copy(finished / f"{name}.parquet", tmp_path)
+    succeed("experiment", config, "--out", tmp_path)
+    # Times too: no cell was run.
+    for name in ("cells", "gates", "steps"):
+        assert table(tmp_path, name) == table(finished, name)
+
+
+def test_a_method_is_run_again(config: Path, finished: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(finished, tmp_path / "out"))
+    before = {path: path.stat().st_mtime_ns for path in (out / "cells").iterdir()}
+    succeed("experiment", config, "--out", out, "--again", "l1", "--again", "random")
+    again = {path.name for path, time_ in before.items() if path.stat().st_mtime_ns != time_}
+    assert {name.split("-")[0] for name in again} == {"l1", "random"}
+    assert without_times(table(out)) == without_times(table(finished))
+    ended = lpfs("experiment", config, "--out", out, "--again", "lpfs")
+    assert (ended.status, ended.err) == (
+        2,
+        "lpfs: again: 'lpfs' is not among removal-costs, lpfs++, l1, random\n",
+    )
+
+
 @pytest.mark.parametrize(
     "damage", [lambda text: text[:-9], lambda text: text.replace("0.7", "0.8")]
 )
