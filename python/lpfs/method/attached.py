@@ -128,6 +128,10 @@ class AttachedGate(Outermost, FeatureGate):
         if factor.ndim and output.ndim != 2:
             factor = factor.view([-1 if d == it.samples else 1 for d in range(output.ndim)])
         gated = times(output, factor)
+        if self.compares_now:
+            nothing = self._compared(output.shape[it.samples])[self._unit_of(it.field)]
+            along = [-1 if d == it.samples else 1 for d in range(output.ndim)]
+            gated = gated + _varied(output, it.samples) * nothing.view(along)
         listens = factor.ndim and not torch.compiler.is_compiling()
         if listens and self.listener is not None:
             self.listener.hear_module(gated, it.field, it.place, it.samples)
@@ -169,6 +173,10 @@ class AttachedGate(Outermost, FeatureGate):
         rows = self._rows(value.shape[samples])
         units = it.index(size, none, [*map(self._unit_of, of), len(self.units)], value.device)
         gated: Tensor = _apply(_GatedColumns)(value, factors, rows, units, dim, samples)
+        if self.compares_now:
+            varied, nothing = _varied(value, samples), torch.zeros_like(factors)
+            compared = self._compared(value.shape[samples])
+            gated = gated + _apply(_GatedColumns)(varied, nothing, compared, units, dim, samples)
         if not torch.compiler.is_compiling() and self.listener is not None:
             self.listener.hear_columns(gated, it.parts, it.place, dim, samples)
         return gated
@@ -186,7 +194,7 @@ class AttachedGate(Outermost, FeatureGate):
     def weigh(self, weights: Tensor | None) -> None:
         """See `FeatureGate`."""
         super().weigh(weights)
-        self._sums = None
+        self._sums = self._overlaps = None
         self._forget()
 
     def watch_dead(self, watch: bool) -> None:
@@ -211,7 +219,7 @@ class AttachedGate(Outermost, FeatureGate):
         """A pass forward begins, or a compiled one ends."""
         self._forget()
         if torch.compiler.is_compiling():
-            self._sums = None
+            self._sums = self._overlaps = None
 
     def _forget(self) -> None:
         """The factors may be others from now on."""
@@ -246,25 +254,36 @@ class AttachedGate(Outermost, FeatureGate):
         A pass backward goes through them but keeps nothing in them, so they serve every pass with
         that number of rows: what one pass backward brings is squared together.
         """
-        moments, overlap = self.moments, self.overlap if self.compares else None
+        moments = self.moments
         if moments is None or not torch.is_grad_enabled() or torch.compiler.is_exporting():
             return None
         if self.row_scale is not None and len(self.row_scale) != count:
             weighed = len(self.row_scale)
             raise ValueError(f"weigh: expected a weight for each of {count} rows, got {weighed}")
         sums = self._sums
-        if sums is None or sums[0] is not moments or sums[1] is not overlap or sums[2] != count:
+        if sums is None or sums[0] is not moments or sums[1] != count:
             rows: Tensor = _Squared.apply(  # type: ignore[no-untyped-call]
-                moments, overlap, count, self.row_scale, self.watched
+                moments, count, self.row_scale, self.watched
             )
-            self._sums = sums = moments, overlap, count, rows
-        return sums[3]
+            self._sums = sums = moments, count, rows
+        return sums[2]
 
-    _sums: tuple[Tensor, Tensor | None, int, Tensor] | None = None
+    _sums: tuple[Tensor, int, Tensor] | None = None
+
+    def _compared(self, count: int) -> Tensor:
+        """The same for row products of what varies between rows, which are compared."""
+        known = self._overlaps
+        if known is None or known[0] is not self.overlap or known[1] != count:
+            assert self.overlap is not None
+            rows: Tensor = _Overlap.apply(self.overlap, count, self.row_scale)  # type: ignore[no-untyped-call]
+            self._overlaps = known = self.overlap, count, rows
+        return known[2]
+
+    _overlaps: tuple[Tensor, int, Tensor] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # Neither the factors nor the sums can be copied or saved, and both are made anew.
-        left_out: dict[str, Any] = {"_now": None, "_sums": None, "heard": None}
+        left_out: dict[str, Any] = {"_now": None, "_sums": None, "_overlaps": None, "heard": None}
         return self.__dict__ | left_out
 
     def extra_repr(self) -> str:
@@ -501,33 +520,51 @@ class _GatedColumns(torch.autograd.Function):
 class _Squared(torch.autograd.Function):
     """Zeros, `[units, count]`; their gradient, what a pass backward has added up of row products,
     becomes its sum, that of its squares times what each row's counts, `[count]`, and its number of
-    rows, `[3, units]`; and their overlap, if that is asked for, `[units, units]`."""
+    rows, `[3, units]`."""
 
     @staticmethod
     def forward(
-        moments: Tensor,
-        overlap: Tensor | None,
-        count: int,
-        row_scale: Tensor | None,
-        watched: Tensor | None,
+        moments: Tensor, count: int, row_scale: Tensor | None, watched: Tensor | None
     ) -> Tensor:
         return moments.new_zeros(moments.shape[1], count)
 
     @staticmethod
     def setup_context(ctx: FunctionCtx, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.set_materialize_grads(True)
-        _, overlap, _, ctx.row_scale, ctx.watched = inputs  # type: ignore[attr-defined]
-        ctx.compares = overlap is not None  # type: ignore[attr-defined]
+        *_, ctx.row_scale, ctx.watched = inputs  # type: ignore[attr-defined]
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, rows: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
+    def backward(ctx: Any, rows: Tensor) -> tuple[Tensor, None, None, None]:
         count = torch.full_like(rows[:, 0], rows.shape[1]) if rows.shape[1] else rows.sum(1)
         if ctx.watched is not None:
             count = count * ctx.watched
         squares = rows.square() if ctx.row_scale is None else rows.square() * ctx.row_scale
-        overlap = overlap_of(rows, ctx.row_scale) if ctx.compares else None
-        return torch.stack([rows.sum(1), squares.sum(1), count]), overlap, None, None, None
+        return torch.stack([rows.sum(1), squares.sum(1), count]), None, None, None
+
+
+class _Overlap(torch.autograd.Function):
+    """Zeros, `[units, count]`, whose gradient becomes `overlap_of` it."""
+
+    @staticmethod
+    def forward(overlap: Tensor, count: int, row_scale: Tensor | None) -> Tensor:
+        return overlap.new_zeros(len(overlap), count)
+
+    @staticmethod
+    def setup_context(ctx: FunctionCtx, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.set_materialize_grads(True)
+        *_, ctx.row_scale = inputs  # type: ignore[attr-defined]
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, rows: Tensor) -> tuple[Tensor, None, None]:
+        return overlap_of(rows, ctx.row_scale), None, None
+
+
+def _varied(value: Tensor, samples: int) -> Tensor:
+    """What varies from sample to sample."""
+    value = value.detach()
+    return value - value.mean(samples, keepdim=True)
 
 
 class _Factors(torch.autograd.Function):

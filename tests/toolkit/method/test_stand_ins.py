@@ -151,10 +151,11 @@ def test_every_way_to_multiply_gates_in_leaves_the_overlap(name: str) -> None:
         seen[compares] = loss.item(), gate.moments.grad
     torch.testing.assert_close(seen[True], seen[False], rtol=1e-4, atol=1e-6)
     assert gate.overlap.grad is not None
-    overlap = gate.overlap.grad
+    overlap = gate.overlap.grad.clone()
     torch.testing.assert_close(overlap, overlap.T)
     if name == "attached":
-        torch.testing.assert_close(overlap.diagonal(), seen[True][1][1], rtol=1e-4, atol=1e-9)
+        expected = defined(gate, *of_separate(model, codes, numbers))
+        torch.testing.assert_close(overlap, expected.float(), rtol=1e-4, atol=1e-9)
         return
     model.gate = by_row = ByRow(gate)
     model.operator = "concat"
@@ -162,6 +163,39 @@ def test_every_way_to_multiply_gates_in_leaves_the_overlap(name: str) -> None:
     products = by_row.rows.grad
     assert products is not None
     torch.testing.assert_close(overlap, products.T @ products, rtol=1e-4, atol=1e-9)
+
+
+def of_separate(model: nn.Module, *batch: Tensor) -> tuple[list[Tensor], Tensor]:
+    """Embeddings, and the gradient of what they became when they were multiplied."""
+    assert isinstance(model, Separate)
+    joined: list[Tensor] = []
+
+    def note(_: nn.Module, arguments: tuple[Tensor]) -> None:
+        arguments[0].retain_grad()
+        joined.append(arguments[0])
+
+    model.top.register_forward_pre_hook(note)
+    F.softplus(model(*batch)).mean().backward()
+    assert joined[0].grad is not None
+    tables = zip(model.tables.values(), batch[0].T, strict=True)
+    embeddings = [table.weight.detach()[column] for table, column in tables]
+    return embeddings, joined[0].grad
+
+
+@pytest.mark.parametrize("options", [{}, {"groups": [("d", "a")]}, {"always_keep": ["b"]}])
+def test_columns_are_compared_as_a_packed_tensor_is(options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    fields = dict.fromkeys(FIELDS, 3)
+    layer = nn.Identity()
+    columns = {n: lpfs.Columns("", range(3 * i, 3 * i + 3)) for i, n in enumerate(fields)}
+    gate = lpfs.attach(layer, columns, **options)
+    gate.watch(overlap=True)
+    gate.compare(True)
+    embeddings, grad = torch.randn(33, 12, requires_grad=True), torch.randn(33, 12)
+    layer(embeddings).backward(grad)
+    assert gate.overlap is not None
+    expected = defined(gate, [*embeddings.detach().split(3, 1)], grad)
+    torch.testing.assert_close(gate.overlap.grad, expected.float(), rtol=1e-4, atol=1e-4)
 
 
 class ByRow(FieldGate):
