@@ -67,7 +67,7 @@ def learn_gates(
     model: Network,
     optimizer: torch.optim.Optimizer,
     plan: Plan,
-    curve: Curve,
+    curve: Curve | None,
 ) -> Batch:
     """Train weights and gates until the plan is done; the last batch."""
     stages, steps, gate = context.stages, plan.steps, plan.gate
@@ -82,7 +82,8 @@ def learn_gates(
             loss = train_step(model, optimizer, batch, stage, step)
             plan.optimizer.step()
             plan.step()
-            curve.look(model)
+            if curve is not None:
+                curve.look(model)
             stages.losses.append(loss)
             context.report(stage, step, steps, loss, gate)
 

@@ -122,7 +122,8 @@ def _select(context: Context) -> Selection:
     keep = _chosen(context, pretrained) if settings.chooses else settings.keep
 
     plan = insert_gates(context, model, keep)
-    curve = _curve(context, plan)
+    # Where the number was chosen on a curve, that is the curve.
+    curve = None if settings.chooses else _curve(context, plan)
     stages.disown("model")
     stages.own("gated", model)
     _own_plan(context, plan, curve)
@@ -148,7 +149,6 @@ def _select(context: Context) -> Selection:
         "pruned": [Metrics(**label) for label in numbers["pruned"]],
         "hot_start": score_heads(_logits(smaller, context.data), context.data.test),
     }
-    points = [Judged(**point) for point in numbers["curve"]] if settings.chooses else None
     return Selection(
         settings=settings,
         batch_size=context.batch_size,
@@ -160,7 +160,7 @@ def _select(context: Context) -> Selection:
         gates=plan.gate.gates(),
         costs={} if plan.costs is None else plan.costs.of_fields(),
         stand_ins={} if plan.costs is None else plan.costs.stand_ins_of_fields(),
-        curve=curve.points() if points is None else points,
+        curve=_points(context) if curve is None else curve.points(),
         chosen=settings.chooses,
         trajectory=plan.trajectory,
         losses=stages.losses,
@@ -191,8 +191,12 @@ def _chosen(context: Context, pretrained: Pretrained) -> int:
         stages.numbers["curve"] = [point.model_dump() for point in curve.points()]
         stages.losses.clear()
         stages.disown("path", "path_optimizer", "gate", "gate_optimizer", "plan", "curve")
-    points = [Judged(**point) for point in stages.numbers["curve"]]
-    return smallest_within(points, context.settings.within)
+    return smallest_within(_points(context), context.settings.within)
+
+
+def _points(context: Context) -> list[Judged]:
+    """Of the curve on which the number of fields was chosen."""
+    return [Judged(**point) for point in context.stages.numbers["curve"]]
 
 
 def _curve(context: Context, plan: Plan) -> Curve:
@@ -201,11 +205,12 @@ def _curve(context: Context, plan: Plan) -> Curve:
     return Curve(plan, losses_on(validation, rows, len(plan.gate.units)), validation.weights)
 
 
-def _own_plan(context: Context, plan: Plan, curve: Curve) -> None:
+def _own_plan(context: Context, plan: Plan, curve: Curve | None) -> None:
     context.stages.own("gate", plan.gate)
     context.stages.own("gate_optimizer", plan.optimizer)
     context.stages.own("plan", plan)
-    context.stages.own("curve", curve)
+    if curve is not None:
+        context.stages.own("curve", curve)
 
 
 def _compare(context: Context, model: Network, smaller: Network) -> None:
