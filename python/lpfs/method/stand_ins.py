@@ -41,8 +41,9 @@ class StandIns:
 
     The stand-in j of i has the largest ρ_ij = H_ij / √(H_ii · H_jj) above 0 among the fields with a
     larger x, which will outlive it, if ρ_ij² is above a half. It would have to grow: two that
-    cancel each other stand for themselves. And one, not all together: among many fields every one
-    is somehow explained by all the others, most of which will be removed too.
+    cancel each other stand for themselves. One, not all together: among many fields every one is
+    somehow explained by all the others, most of which will be removed too. And none that has itself
+    one that answers for it: what a field yields would make it last.
 
     What a field yields, its stand-in is worth more: it is taken to have grown already, by
 
@@ -89,7 +90,9 @@ class StandIns:
         explained = self.overlap.clamp(min=0).square() / torch.where(own > 0, own, torch.inf)
         place = x.argsort(descending=True, stable=True).argsort()
         outlives = (x > 0) & (place < place[:, None])
-        explained, best = explained.where(outlives, 0.0).max(1)
+        explained = explained.where(outlives, 0.0)
+        yields = (explained > MOST * own[:, None]).any(1)
+        explained, best = explained.where(~yields, 0.0).max(1)
         some = explained > MOST * own
         units = torch.arange(len(own), device=own.device)
         alike = torch.where(some, explained / own, 0.0).clamp(max=1)

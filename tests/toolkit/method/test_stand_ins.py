@@ -268,6 +268,19 @@ def test_what_cancels_another_does_not_stand_in_for_it() -> None:
     assert torch.equal(of(opposite, [0.9, 0.8, 0.7]).applied(MOMENTS), MOMENTS)
 
 
+def test_what_yields_answers_for_nothing() -> None:
+    """The first answers for the second, which is tiny, is like the third too, and would have to
+    grow tenfold. With what the third yields it would cost more than both, and outlive them."""
+    chain = [[4.0, 0.32, 0.8], [0.32, 0.04, 0.3], [0.8, 0.3, 4.0]]
+    moments = torch.tensor([[-0.3, -0.03, -0.2], [4.0, 0.04, 4.0], [8.0, 8.0, 8.0]])
+    found = of(chain, [0.9, 0.8, 0.7])
+    assert found.of.tolist() == [0, 0, 2]
+    assert found.grown[1] == 1
+    assert torch.equal(found.applied(moments)[:, 2], moments[:, 2])
+    # Where the second leads, it answers for both: together they are all that it says.
+    assert of(chain, [0.7, 0.9, 0.8]).of.tolist() == [1, 1, 1]
+
+
 @pytest.mark.parametrize("fault", [float("nan"), float("inf"), 0.0])
 def test_a_step_that_says_nothing_changes_nothing(fault: float) -> None:
     found = of(TWINS, [0.9, 0.8, 0.7])
