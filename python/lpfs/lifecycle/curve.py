@@ -18,11 +18,10 @@ from lpfs.lifecycle.training import losses_of, mean_of, predict
 from lpfs.method.costs import mean_and_error
 from lpfs.method.plan import Plan
 
-SHARE = 0.5
-"""Rows times fields that are predicted for a number, over the rows that the selection learns from.
-All numbers together then predict half of what the selection trains; to predict takes a tenth of the
-time of a step (`bench/stages.md`)."""
-FEWEST = 40_000
+SHARE = 0.4
+"""Rows times fields that are predicted for a number, over the rows that the selection learns from:
+3 to 5 % of a run over 300,000 rows."""
+FEWEST = 20_000
 """Rows that are predicted for all numbers together at least: the work of a few dozen steps."""
 SETTLED = 0.01
 """The share of the steps that a set has to last to be judged in the place of another of its size:
