@@ -22,6 +22,9 @@ from .library import apply_as_given
 
 FEWEST = 2**22
 """Multiplications from which oneDNN is quicker."""
+TOGETHER = 1024
+"""Up to how many rows layers are one node of autograd. Of several, each forgets what went into it
+when its part of backward is done, which is memory for 8 µs each."""
 NARROWEST = 16
 """Rows and columns that both sides then have."""
 
@@ -148,7 +151,12 @@ def layers(x: Tensor, *parameters: Tensor | None) -> Tensor:
     wanted = torch.is_grad_enabled() or _also_without_gradients
     if not (QUICK and wanted and _are_plain(x, parameters)):
         return _plain(x, parameters)
-    return cast(Tensor, apply_as_given(_Layers, x, *parameters))
+    if len(x) <= TOGETHER:
+        return cast(Tensor, apply_as_given(_Layers, x, *parameters))
+    for i in range(0, len(parameters), 2):
+        x = cast(Tensor, apply_as_given(_Layers, x, *parameters[i : i + 2]))
+        x = x.relu_() if i < len(parameters) - 2 else x
+    return x
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

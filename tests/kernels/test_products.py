@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
+from unittest import mock
 
 import pytest
 import torch
@@ -47,10 +48,17 @@ def taken(call: Callable[[], Tensor], leaves: list[Tensor], seed: int) -> list[T
     st.lists(st.booleans(), min_size=3, max_size=3),
     st.sampled_from(["plain", "transposed", "repeated", "sliced"]),
     st.lists(st.booleans(), min_size=7, max_size=7),
+    st.sampled_from([0, 1024]),
     st.integers(0, 99),
 )
 def test_numbers_are_pytorchs(
-    rows: int, sizes: list[int], biased: list[bool], layout: str, asks: list[bool], seed: int
+    rows: int,
+    sizes: list[int],
+    biased: list[bool],
+    layout: str,
+    asks: list[bool],
+    together: int,
+    seed: int,
 ) -> None:
     x = whole(rows, sizes[0], seed=seed)
     if layout == "transposed":
@@ -71,7 +79,8 @@ def test_numbers_are_pytorchs(
     ]
     if not leaves:
         leaves = [x.requires_grad_()]
-    got = taken(lambda: products.layers(x, *parameters), leaves, seed)
+    with mock.patch.object(products, "TOGETHER", together):
+        got = taken(lambda: products.layers(x, *parameters), leaves, seed)
     want = taken(lambda: products._plain(x, tuple(parameters)), leaves, seed)
     for one, other in zip(got, want, strict=True):
         assert one is None or torch.equal(one, other)  # type: ignore[arg-type]
