@@ -1,9 +1,9 @@
 """Linear layers in training on the CPU, by the library of matrix products that is quicker there.
 
-PyTorch multiplies fp32 matrices with MKL, which leaves half of what an AMD processor with AVX-512
-can do unused (bench/notes.md). oneDNN, which PyTorch holds too, does not: there it takes products
-that are large enough for what it costs to call. Both add up in an order of their own, which does
-not depend on the number of threads.
+PyTorch multiplies fp32 matrices with MKL, which left half of what an AMD processor with AVX-512
+could do unused where it was measured (family 26, bench/notes.md). oneDNN, which PyTorch holds too,
+does not: there it takes products that are large enough for what it costs to call. Both add up in an
+order of their own, which does not depend on the number of threads.
 """
 
 from __future__ import annotations
