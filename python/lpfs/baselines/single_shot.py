@@ -20,8 +20,9 @@ class SingleShot(Method):
     A mask that is 1 for every field is put behind the embeddings; a field's score is the absolute
     gradient of the loss to its mask, divided by the sum over fields, from the first `batches`
     batches of the rows that are learnt from next. The mean is that of ERASE: of the batches'
-    absolute values. What the paper adds for several tasks, merging their scores by a graph of the
-    tasks, is left out: neither its text nor its code was to be had.
+    absolute values. What the paper adds for several tasks (MultiSFS), merging their scores by a
+    graph of rows and tasks, is left out: its text was not to be had, and its public code keeps what
+    is among the best of any task, without a graph.
     """
 
     name: ClassVar[str] = "sfs"
