@@ -296,4 +296,11 @@ FOUND = [
         "a home that is none raises a RuntimeError",
         "tests/campaign/test_campaign.py::test_a_part_of_every_kind",
     ),
+    Found(
+        "dependencies",
+        "pip admitted any version of numpy, pyarrow, matplotlib, joblib, rich, typer, scipy and "
+        "others, and with old ones commands ended in tracebacks",
+        "nobody had tried which is the lowest that runs",
+        "tests/packaging/test_about.py::test_the_lowest_versions_are_those_that_were_tried",
+    ),
 ]

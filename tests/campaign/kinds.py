@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import damage, disk, fuzz, hostile, long, memory, numbers, paths
+from . import damage, disk, fuzz, hostile, long, memory, numbers, paths, processes
 from .case import Kind
 
 KINDS: dict[str, Kind] = {
@@ -14,4 +14,5 @@ KINDS: dict[str, Kind] = {
     "memory": memory.cases,
     "numbers": numbers.cases,
     "paths": paths.cases,
+    "processes": processes.cases,
 }

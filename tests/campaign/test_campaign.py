@@ -5,11 +5,12 @@ from __future__ import annotations
 import ast
 import itertools
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
-from . import long
+from . import long, processes
 from .found import FOUND
 from .kinds import KINDS
 
@@ -21,21 +22,26 @@ CASES = {
     "numbers": 12,
     "fuzz": 18,
     "long": 2,
-    "memory": 9,
-    "paths": 57,
+    "memory": 3,
+    "paths": 38,
+    "processes": 3,
 }
 """Of each kind, in `make test`: those of disk and numbers are runs of a second each, each of fuzz
 is a thousand inputs of another parser."""
 ALL = {"fuzz": 180}
 """Of the kinds of which all take hours, with LPFS_FULL=1."""
+FORKS = {"memory", "paths", "processes"}
 REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_part_of_every_kind(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if kind in FORKS and sys.platform != "linux":
+        pytest.skip("needs fork and /proc")
     if not FULL:
         monkeypatch.setattr(long, "STEPS", 2000)
+        monkeypatch.setattr(processes, "AT_ONCE", 3)
     for case in itertools.islice(KINDS[kind](tmp_path, 0), ALL.get(kind) if FULL else CASES[kind]):
         try:
             case.check()

@@ -54,8 +54,11 @@ batch_size = 64
 PROGRAM = """\
 import sys
 from pathlib import Path
-for name in sys.argv[2:]:
-    sys.modules[name] = None
+from importlib.machinery import PathFinder
+found = PathFinder.find_spec
+PathFinder.find_spec = lambda name, *more: (
+    None if name.partition(".")[0] in sys.argv[2:] else found(name, *more)
+)
 from lpfs.cli import main
 place = Path(sys.argv[1])
 shape = ["--label", "click", "--keep", "3", "--dim", "2", "--batch-size", "64", "--epochs", "0"]
