@@ -167,7 +167,8 @@ def certain(compared: Sequence[Comparison]) -> list[str]:
     ]
     deviations.sort()
     middle = deviations[len(deviations) // 2]
-    span = " to ".join(str(n) for n in sorted({gap.count for gap in found.values()}))
+    counts = [gap.count for gap in found.values()]
+    span = " to ".join(str(n) for n in sorted({min(counts), max(counts)}))
     return [
         f"Of {len(found)} differences between ours and a rival, over {span} seeds, "
         f"{len(sure)} are certain at {LEVEL:.0%} after Holm's correction for their number: "
