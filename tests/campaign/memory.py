@@ -67,8 +67,11 @@ def _check(victims: Victims, command: list[object], place: Path, limit: int) -> 
     (status,) = died.statuses
     require(status in (0, 1, 2), "ended with", status, died.err[-500:])
     if status:
+        # An experiment has one for every cell that failed.
         lines = died.err.splitlines()
-        require(len(lines) == 1 and lines[0].startswith("lpfs: "), died.err[-500:])
-        require("emory" in lines[0] or "thread" in lines[0], lines[0])
+        require(lines and (len(lines) == 1 or words[0] == "experiment"), died.err[-500:])
+        for line in lines:
+            require(line.startswith("lpfs: "), died.err[-500:])
+        require("emory" in died.err or "thread" in died.err, died.err[-500:])
         left = [one.name for one in place.iterdir() if "unfinished" not in one.name]
         require(not left or left == ["found"], "left", left)
