@@ -131,7 +131,7 @@ class AttachedGate(Outermost, FeatureGate):
         if self.compares_now:
             nothing = self._compared(output.shape[it.samples])[self._unit_of(it.field)]
             along = [-1 if d == it.samples else 1 for d in range(output.ndim)]
-            gated = gated + _varied(output, it.samples) * nothing.view(along)
+            gated = gated + times(_varied(output, it.samples), nothing.view(along))
         listens = factor.ndim and not torch.compiler.is_compiling()
         if listens and self.listener is not None:
             self.listener.hear_module(gated, it.field, it.place, it.samples)

@@ -42,8 +42,8 @@ class StandIns:
     The stand-in j of i has the largest ρ_ij = H_ij / √(H_ii · H_jj) above 0 among the fields with a
     larger x, which will outlive it, if ρ_ij² is above a half. It would have to grow: two that
     cancel each other stand for themselves. One, not all together: among many fields every one is
-    somehow explained by all the others, most of which will be removed too. And none that has itself
-    one that answers for it: what a field yields would make it last.
+    somehow explained by all the others, most of which will be removed too. And none of which
+    another with a larger x explains more than half: what others yield would make it last.
 
     What a field yields, its stand-in is worth more: it is taken to have grown already, by
 

@@ -182,6 +182,22 @@ def of_separate(model: nn.Module, *batch: Tensor) -> tuple[list[Tensor], Tensor]
     return embeddings, joined[0].grad
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_comparing_leaves_the_type_of_what_is_multiplied(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model = Separate({"u": 5, "v": 3}).to(dtype)
+    gate = lpfs.attach(model)
+    gate.watch(overlap=True)
+    codes = torch.stack([torch.randint(3, (17,)) for _ in range(2)], 1)
+    plain = model(codes, codes)
+    gate.compare(True)
+    assert torch.equal(model(codes, codes), plain)
+    model(codes, codes).sum().backward()
+    assert gate.overlap is not None
+    assert gate.overlap.grad is not None
+    assert gate.overlap.grad.dtype == torch.float32
+
+
 @pytest.mark.parametrize("options", [{}, {"groups": [("d", "a")]}, {"always_keep": ["b"]}])
 def test_columns_are_compared_as_a_packed_tensor_is(options: dict[str, Any]) -> None:
     torch.manual_seed(0)
