@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from lpfs.baselines import METHODS, RowsOfGates
+from lpfs.experiment import stored
 from lpfs.experiment.config import ALL, Experiment, Settings, Synthetic, canonical, make_method
 
 
@@ -47,7 +48,7 @@ class Cell:
             "retrain": experiment.retrain if self.part == "test" else ("cold",),
         }
         digest = hashlib.blake2b(canonical(decides).encode(), digest_size=6).hexdigest()
-        return f"{self.method.replace('+', 'p')}-{self.seed}-{digest}"
+        return f"{stored.named(self.method)}-{self.seed}-{digest}"
 
 
 def cells_of(experiment: Experiment, tuned: Mapping[tuple[str, str, str], Settings]) -> list[Cell]:

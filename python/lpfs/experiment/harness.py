@@ -50,7 +50,8 @@ def run(
         report: called whenever a piece is done.
 
     Raises ValueError for a backend that is not there or a method that the experiment has not,
-    OSError if the directory cannot be written.
+    DataError where the tables to go on from are damaged, OSError if the directory cannot be
+    written.
     """
     for method in again:
         if method not in experiment.methods:
@@ -59,26 +60,18 @@ def run(
         _register_ray()
     results.take_up(directory)
     (directory / "cells").mkdir(parents=True, exist_ok=True)
+    for method in again:
+        stored.forget(directory, method)
     pool = _Pool(experiment, directory, jobs, backend, report)
     trials = trials_of(experiment)
-    _forget(experiment, trials, again, directory)
     pool.do("trials", trials)
     tuned = choose(experiment, trials, directory)
     cells = cells_of(experiment, tuned)
-    _forget(experiment, cells, again, directory)
     pool.do("cells", cells)
     failed = results.write(experiment, directory, cells, trials, tuned)
     if not failed:
         shutil.rmtree(directory / "shared", ignore_errors=True)
     return Done(len(cells) + len(trials), failed)
-
-
-def _forget(
-    experiment: Experiment, cells: Iterable[Cell], methods: Collection[str], directory: Path
-) -> None:
-    for cell in cells:
-        if cell.method in methods:
-            stored.forget(directory, cell.id(experiment))
 
 
 def choose(

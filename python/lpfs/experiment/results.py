@@ -149,19 +149,37 @@ def of(experiment: Experiment, cell: Cell, directory: Path) -> dict[str, Any]:
 
 def take_up(directory: Path) -> None:
     """Have cells done of which the tables of a directory tell, where nothing else is left of them:
-    results are passed on as tables. Raises OSError."""
+    results are passed on as tables. Raises DataError where one is missing or damaged, OSError."""
     if (directory / "cells").exists() or not (directory / "cells.parquet").exists():
         return
     found: dict[str, dict[str, list[Any]]] = {}
-    for table, part in (("cells", "rows"), ("trials", "rows"), ("gates",) * 2, ("steps",) * 2):
-        place = directory / f"{table}.parquet"
-        for row in pyarrow.parquet.read_table(place).to_pylist() if place.exists() else ():
+    trials = ["trials"] if (directory / "trials.parquet").exists() else []
+    for table in ("cells", *trials, "gates", "steps"):
+        part = table if table in ("gates", "steps") else "rows"
+        for row in _rows(directory / f"{table}.parquet"):
             found.setdefault(row["cell"], {}).setdefault(part, []).append(row)
     with tempfile.TemporaryDirectory(prefix=PARTIAL, dir=directory) as scratch:
         (Path(scratch) / "cells").mkdir()
         for name, content in found.items():
             stored.write(Path(scratch), name, content)
-        (Path(scratch) / "cells").rename(directory / "cells")
+        try:
+            (Path(scratch) / "cells").rename(directory / "cells")
+        except OSError:
+            # Another process may have been faster, with the same.
+            if not (directory / "cells").exists():
+                raise
+
+
+def _rows(place: Path) -> list[dict[str, Any]]:
+    """Of a table of results."""
+    try:
+        table = pyarrow.parquet.read_table(place)
+    except (FileNotFoundError, pa.ArrowException) as error:
+        raise DataError(str(place), f"cannot be read: {error}") from error
+    if "cell" not in table.column_names:
+        raise DataError(str(place), "no column 'cell'")
+    rows: list[dict[str, Any]] = table.to_pylist()
+    return rows
 
 
 def read(directory: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:

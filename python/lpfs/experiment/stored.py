@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 from lpfs.checksums import sealed, unsealed
 from lpfs.files import write_durably
 
-__all__ = ["forget", "read", "write"]
+__all__ = ["forget", "named", "read", "write"]
 
 
 def write(directory: Path, cell: str, content: dict[str, Any]) -> None:
@@ -36,9 +37,17 @@ def read(directory: Path, cell: str) -> dict[str, Any] | None:
         return None
 
 
-def forget(directory: Path, cell: str) -> None:
-    """Have a cell not done. Raises OSError."""
-    _place(directory, cell).unlink(missing_ok=True)
+def forget(directory: Path, method: str) -> None:
+    """Have no cell of a method done, trials included. Raises OSError."""
+    own = re.compile(rf"{named(method)}-\d+-[0-9a-f]+\.json")
+    for place in (directory / "cells").iterdir():
+        if own.fullmatch(place.name):
+            place.unlink(missing_ok=True)
+
+
+def named(method: str) -> str:
+    """What the names of a method's cells begin with."""
+    return method.replace("+", "p")
 
 
 def _place(directory: Path, cell: str) -> Path:

@@ -178,6 +178,23 @@ def test_tables_that_were_passed_on_are_gone_on_from(
         assert table(tmp_path, name) == table(finished, name)
 
 
+@pytest.mark.parametrize("content", [None, b"PAR1 and no more", "no cell"])
+def test_tables_that_are_not_whole_are_named(
+    content: bytes | str | None, config: Path, finished: Path, tmp_path: Path
+) -> None:
+    shutil.copy(finished / "cells.parquet", tmp_path)
+    gates = tmp_path / "gates.parquet"
+    if isinstance(content, bytes):
+        gates.write_bytes(content)
+    elif content is not None:
+        pyarrow.parquet.write_table(pyarrow.table({"feature": ["a"]}), gates)
+    ended = lpfs("experiment", config, "--out", tmp_path)
+    assert ended.status == 2
+    (line,) = ended.err.splitlines()
+    assert line.startswith(f"lpfs: {gates}: ")
+    assert not (tmp_path / "cells").exists()
+
+
 def test_a_method_is_run_again(config: Path, finished: Path, tmp_path: Path) -> None:
     out = Path(shutil.copytree(finished, tmp_path / "out"))
     before = {path: path.stat().st_mtime_ns for path in (out / "cells").iterdir()}
