@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -138,8 +139,12 @@ def _try(packages: Sequence[str], without: Sequence[str]) -> str:
 
 
 def _last(said: str) -> str:
+    """The last line, without where on this machine it is about: that is nothing of the version."""
     lines = [line for line in said.splitlines() if line.strip()]
-    return lines[-1][:200].replace("|", "/") if lines else "said nothing"
+    if not lines:
+        return "said nothing"
+    line = re.sub(r" \((/|[A-Z]:\\)[^()]*\)$", "", lines[-1].rstrip())
+    return line.replace(sys.prefix, "…")[:200].replace("|", "/")
 
 
 def _write(known: dict[str, str]) -> None:
