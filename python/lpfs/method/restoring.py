@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +75,7 @@ def restore(model: Model, directory: str | Path) -> Model:
         ValueError: if a file is not as it was written; it names it. If the model is not the same: a
             module is missing or of another kind or width.
         RuntimeError: if a weight is missing or too many, or has another shape (from PyTorch).
+        TypeError: if the model holds what `copy.deepcopy` does not copy, such as a lock.
 
     >>> import lpfs, tempfile
     >>> model = nn.ModuleDict({"age": nn.Embedding(4, 2), "city": nn.Embedding(9, 2)})
@@ -95,11 +98,11 @@ def restore(model: Model, directory: str | Path) -> Model:
         raise ValueError(f"{place}: {error}") from error
     if (now := sum_of(weights)) != (wanted := found.get("weights")):
         raise ValueError(f"{weights}: damaged: its CRC-32 is {now}, in {REMOVAL} it is {wanted!r}")
-    try:
-        smaller = _removed_again(model, found, place)
-    except (KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        # Its sum is right, so somebody has made it.
-        raise ValueError(f"{place}: not written by lpfs: {error!r:.200}") from error
+    with _blamed(place):
+        instead = _instead(model, found, place)
+    smaller = copy.deepcopy(model, instead)  # what fails here is the model's own
+    with _blamed(place):
+        _change(smaller, found, place)
     try:
         state = safetensors.torch.load_file(weights)
     except safetensors.SafetensorError as error:
@@ -110,8 +113,17 @@ def restore(model: Model, directory: str | Path) -> Model:
     return smaller
 
 
-def _removed_again(model: Model, found: dict[str, Any], place: Path) -> Model:
-    """A copy without what `removal.json` says was removed."""
+@contextlib.contextmanager
+def _blamed(place: Path) -> Iterator[None]:
+    """Around what `removal.json` says: its sum is right, so somebody has made what is none."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise ValueError(f"{place}: not written by lpfs: {error!r:.200}") from error
+
+
+def _instead(model: nn.Module, found: dict[str, Any], place: Path) -> dict[int, Any]:
+    """What a copy of the model has in place of what `removal.json` says was removed, by `id`."""
     instead: dict[int, Any] = {}
     for path, described in found["removed"].items():
         removed = Removed(**described | {"dtype": getattr(torch, described["dtype"])})
@@ -130,8 +142,7 @@ def _removed_again(model: Model, found: dict[str, Any], place: Path) -> Model:
     stay = {id(p) for m in model.modules() if m not in gone for p in m._parameters.values()}
     for parameter in {p for module in gone for p in module.parameters() if id(p) not in stay}:
         instead[id(parameter)] = nn.Parameter(parameter[:0].detach())
-    thinned = found.get("thinned", {})
-    for path, described in thinned.items():
+    for path, described in found.get("thinned", {}).items():
         table = _module(model, path, place)
         if type(table) is not nn.Embedding or table.num_embeddings != described["rows"]:
             raise ValueError(
@@ -141,8 +152,12 @@ def _removed_again(model: Model, found: dict[str, Any], place: Path) -> Model:
         gone = sum(stop - start for start, stop in described["dropped"])
         weight = table.weight.new_empty(described["rows"] - gone, table.embedding_dim)
         instead[id(table.weight)] = nn.Parameter(weight)
-    smaller = copy.deepcopy(model, instead)
-    for path, described in thinned.items():
+    return instead
+
+
+def _change(smaller: nn.Module, found: dict[str, Any], place: Path) -> None:
+    """Give a copy the thinned tables and the factors that `removal.json` names."""
+    for path, described in found.get("thinned", {}).items():
         Thinned.take_over(_module(smaller, path, place), **described)  # type: ignore[arg-type]
     for it in found.get("columns", ()):
         _module(smaller, it["path"], place)
@@ -152,7 +167,6 @@ def _removed_again(model: Model, found: dict[str, Any], place: Path) -> Model:
     for path in found["factors"]:
         module = _module(smaller, path, place)
         scale(module, torch.ones((), device=next(module.parameters()).device))
-    return smaller
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

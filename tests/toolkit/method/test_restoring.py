@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -121,3 +122,11 @@ def test_a_removal_of_somebodys_making_is_refused(tmp_path: Path, change: dict[s
     place.write_text('{"removed": {}}')
     with pytest.raises(ValueError, match=r"removal\.json: it has no CRC-32"):
         lpfs.restore(DeepWide(rows=7), tmp_path)
+
+
+def test_what_cannot_be_copied_is_the_models_own(tmp_path: Path) -> None:
+    lpfs.save(pruned(DeepWide(rows=7), [0, 3]), tmp_path)
+    built = DeepWide(rows=7)
+    built.lock = threading.Lock()
+    with pytest.raises(TypeError, match=r"^cannot pickle '_thread\.lock' object$"):
+        lpfs.restore(built, tmp_path)
