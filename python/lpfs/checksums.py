@@ -76,11 +76,11 @@ def sealed(content: Mapping[str, Any]) -> bytes:
     Traceback (most recent call last):
     ValueError: damaged: its CRC-32 is b54afb12, it says be16bc2f
     """
-    return json.dumps({**content, _OWN: _sum(content)}, indent=2).encode()
+    return json.dumps({**content, _OWN: _crc32_of_json(content)}, indent=2).encode()
 
 
 def unsealed(text: bytes) -> dict[str, Any]:
-    """What `sealed` was given. Raises ValueError for anything but what it returned."""
+    """What `sealed` was given. Raises ValueError for anything that says something else."""
     try:
         content: dict[str, Any] = json.loads(text)
         wanted = str(content.pop(_OWN))
@@ -88,10 +88,10 @@ def unsealed(text: bytes) -> dict[str, Any]:
         raise ValueError("damaged: no JSON of ours") from error
     except KeyError as error:
         raise ValueError("it has no CRC-32: written by an older lpfs, or not by it") from error
-    if (found := _sum(content)) != wanted:
+    if (found := _crc32_of_json(content)) != wanted:
         raise ValueError(f"damaged: its CRC-32 is {found}, it says {wanted[:8]}")
     return content
 
 
-def _sum(content: Mapping[str, Any]) -> str:
+def _crc32_of_json(content: Mapping[str, Any]) -> str:
     return f"{zlib.crc32(json.dumps(content).encode()):08x}"
