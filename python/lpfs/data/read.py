@@ -8,9 +8,11 @@ by a few chunks. Whatever is wrong with a file is a `DataError` that names it.
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -201,7 +203,8 @@ def chunks(
     type holds none, MemoryError where addresses are limited and too few are left to go on. With
     `plain`, a chunk may have words that are numbered: for who takes all chunks in their order.
     """
-    require_addresses(ROOM + stacks(pa.cpu_count() + pa.io_thread_count()), "reading a log")
+    _require_stacks(os.getpid())
+    require_addresses(ROOM, "reading a log")
     columns = [*sources[0].columns]
     times = [name for name, kind in wanted.items() if kind == "time"]
     readers = (
@@ -223,6 +226,15 @@ def chunks(
             )
             require_addresses(ROOM, "reading on in the log")
         before += source.size
+
+
+@cache
+def _require_stacks(process: int) -> None:
+    """Raise MemoryError where Arrow's threads do not find their stacks, once in a process.
+
+    The threads that a reading starts stay for those after it. A fork has none of them.
+    """
+    require_addresses(ROOM + stacks(pa.cpu_count() + pa.io_thread_count()), "reading a log")
 
 
 def _with(
