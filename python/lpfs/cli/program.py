@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import os
+import re
 import shlex
 import sys
 from typing import Annotated, Any, NoReturn
@@ -34,6 +36,10 @@ from lpfs.unfinished import StoppedError
 LEAST = 2 << 30
 """Bytes of addresses without which PyTorch and pyarrow end the process on their way in."""
 LESS = "; less is needed with --batch-size, --dim and --min-count, or with --hash for large columns"
+SILENT = re.compile(
+    "Application timeout caused pair closure|Watchdog caught collective operation timeout"
+)
+"""What gloo and NCCL say of a process that does not answer, beside `LOST`."""
 # typer exports none of click's exceptions but this one's child.
 UsageError: Any = typer.BadParameter.__base__
 
@@ -76,6 +82,8 @@ def _before_every_command(
         ),
     ] = False,
 ) -> None:
+    if {"--help", "-h"} & {*sys.argv}:
+        return  # help is there before anything large is loaded
     limit = addresses()
     if limit is not None and limit < LEAST:
         fail(
@@ -103,13 +111,15 @@ def _run_with_others(arguments: list[str] | None) -> NoReturn:
         with joined():
             _run(arguments)
     except RuntimeError as error:
-        if not LOST.search(str(error)):
+        if not LOST.search(str(error)) and not SILENT.search(str(error)):
             raise
-        # Every process says so: the first may be the one that is lost.
+        again = "to go on from the last checkpoint: the same torchrun command with --resume; "
+        said = " ".join(str(error).strip().partition("\n")[0].split())
+        # Every process says so: the first may be the one that is lost. What the back end says may
+        # be of something else that ended a connection, so it stands there, too.
         print(
             "lpfs: another process has died, or did not answer for "
-            f"{STEP_TIMEOUT.seconds} seconds; to go on from the last checkpoint: the same torchrun "
-            "command with --resume",
+            f"{STEP_TIMEOUT.seconds} seconds; {again if _resumes(arguments) else ''}{said:.300}",
             file=sys.stderr,
         )
         # Whatever waits for the other one at the end of a process would do so for ever.
@@ -117,6 +127,15 @@ def _run_with_others(arguments: list[str] | None) -> NoReturn:
             with contextlib.suppress(OSError, ValueError, AttributeError):
                 stream.flush()
         os._exit(Status.FAILED)
+
+
+def _resumes(arguments: list[str] | None) -> bool:
+    """Whether the command has --resume."""
+    name, *_ = [*(sys.argv[1:] if arguments is None else arguments), ""]
+    return any(
+        command.__name__ == name and "resume" in inspect.signature(command).parameters
+        for command in COMMANDS
+    )
 
 
 def _run(arguments: list[str] | None) -> NoReturn:

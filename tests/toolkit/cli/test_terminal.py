@@ -128,3 +128,52 @@ def test_too_few_addresses_are_named_before_anything_is_loaded(limit: int) -> No
         f"lpfs: out of memory: {limit:,} MiB of addresses are allowed (ulimit -v), PyTorch and "
         "pyarrow alone need 2,048\n"
     )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="addresses are not limited elsewhere")
+def test_help_is_there_with_few_addresses() -> None:
+    command = f"ulimit -v {1000 * 1024} && {shlex.quote(sys.executable)} -m lpfs select --help"
+    ended = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=300)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "--resume" in ended.stdout
+
+
+@pytest.mark.parametrize(("command", "resumes"), [("select", True), ("look", False)])
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Application timeout caused pair closure",
+        "[Rank 0] Watchdog caught collective operation timeout: WorkNCCL",
+        "[pair.cc:553] Connection closed by peer",
+    ],
+)
+def test_what_the_back_end_says_of_a_lost_process_is_said_on(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    resumes: bool,
+    said: str,
+) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    joined = mock.Mock(side_effect=RuntimeError(f"{said}\nand where"))
+    monkeypatch.setattr("lpfs.lifecycle.distributed.joined", joined)
+    # A process that ends so goes no further.
+    monkeypatch.setattr("os._exit", mock.Mock(side_effect=SystemExit))
+    with pytest.raises(SystemExit):
+        main([command, "log.csv"])
+    err = capsys.readouterr().err
+    assert err.startswith("lpfs: another process has died, or did not answer for 300 seconds; ")
+    assert err.endswith(f"; {said}\n")
+    assert ("--resume" in err) == resumes
+
+
+def test_an_error_of_one_of_several_that_is_none_of_another_stays(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    joined = mock.Mock(side_effect=RuntimeError("shapes do not fit"))
+    monkeypatch.setattr("lpfs.lifecycle.distributed.joined", joined)
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        main(["select", "log.csv"])
