@@ -21,8 +21,9 @@ from .disk import content
 from .material import OPTIONS, Material, made
 
 AT_ONCE = 20
-TIMEOUT = 20
-"""Seconds that a process waits for another in a step, here."""
+TIMEOUT = 90
+"""Seconds that a process waits for another in a step, here; on a busy machine a step of who is well
+takes less, too."""
 
 
 def cases(place: Path, seed: int) -> Iterator[Case]:

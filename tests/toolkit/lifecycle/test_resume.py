@@ -183,21 +183,31 @@ def test_a_signal_leaves_a_checkpoint_and_says_how_to_go_on(
 
 @forks
 @pytest.mark.parametrize(
-    ("number", "rank"), [(signal.SIGKILL, 1), (signal.SIGKILL, 0), (signal.SIGSTOP, 1)]
+    ("number", "rank"),
+    [
+        (signal.SIGKILL, 1),
+        (signal.SIGKILL, 0),
+        pytest.param(
+            signal.SIGSTOP,
+            1,
+            marks=pytest.mark.skipif(not FULL, reason="waits for 90 s; LPFS_FULL=1 asks for it"),
+        ),
+    ],
 )
 def test_a_process_that_dies_or_hangs_is_found_out(
     victims: Victims, log: Path, tmp_path: Path, number: int, rank: int
 ) -> None:
-    """In the time that a step may take, without torchrun, which sees only the dead."""
+    """In the time that a step may take, without torchrun, which sees only the dead. A step of who
+    is well takes less than that on a machine that is busy, too."""
     out = tmp_path / "run"
     command: list[object] = ["select", log, *OPTIONS, "--out", out]
-    end = {"interrupt": 8, "signal": number, "rank": rank, "timeout": 20}
+    end = {"interrupt": 8, "signal": number, "rank": rank, "timeout": 90}
     died = victims.run(*command, processes=2, **end)
     assert died.statuses[rank] == -signal.SIGKILL, died
     assert died.statuses[1 - rank] == 1, died
     said = [line for line in died.err.splitlines() if line.startswith("lpfs: ")]
     assert len(said) == 1, died
-    assert "another process has died, or did not answer for 20 seconds; to go on" in said[0]
+    assert "another process has died, or did not answer for 90 seconds; to go on" in said[0]
     assert "Traceback" not in died.err
     assert any(unfinished(out).glob("checkpoint-*"))
     went_on = victims.run(*command, "--resume", processes=2)
