@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -56,7 +57,7 @@ class Scores:
     """Field → the share of rows without a value."""
     warnings: list[str]
     """Fields whose values are far from those that the model was trained on, a line each; and
-    columns of ids with values that would have been formulas."""
+    columns of ids with a name or values that would have been formulas."""
 
 
 class Model:
@@ -171,8 +172,8 @@ def score_file(
         source: as for `lpfs.data.load`.
         out: a Parquet or CSV file, by its name, with the columns `ids` and `probability` (float64),
             in the order of the rows. It appears whole or not at all. `-` is CSV on the standard
-            output, as it is made. In CSV, text of ids that a spreadsheet would run as a formula has
-            an apostrophe before it.
+            output, as it is made. In CSV, there too, text and names of ids that a spreadsheet
+            would run as formulas have an apostrophe before them.
         label: the column with clicks, if the scores are to be judged, by the rows that have one.
         weight: the column with what each row counts there.
         ids: columns of the source to write beside the scores.
@@ -218,6 +219,11 @@ def score_file(
     unknown = dict(zip(tally.names, (tally.unknown / tally.values).tolist(), strict=True))
     missing = dict(zip(tally.names, (tally.missing / rows).tolist(), strict=True))
     warnings = _far(model.summary.values, unknown, missing)
+    warnings += [
+        f"{name!r}: the name would be a formula to a spreadsheet and has ' before it"
+        for name in ids
+        if out.suffix != ".parquet" and _is_formula(name)
+    ]
     warnings += [
         f"{name!r}: {count:,} values would be formulas to a spreadsheet and have ' before them "
         "(in a .parquet file they stay as they are)"
@@ -289,7 +295,7 @@ def _written(out: Path, formulas: Counter[str]) -> Iterator[Write]:
 
 
 def _without_formulas(columns: pa.RecordBatch, formulas: Counter[str]) -> pa.RecordBatch:
-    """The same with an apostrophe before text that is a formula to spreadsheets."""
+    """The same with an apostrophe before text and names that are formulas to spreadsheets."""
     found = []
     for field, values in zip(columns.schema, columns.columns, strict=True):
         text = values.dictionary_decode() if pa.types.is_dictionary(field.type) else values
@@ -303,7 +309,13 @@ def _without_formulas(columns: pa.RecordBatch, formulas: Counter[str]) -> pa.Rec
                 quoted = pc.binary_join_element_wise(pa.scalar("'", text.type), text, "")
                 values = pc.if_else(runs, quoted, text)
         found.append(values)
-    return pa.RecordBatch.from_arrays(found, names=columns.schema.names)
+    names = [f"'{name}" if _is_formula(name) else name for name in columns.schema.names]
+    return pa.RecordBatch.from_arrays(found, names=names)
+
+
+def _is_formula(name: str) -> bool:
+    """Whether the name of a column is a formula to spreadsheets."""
+    return re.search(FORMULA, name) is not None and re.search(SIGNED, name) is None
 
 
 def _writer(to: Any, out: Path, schema: pa.Schema) -> Any:

@@ -282,17 +282,22 @@ def test_ids_are_no_formulas_in_csv_and_stay_as_they_are_in_parquet(
     table = pa.parquet.read_table(place / "last.parquet").slice(0, len(IDS))
     table = table.append_column("who", pa.array(IDS))
     table = table.append_column("tag", pa.array(IDS).dictionary_encode())
+    table = table.append_column("=x", pa.array([*range(len(IDS))]))
     pa.parquet.write_table(table, tmp_path / "log.parquet")
     for name in ("p.csv", "p.parquet"):
         ended = lpfs(
-            "predict", place / "parquet", tmp_path / "log.parquet", "--id", "who,tag", "--out",
+            "predict", place / "parquet", tmp_path / "log.parquet", "--id", "who,tag,=x", "--out",
             tmp_path / name,
         )  # fmt: skip
         assert not ended.status, ended
+        of_name = "'=x': the name would be a formula to a spreadsheet"
+        assert (of_name in ended.out) == (name == "p.csv"), ended.out
         said = "'who': 5 values would be formulas to a spreadsheet and have ' before them"
         assert (said in ended.out) == (name == "p.csv"), ended.out
     stayed = pa.parquet.read_table(tmp_path / "p.parquet")
     assert stayed["who"].to_pylist() == stayed["tag"].to_pylist() == IDS
+    assert stayed.column_names[:3] == ["who", "tag", "=x"]
     rows = [*csv.DictReader(io.StringIO((tmp_path / "p.csv").read_text()))]
+    assert [*rows[0]][:3] == ["who", "tag", "'=x"]
     expected = [*("'" + word for word in IDS[:5] if word), *IDS[5:8], "", ""]
     assert [row["who"] for row in rows] == [row["tag"] for row in rows] == expected
