@@ -1,9 +1,10 @@
 """Linear layers in training on the CPU, by the library of matrix products that is quicker there.
 
-PyTorch multiplies fp32 matrices with MKL, which left half of what an AMD processor with AVX-512
-could do unused where it was measured (family 26, bench/notes.md). oneDNN, which PyTorch holds too,
-does not: there it takes products that are large enough for what it costs to call. Both add up in an
-order of their own, which does not depend on the number of threads.
+PyTorch multiplies fp32 matrices with MKL, which left half of what an AMD processor of family 26
+could do unused (bench/notes.md). oneDNN, which PyTorch holds too, does not. Only that family was
+measured; from it, oneDNN takes products that are large enough for what it costs to call on all AMD
+processors with AVX-512. Both add up in an order of their own, which does not depend on the number
+of threads.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from .library import apply_as_given
@@ -30,7 +33,7 @@ NARROWEST = 16
 
 
 def _leaves_half_unused() -> bool:
-    """Whether MKL does, on this processor."""
+    """Whether MKL is taken to, on this processor, as it did where it was measured."""
     if not torch.backends.mkldnn.is_available():
         return False
     if not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
@@ -43,19 +46,20 @@ def _leaves_half_unused() -> bool:
 
 
 QUICK = _leaves_half_unused()
-_also_without_gradients = False
+# Of every thread its own: blocks of two may end in any order.
+_also_without_gradients = ContextVar("also_without_gradients", default=False)
 
 
 @contextmanager
 def also_without_gradients() -> Iterator[None]:
     """Have oneDNN multiply where no gradient is asked for, too. Elsewhere numbers stay PyTorch's
-    own then, so that a row's do not depend on how many are predicted with it more than they did."""
-    global _also_without_gradients
-    before, _also_without_gradients = _also_without_gradients, True
+    own then, so that a row's do not depend on how many are predicted with it more than they did.
+    Other threads are left as they are."""
+    before = _also_without_gradients.set(True)
     try:
         yield
     finally:
-        _also_without_gradients = before
+        _also_without_gradients.reset(before)
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -148,8 +152,12 @@ def layers(x: Tensor, *parameters: Tensor | None) -> Tensor:
     >>> layers(torch.tensor([[3.0, 1.0]]), weight, None, torch.tensor([[2.0]]), torch.ones(1))
     tensor([[5.]])
     """
-    wanted = torch.is_grad_enabled() or _also_without_gradients
-    if not (QUICK and wanted and _are_plain(x, parameters)):
+    # The variable comes last, since a compiler cannot read it: it has been turned away before.
+    if not (
+        QUICK
+        and _are_plain(x, parameters)
+        and (torch.is_grad_enabled() or _also_without_gradients.get())
+    ):
         return _plain(x, parameters)
     if len(x) <= TOGETHER:
         return cast(Tensor, apply_as_given(_Layers, x, *parameters))
@@ -160,21 +168,24 @@ def layers(x: Tensor, *parameters: Tensor | None) -> Tensor:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`torch.nn.functional.linear` of `[B, K]`."""
+    """`torch.nn.functional.linear`, by oneDNN of `[B, K]`."""
     # A program that is being written down must not depend on how many rows there are.
-    if QUICK and not _is_written_down() and x.shape[0] * weight.numel() >= FEWEST:
+    if QUICK and not _is_written_down() and x.dim() == 2 and len(x) * weight.numel() >= FEWEST:
         return layers(x, weight, bias)
     return F.linear(x, weight, bias)
 
 
 def _are_plain(x: Tensor, parameters: tuple[Tensor | None, ...]) -> bool:
-    """Whether these are matrices on the CPU that hold numbers, which nobody traces, compiles,
-    transforms or casts."""
+    """Whether these are matrices on the CPU that hold numbers and fit each other, which nobody
+    traces, compiles, transforms, casts or differentiates forward."""
     if _is_written_down() or torch._C._are_functorch_transforms_active():
         return False
-    if torch.is_autocast_enabled("cpu") or type(x) is not Tensor or x.dim() != 2:
+    # A tangent would need a rule of its own.
+    if torch.is_autocast_enabled("cpu") or forward_ad._current_level >= 0:
         return False
-    return all(
+    if type(x) is not Tensor or x.dim() != 2:
+        return False
+    plain = all(
         each is None
         or (
             each.dtype is torch.float32
@@ -183,6 +194,20 @@ def _are_plain(x: Tensor, parameters: tuple[Tensor | None, ...]) -> bool:
         )
         for each in (x, *parameters)
     )
+    return plain and _fit(x.shape[1], parameters)
+
+
+def _fit(inputs: int, parameters: tuple[Tensor | None, ...]) -> bool:
+    """Of what does not, PyTorch has to say what is wrong, or to repeat a bias."""
+    for i in range(0, len(parameters), 2):
+        weight, bias = parameters[i : i + 2]
+        assert weight is not None
+        if weight.dim() != 2 or weight.shape[1] != inputs:
+            return False
+        inputs = weight.shape[0]
+        if bias is not None and (bias.dim() != 1 or bias.shape[0] != inputs):
+            return False
+    return True
 
 
 def _is_written_down() -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from itertools import pairwise
 from unittest import mock
@@ -11,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from lpfs.models.mlp import through
@@ -83,7 +85,8 @@ def test_numbers_are_pytorchs(
         got = taken(lambda: products.layers(x, *parameters), leaves, seed)
     want = taken(lambda: products._plain(x, tuple(parameters)), leaves, seed)
     for one, other in zip(got, want, strict=True):
-        assert one is None or torch.equal(one, other)  # type: ignore[arg-type]
+        assert (one is None) == (other is None)
+        assert one is None or other is None or torch.equal(one, other)
 
 
 @pytest.mark.parametrize("rows", [16, 100, 512])
@@ -165,6 +168,71 @@ def test_where_it_cannot_be_pytorch_does_it(monkeypatch: pytest.MonkeyPatch) -> 
     assert torch.equal(torch.func.vmap(products.linear, (0, None))(x[:, None], weight)[:, 0], want)
     with torch.autocast("cpu", torch.bfloat16):
         assert products.linear(x, weight).dtype == torch.bfloat16
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch's own
+def test_a_derivative_forward() -> None:
+    x, weight, bias = whole(5, 4, seed=0), whole(3, 4, seed=1).requires_grad_(), whole(3, seed=2)
+    tangent = whole(5, 4, seed=3)
+    with forward_ad.dual_level():
+        y = products.linear(forward_ad.make_dual(x, tangent), weight, bias)
+        value, slope = forward_ad.unpack_dual(y)
+    assert torch.equal(value, F.linear(x, weight, bias))
+    assert torch.equal(slope, F.linear(tangent, weight))
+
+
+def test_shapes_that_pytorch_repeats_or_refuses() -> None:
+    x, weight = whole(5, 4, seed=0), whole(3, 4, seed=1).requires_grad_()
+    for bias in (torch.ones(1), torch.ones(()), torch.ones(1, 3), torch.ones(5, 1)):
+        assert torch.equal(products.linear(x, weight, bias), F.linear(x, weight, bias))
+    for shape in ([4], [2, 5, 4]):
+        each = whole(*shape, seed=2)
+        assert torch.equal(products.linear(each, weight), F.linear(each, weight))
+    assert torch.equal(products.linear(x, weight[0]), F.linear(x, weight[0]))
+    for wrong in (
+        (whole(5, 3, seed=0), weight, None),
+        (x, weight, torch.ones(2)),
+        (torch.ones(()), weight, None),
+    ):
+        with pytest.raises(RuntimeError) as want:
+            F.linear(*wrong)
+        with pytest.raises(RuntimeError) as got:
+            products.linear(*wrong)
+        assert str(got.value) == str(want.value)
+
+
+def test_threads_ask_for_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks that overlap and end in the order in which they began leave nothing behind."""
+    calls, product = [], products._product
+
+    def note(*given_: Tensor) -> Tensor:
+        calls.append(threading.current_thread())
+        return product(*given_)
+
+    monkeypatch.setattr(products, "_product", note)
+    x, weight = whole(5, 4, seed=0), whole(3, 4, seed=1)
+    began, ended, failures = threading.Event(), threading.Event(), []
+
+    def other() -> None:
+        try:
+            with torch.no_grad(), products.also_without_gradients():
+                began.set()
+                assert ended.wait(30)
+                products.linear(x, weight)
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=other)
+    with torch.no_grad():
+        with products.also_without_gradients():
+            thread.start()
+            assert began.wait(30)
+        products.linear(x, weight)
+        ended.set()
+        thread.join()
+        products.linear(x, weight)
+    assert not failures
+    assert calls == [thread]
 
 
 def test_hooks_of_layers_are_called() -> None:
