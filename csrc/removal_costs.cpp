@@ -156,6 +156,18 @@ struct Rule {
   double largest_move, amplification, least, most;
 };
 
+// std::clamp is undefined between bounds that are not in order.
+void check_rule(const Checks& checks, const Rule& rule) {
+  if (!(rule.largest_move > 0)) checks.fault({"largest_move"}, "be positive", rule.largest_move);
+  if (!(rule.amplification >= 0 && std::isfinite(rule.amplification))) {
+    checks.fault({"amplification"}, "be at least 0 and finite", rule.amplification);
+  }
+  if (!(rule.least > 0 && rule.least <= rule.most)) {
+    checks.fault({"bounds"}, "be positive and in order",
+                 text("(", rule.least, ", ", rule.most, ")"));
+  }
+}
+
 template <class T>
 T* data(const Tensor& tensor) {
   return static_cast<T*>(tensor.mutable_data_ptr());
@@ -236,8 +248,10 @@ std::tuple<Tensor, Tensor, Tensor> removal_pull_(
     check_places(kChecks, "gate_of_field", *gate_of_field, fields, gates, "gates");
   }
   const Loss loss{mean, loss_scale, per_row};
+  const Rule rule{largest_move, amplification, least, most};
   const int64_t units =
       check(kChecks, known, moments, fields, type, field_of_unit, loss, horizon);
+  check_rule(kChecks, rule);
   if (units < gates) kChecks.fault({"field_of_unit"}, text("begin with ", gates, " gates"), units);
   if (alone.has_value() == stand_ins.empty()) {
     kChecks.fault({"alone"}, "be given with stand-ins, and not without",
@@ -267,11 +281,14 @@ std::tuple<Tensor, Tensor, Tensor> removal_pull_(
   if (rate) {
     kChecks.dtype({"rate"}, *rate, type, " like x");
     kChecks.shape({"rate"}, *rate, Shape{});
+    const double value = type == ScalarType::Double ? at<double>(*rate, 0) : at<float>(*rate, 0);
+    if (!(value > 0 && std::isfinite(value))) {
+      kChecks.fault({"rate"}, "be positive and finite", value);
+    }
   }
   const Tensors changed{x, amplitude, scale};
   check_targets(kChecks, {{"x, amplitude, scale", &changed}});
 
-  const Rule rule{largest_move, amplification, least, most};
   const auto with = [&](auto zero) -> std::tuple<Tensor, Tensor, Tensor> {
     using T = decltype(zero);
     const Tensor own = of_fields<T>(x, gate_of_field);

@@ -65,12 +65,22 @@ def _check(
 ) -> None:
     own = x
     if gate_of_field is not None:
+        # Without, `own` is x, and looked at as that.
+        if x.dim() != 1:
+            fault(OPERATOR, "x", "have 1 dimension", f"shape {list(x.shape)}")
         check_device(OPERATOR, "gate_of_field", gate_of_field, "x", x.device)
         check_dtype(OPERATOR, "gate_of_field", gate_of_field, torch.int64, "")
+        check_shape(OPERATOR, "gate_of_field", gate_of_field, [gate_of_field.numel()], "")
         own = x.new_empty(gate_of_field.numel())
     options = horizon, mean, loss_scale, per_row, *gates
     of_field = own, epsilon, scale, ungated, field_of_unit
     check_call(OPERATOR, known, moments, *of_field, *options)
+    if not largest_move > 0:
+        fault(OPERATOR, "largest_move", "be positive", f"{largest_move:g}")
+    if not 0 <= amplification < float("inf"):
+        fault(OPERATOR, "amplification", "be at least 0 and finite", f"{amplification:g}")
+    if not 0 < least <= most:
+        fault(OPERATOR, "bounds", "be positive and in order", f"({least:g}, {most:g})")
     units, count = known.shape[1], x.shape[0]
     if units < count:
         fault(OPERATOR, "field_of_unit", f"begin with {count} gates", units)
@@ -117,6 +127,10 @@ def _check_values(*call: Any) -> None:
             wrong = (places < 0) | (places >= count)
             expected = f"name one of the {count} {what}"
             refuse_values(OPERATOR, name, places, expected, wrong, where=True)
+    rate = call[13]
+    if rate is not None:
+        wrong = ~((rate > 0) & rate.isfinite())
+        refuse_values(OPERATOR, "rate", rate, "be positive and finite", wrong)
     own = x if gate_of_field is None else x[gate_of_field]
     check_contents(OPERATOR, own, epsilon, field_of_unit)
 
@@ -219,10 +233,10 @@ def removal_pull_(
         stand_ins: none, or four `[U]`: which unit takes a unit's place (int64), what of that one's
             row products it explains, what is left of its own squares, and how much it has grown.
         prices: `[G]`; 1 where they are missing.
-        rate: without dimensions.
-        largest_move: see above.
-        amplification: how many Newton steps amplitudes take.
-        bounds: of amplitudes.
+        rate: without dimensions. > 0.
+        largest_move: see above. > 0.
+        amplification: how many Newton steps amplitudes take. ≥ 0.
+        bounds: of amplitudes, the lower one first. > 0.
         kind: one of `KINDS`.
         alpha: α ≥ 0 of `lpfs++`.
         tau: τ > 0 of `lpfs++`.
@@ -233,8 +247,8 @@ def removal_pull_(
 
     Raises:
         TypeError: a dtype is not as above.
-        ValueError: a shape or option is not as above; on the CPU, also an ε that is not positive, a
-            NaN in x, or a place outside of what it names.
+        ValueError: a shape or option is not as above; on the CPU, also an ε or a rate that is not
+            positive, a NaN in x, or a place outside of what it names.
         RuntimeError: an argument requires a gradient and gradients are on.
 
     >>> known, moments = torch.zeros(8, 1), torch.tensor([[-0.2], [0.02], [4.0]])

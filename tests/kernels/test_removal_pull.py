@@ -274,6 +274,22 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     ({"known": torch.zeros(8, 2)}, "known must have shape [8, 3], one column per unit, got [8, 2]"),
     ({"moments": torch.ones(3, 3).double()}, "moments must be float32 like x, got float64"),
     ({"horizon": 0.5}, "horizon must be at least 1, got 0.5"),
+    ({"largest_move": -1.0}, "largest_move must be positive, got -1"),
+    ({"largest_move": float("nan")}, "largest_move must be positive, got nan"),
+    ({"amplification": -0.5}, "amplification must be at least 0 and finite, got -0.5"),
+    ({"amplification": float("inf")}, "amplification must be at least 0 and finite, got inf"),
+    ({"least": 4.0, "most": 0.25}, "bounds must be positive and in order, got (4, 0.25)"),
+    ({"least": float("nan")}, "bounds must be positive and in order, got (nan, 4)"),
+    ({"least": 0.0}, "bounds must be positive and in order, got (0, 4)"),
+    ({"x": torch.ones(1, 3)}, "x must have 1 dimension, got shape [1, 3]"),
+    (
+        {"x": torch.ones(1, 3), "gate_of_field": torch.arange(3)},
+        "x must have 1 dimension, got shape [1, 3]",
+    ),
+    (
+        {"gate_of_field": torch.arange(3)[None]},
+        "gate_of_field must have shape [3], got [1, 3]",
+    ),
     ({"alone": None}, "alone must be given with stand-ins, and not without, got none"),
     ({"stand_ins": []}, "alone must be given with stand-ins, and not without, got a tensor"),
     ({"alone": torch.zeros(8, 2)}, "alone must have shape [8, 3] like known, got [8, 2]"),
@@ -282,6 +298,8 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     ({"unamplified": torch.ones(3).double()}, "unamplified must be float32 like x, got float64"),
     ({"prices": torch.ones(4)}, "prices must have shape [3], got [4]"),
     ({"rate": torch.ones(1)}, "rate must have shape [], got [1]"),
+    ({"rate": torch.tensor(0.0)}, "rate must be positive and finite, got 0"),
+    ({"rate": torch.tensor(float("nan"))}, "rate must be positive and finite, got nan"),
     (
         {"gate_of_field": torch.tensor([0, 3, 1])},
         "gate_of_field must name one of the 3 gates, got 3 at position 1",
@@ -310,6 +328,7 @@ def test_faults(wrong: dict[str, Any], message: str, python: bool) -> None:
     before = call.clone()
     names = "horizon", "mean", "loss_scale", "per_row", "largest_move", "amplification"
     options = {name: getattr(call, name) for name in names} | {"kind": KINDS[call.kind]}
+    options["bounds"] = call.least, call.most
     wrapped = partial(lpfs_kernels.removal_pull_, *call.args[:14], **options)
     with pytest.raises(faults.type_of(message)) as fault:
         module._of_pieces(*call.args) if python else wrapped()
