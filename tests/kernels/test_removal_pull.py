@@ -11,9 +11,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
+import lpfs
 import lpfs_kernels
+from lpfs.method.costs import RemovalCosts
 from lpfs_kernels import KINDS, reference
 from lpfs_kernels.library import COMPILED
 
@@ -357,3 +359,17 @@ def test_faults_of_the_library(wrong: dict[str, Any], message: str) -> None:
 def test_unknown_kind() -> None:
     with pytest.raises(ValueError, match=r"^removal_pull_: kind must be one of .*, got 'step'$"):
         lpfs_kernels.removal_pull_(*a_pull(3).args[:14], horizon=2.0, kind="step")
+
+
+def test_modules_called_after_it_get_the_factors_that_it_left() -> None:
+    """An attached gate keeps factors for the modules of a pass."""
+    torch.manual_seed(0)
+    model = nn.ModuleDict({name: nn.Embedding(4, 3) for name in "ab"})
+    gate = lpfs.attach(model)
+    costs, codes = RemovalCosts(gate, 10.0), torch.arange(4)
+    model["a"](codes).square().sum().backward()
+    with torch.no_grad():
+        costs.pull(None, None, 1.0)
+    assert (gate.amplitude != 1).any()
+    want = model["b"].weight.detach() * gate.factors()[1]
+    assert torch.equal(model["b"](codes).detach(), want)

@@ -145,6 +145,8 @@ class RemovalCosts:
             bounds=AMPLITUDES,
             **self._options,
         )
+        # Modules that the step has not called yet would be given the factors of before.
+        gate._forget()
         return pull
 
     def _left(self) -> Tensor | None:

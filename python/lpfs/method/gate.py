@@ -33,8 +33,8 @@ class FeatureGate(nn.Module):
 
     A field's factor is `a · g(x; ε) / c / rms`: the gate, over its value at the start
     `c = g(1; ε₀)`, so that inserting gates into a trained model changes nothing, over the RMS
-    rescale (1 until `update_rescale` is called), times an amplitude (1 until `amplify` is). One
-    learnable `x` per gate; a field whose x is exactly zero is dead.
+    rescale (1 until `update_rescale` is called), times an amplitude (1 until removal costs, or
+    `amplify`, move it). One learnable `x` per gate; a field whose x is exactly zero is dead.
 
     Args:
         fields: name → width of every field, in the order in which `forward` receives them.
@@ -473,6 +473,9 @@ class FeatureGate(nn.Module):
         if self.ungated is not None:
             scale = torch.where(self.ungated, 1.0, scale)
         self.scale.copy_(scale)
+
+    def _forget(self) -> None:
+        """Amplitudes and scales have moved: let go of what was kept of them. Here nothing is."""
 
     def _group(self, groups: Iterable[Sequence[str]]) -> list[tuple[str, ...]]:
         """The fields behind every gate, gates in the order of their first field."""
