@@ -35,15 +35,23 @@ def main() -> int:
     if unknown := {*wanted.kinds} - {*KINDS}:
         parser.error(f"no kind {', '.join(sorted(unknown))}")
     lines = wanted.state.read_text().splitlines() if wanted.state.exists() else []
-    tried = {tuple(key): (harm, inputs) for *key, harm, inputs in map(json.loads, lines)}
+    noted = [json.loads(line) for line in lines]
+    for number, one in enumerate(noted, 1):
+        if not isinstance(one, list) or len(one) != 5:
+            parser.error(
+                f"{wanted.state}: line {number}: not noted by this version of the campaign"
+            )
+    tried = {tuple(key): (harm, inputs) for *key, harm, inputs in noted}
+    totals: dict[str, int] = {}
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     warnings.simplefilter("error")
     with wanted.state.open("a") as state:
         for kind in wanted.kinds or KINDS:
             with tempfile.TemporaryDirectory(prefix="lpfs-campaign-") as place:
                 for count, case in enumerate(KINDS[kind](Path(place), wanted.seed)):
-                    if count == wanted.cases:
-                        break
+                    totals[kind] = count + 1
+                    if wanted.cases is not None and count >= wanted.cases:
+                        continue  # counted only
                     key = (kind, wanted.seed, case.name)
                     if key in tried or not any(word in case.name for word in wanted.only):
                         continue
@@ -57,7 +65,7 @@ def main() -> int:
                     tried[key] = harm, case.inputs
                     print(json.dumps([*key, harm, case.inputs]), file=state, flush=True)
             print(f"{kind}: {sum(k[0] == kind for k in tried)} cases")
-    write({(kind, name): found for (kind, _, name), found in tried.items()})
+    write({(kind, name): found for (kind, _, name), found in tried.items()}, totals)
     return int(any(harm for harm, _ in tried.values()))
 
 
