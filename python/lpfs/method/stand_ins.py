@@ -25,6 +25,9 @@ LARGEST = 4096
 """Of more gates than these, row products are not compared two by two."""
 MOST = 0.5
 """What explains less of a field has not taken its place."""
+LARGEST_GROWTH = 2.0
+"""β, by which a stand-in grows at most: what hardly varies is like anything, up to rounding, and
+would have to grow without end."""
 
 
 class StandIns:
@@ -40,10 +43,10 @@ class StandIns:
         s_ri − βᵢ·s_rj      whose mean is  mean sᵢ − βᵢ · mean sⱼ,  whose square  H_ii · (1 − ρ_ij²)
 
     The stand-in j of i has the largest ρ_ij = H_ij / √(H_ii · H_jj) above 0 among the fields with a
-    larger x, which will outlive it, if ρ_ij² is above a half. It would have to grow: two that
-    cancel each other stand for themselves. One, not all together: among many fields every one is
-    somehow explained by all the others, most of which will be removed too. And none of which
-    another with a larger x explains more than half: what others yield would make it last.
+    larger x, which will outlive it, if ρ_ij² is above a half and βᵢ at most 2. It would have to
+    grow: two that cancel each other stand for themselves. One, not all together: among many fields
+    every one is somehow explained by all the others, most of which will be removed too. And none of
+    which another with a larger x explains more than half: what others yield would make it last.
 
     What a field yields, its stand-in is worth more: it is taken to have grown already, by
 
@@ -90,6 +93,7 @@ class StandIns:
         explained = self.overlap.clamp(min=0).square() / torch.where(own > 0, own, torch.inf)
         place = x.argsort(descending=True, stable=True).argsort()
         outlives = (x > 0) & (place < place[:, None])
+        outlives &= self.overlap <= LARGEST_GROWTH * own
         explained = explained.where(outlives, 0.0)
         yields = (explained > MOST * own[:, None]).any(1)
         explained, best = explained.where(~yields, 0.0).max(1)

@@ -285,16 +285,40 @@ def test_what_cancels_another_does_not_stand_in_for_it() -> None:
 
 
 def test_what_yields_answers_for_nothing() -> None:
-    """The first answers for the second, which is tiny, is like the third too, and would have to
-    grow tenfold. With what the third yields it would cost more than both, and outlive them."""
-    chain = [[4.0, 0.32, 0.8], [0.32, 0.04, 0.3], [0.8, 0.3, 4.0]]
-    moments = torch.tensor([[-0.3, -0.03, -0.2], [4.0, 0.04, 4.0], [8.0, 8.0, 8.0]])
+    """The first answers for the second, which is half as large and like the third too. With what
+    the third yields it would seem worth more than it is, and could outlive both."""
+    chain = [[4.0, 1.6, 0.8], [1.6, 1.0, 1.5], [0.8, 1.5, 4.0]]
+    moments = torch.tensor([[-0.3, -0.1, -0.2], [4.0, 1.0, 4.0], [8.0, 8.0, 8.0]])
     found = of(chain, [0.9, 0.8, 0.7])
     assert found.of.tolist() == [0, 0, 2]
     assert found.grown[1] == 1
     assert torch.equal(found.applied(moments)[:, 2], moments[:, 2])
     # Where the second leads, it answers for both: together they are all that it says.
     assert of(chain, [0.7, 0.9, 0.8]).of.tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("tiny", [1e-3, 1e-6, 1e-12])
+def test_what_hardly_varies_stands_in_for_nothing(tiny: float) -> None:
+    """A field that is the same in nearly every row is like any other, up to rounding: it would have
+    to grow 1/tiny times, and would seem worth more than all the others."""
+    overlap = [[4.0, 4.0 * tiny, 0.0], [4.0 * tiny, 4.0 * tiny**2, 0.0], [0.0, 0.0, 1.0]]
+    assert torch.equal(of(overlap, [0.8, 0.9, 0.7]).applied(MOMENTS), MOMENTS)
+
+
+def test_a_field_that_is_the_same_in_every_row_is_not_kept() -> None:
+    """Up to rounding, which follows the first."""
+    generator = torch.Generator().manual_seed(0)
+    gate = FeatureGate({"constant": 1, "a": 1, "b": 1})
+    proximal = ProximalSGD([gate.x], momentum=0.99)
+    plan = Budget(gate, proximal, keep=2, steps=300)
+    for _ in range(plan.steps):
+        signals = torch.randn(64, 2, generator=generator)
+        labels = torch.bernoulli(signals.sum(1).sigmoid(), generator=generator)
+        constant = 1e-3 + 1e-7 * signals[:, :1]
+        logits = gate([constant, *signals.split(1, 1)]).sum(1)
+        F.binary_cross_entropy_with_logits(logits, labels).backward()
+        proximal.step(), plan.step(), proximal.zero_grad()
+    assert gate.kept() == ["a", "b"]
 
 
 @pytest.mark.parametrize("fault", [float("nan"), float("inf"), 0.0])
