@@ -201,11 +201,6 @@ class AttachedGate(Outermost, FeatureGate):
         """Dead fields are watched at all times, from products that are formed anyway."""
         self._forget()
 
-    def compare(self, compare: bool) -> None:
-        """See `FeatureGate`; products of all rows are formed anyway."""
-        super().compare(compare)
-        self._forget()
-
     def set_epsilon(self, epsilon: float) -> None:
         """See `FeatureGate`."""
         super().set_epsilon(epsilon)

@@ -281,7 +281,7 @@ class FeatureGate(nn.Module):
         and of its square, and the number of those rows. It is no parameter: nothing that goes over
         a model's parameters clips, averages or decays it. `overlap` is another, whose `.grad` is
         `[units, units]`: of every two units, the sum over rows of the product of their ∂L/∂φ, by
-        embeddings less their mean; hooks, which see no embeddings backward, leave that in.
+        embeddings less their mean.
         """
         units = len(self.units)
         self.moments = self.x.detach().new_zeros(3, units, requires_grad=True)
