@@ -69,6 +69,10 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         # Its own relu would make 0 of NaN.
         operator = torch.ops.mkldnn._linear_pointwise.default
         return cast(Tensor, operator(x, weight, bias, "none", [], ""))
+    return _by_pytorch(x, weight, bias)
+
+
+def _by_pytorch(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return x.mm(weight.t()) if bias is None else torch.addmm(bias, x, weight.t())
 
 
@@ -76,7 +80,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x weightᵀ + bias, of `[B, K]` and `[N, K]` of any strides, below autograd."""
     if QUICK and _are_plain(x, (weight, bias)):
         return _product(_as_rows(x), _as_rows(weight), bias)
-    return x.mm(weight.t()) if bias is None else torch.addmm(bias, x, weight.t())
+    return _by_pytorch(x, weight, bias)
 
 
 def _as_rows(matrix: Tensor) -> Tensor:

@@ -6,7 +6,6 @@ import contextlib
 import inspect
 import io
 import os
-import re
 import shlex
 import sys
 from typing import Annotated, Any, NoReturn
@@ -36,10 +35,6 @@ from lpfs.unfinished import StoppedError
 LEAST = 2 << 30
 """Bytes of addresses without which PyTorch and pyarrow end the process on their way in."""
 LESS = "; less is needed with --batch-size, --dim and --min-count, or with --hash for large columns"
-SILENT = re.compile(
-    "Application timeout caused pair closure|Watchdog caught collective operation timeout"
-)
-"""What gloo and NCCL say of a process that does not answer, beside `LOST`."""
 # typer exports none of click's exceptions but this one's child.
 UsageError: Any = typer.BadParameter.__base__
 
@@ -111,7 +106,7 @@ def _run_with_others(arguments: list[str] | None) -> NoReturn:
         with joined():
             _run(arguments)
     except RuntimeError as error:
-        if not LOST.search(str(error)) and not SILENT.search(str(error)):
+        if not LOST.search(str(error)):
             raise
         again = "to go on from the last checkpoint: the same torchrun command with --resume; "
         said = " ".join(str(error).strip().partition("\n")[0].split())

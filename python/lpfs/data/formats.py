@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 
-from lpfs.data.generate import ClickLog
+from lpfs.data.generate import ClickLog, write_header
 
 __all__ = ["AVAZU", "write_avazu", "write_days"]
 
@@ -63,8 +63,7 @@ def write_avazu(log: ClickLog, path: str | Path) -> None:
         pa.OSFile(str(path), "wb") as file,
         pa.csv.CSVWriter(file, schema, write_options=options) as writer,
     ):
-        # Older versions of pyarrow quote a header always.
-        file.write(f"{','.join(schema.names)}\n".encode())
+        write_header(file, schema)
         row = 0
         for batch in log.batches():
             ids = np.arange(row, row + batch.num_rows)

@@ -235,8 +235,8 @@ class ClickLog:
             file = stack.enter_context(pa.OSFile(str(path), "wb"))
             if path.suffix == ".gz":
                 file = stack.enter_context(pa.CompressedOutputStream(file, "gzip"))
-            if kind == ".csv":  # older versions of pyarrow quote a header always
-                file.write(f"{','.join(text.names)}\n".encode())
+            if kind == ".csv":
+                write_header(file, text)
             writer = stack.enter_context(pa.csv.CSVWriter(file, text, write_options=options))
             for batch in self.batches():
                 writer.write_batch(batch.cast(text))
@@ -503,3 +503,8 @@ def _scores(f: _Field, share: NDArray[np.float64], rng: np.random.Generator) -> 
         scores[:, 1:].sort(axis=1)
     scores -= (scores @ share)[:, None]
     return np.asarray(scores / np.sqrt(scores**2 @ share)[:, None])
+
+
+def write_header(file: pa.NativeFile, schema: pa.Schema) -> None:
+    """The first line of a CSV file, without the quotes that older versions of pyarrow write."""
+    file.write(f"{','.join(schema.names)}\n".encode())

@@ -27,7 +27,8 @@ READ_TIMEOUT = timedelta(days=2)
 
 LOST = re.compile(
     r"Connection (closed|reset) by peer|Timed out waiting|Broken pipe|Connection refused"
-    r"|Socket Timeout|wait timeout|NCCL .*timeout|heartbeat",
+    r"|Socket Timeout|wait timeout|NCCL .*timeout|heartbeat"
+    r"|(?-i:Application timeout caused pair closure|Watchdog caught collective operation timeout)",
     re.IGNORECASE,
 )
 """What the back ends say of a process that has died, or does not answer."""
