@@ -54,6 +54,12 @@ class _Source(_Strict):
     negatives: float = Field(default=1.0, gt=0, le=1)
     transform: Transform = "bins"
 
+    @property
+    def reading(self) -> dict[str, Any]:
+        """What `lpfs.data.load` takes of every kind."""
+        names = "validation", "min_count", "negatives", "transform"
+        return {name: getattr(self, name) for name in names}
+
 
 class Synthetic(_Source):
     """A generated log; the experiment's seed is its seed."""

@@ -6,7 +6,6 @@ import datetime
 import json
 import platform
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -19,7 +18,7 @@ from lpfs.data import DataError
 from lpfs.experiment import stored
 from lpfs.experiment.cells import Cell
 from lpfs.experiment.config import Experiment, Settings
-from lpfs.files import PARTIAL, appearing, write_durably
+from lpfs.files import appearing, directory_appearing, write_durably
 
 SCHEMA_VERSION = 1
 
@@ -158,16 +157,14 @@ def take_up(directory: Path) -> None:
         part = table if table in ("gates", "steps") else "rows"
         for row in _rows(directory / f"{table}.parquet"):
             found.setdefault(row["cell"], {}).setdefault(part, []).append(row)
-    with tempfile.TemporaryDirectory(prefix=PARTIAL, dir=directory) as scratch:
-        (Path(scratch) / "cells").mkdir()
-        for name, content in found.items():
-            stored.write(Path(scratch), name, content)
-        try:
-            (Path(scratch) / "cells").rename(directory / "cells")
-        except OSError:
-            # Another process may have been faster, with the same.
-            if not (directory / "cells").exists():
-                raise
+    try:
+        with directory_appearing(directory / "cells", directory) as place:
+            for name, content in found.items():
+                stored.put(place, name, content)
+    except OSError:
+        # Another process may have been faster, with the same.
+        if not (directory / "cells").exists():
+            raise
 
 
 def _rows(place: Path) -> list[dict[str, Any]]:

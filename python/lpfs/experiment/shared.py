@@ -175,11 +175,8 @@ def _generated(source: str, seed: int, changes: str, cache: Path) -> Log:
         label="click",
         auxiliary=log.tasks,
         split=InOrder(test=spec.test),
-        validation=spec.validation,
-        min_count=spec.min_count,
-        negatives=spec.negatives,
-        transform=spec.transform,
         cache=cache,
+        **spec.reading,
     )
     return Log(data, log)
 
@@ -191,11 +188,8 @@ def _bundled(source: str, seed: int, cache: Path) -> Log:
         columns(spec.dataset),
         label=LABEL,
         split=ByFraction(test=spec.test, seed=seed),
-        validation=spec.validation,
-        min_count=spec.min_count,
-        negatives=spec.negatives,
-        transform=spec.transform,
         cache=cache,
+        **spec.reading,
     )
     return Log(data, None)
 
@@ -210,10 +204,6 @@ def _read(source: str, cache: Path) -> Log:
         positive=spec.positive,
         auxiliary=spec.auxiliary,
         split=spec.rows_for,
-        validation=spec.validation,
-        min_count=spec.min_count,
-        negatives=spec.negatives,
-        transform=spec.transform,
         categories=spec.categories,
         numbers=spec.numbers,
         ignore=spec.ignore,
@@ -221,6 +211,7 @@ def _read(source: str, cache: Path) -> Log:
         format=spec.format,
         accept=lambda kinds: _refuse_lists(spec.path, [n for n, k in kinds.items() if k == "list"]),
         cache=cache,
+        **spec.reading,
     )
     _refuse_lists(spec.path, data.lists)
     return Log(data, None)

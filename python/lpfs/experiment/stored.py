@@ -9,12 +9,17 @@ from typing import Any
 from lpfs.checksums import sealed, unsealed
 from lpfs.files import write_durably
 
-__all__ = ["forget", "named", "read", "write"]
+__all__ = ["forget", "named", "put", "read", "write"]
 
 
 def write(directory: Path, cell: str, content: dict[str, Any]) -> None:
     """Store what a cell gave: anything JSON can hold. Raises OSError."""
-    write_durably(_place(directory, cell), sealed(content))
+    put(directory / "cells", cell, content)
+
+
+def put(cells: Path, cell: str, content: dict[str, Any]) -> None:
+    """The same, in a directory of cells that has not got its name yet."""
+    write_durably(cells / f"{cell}.json", sealed(content))
 
 
 def read(directory: Path, cell: str) -> dict[str, Any] | None:
@@ -32,7 +37,7 @@ def read(directory: Path, cell: str) -> dict[str, Any] | None:
     ({'rows': [{'auc': 0.75}]}, None)
     """
     try:
-        return unsealed(_place(directory, cell).read_bytes())
+        return unsealed((directory / "cells" / f"{cell}.json").read_bytes())
     except (FileNotFoundError, ValueError):
         return None
 
@@ -48,7 +53,3 @@ def forget(directory: Path, method: str) -> None:
 def named(method: str) -> str:
     """What the names of a method's cells begin with."""
     return method.replace("+", "p")
-
-
-def _place(directory: Path, cell: str) -> Path:
-    return directory / "cells" / f"{cell}.json"
