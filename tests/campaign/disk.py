@@ -25,22 +25,7 @@ from unittest import mock
 
 from .case import Case, by_turns, require
 from .commands import Ended, lpfs
-from .material import Material, made
-
-EXPERIMENT = """\
-name = "disk"
-methods = ["lpfs", "random"]
-budgets = [3]
-seeds = [0]
-[[data]]
-name = "log"
-kind = "synthetic"
-rows = 1500
-[[model]]
-options = { dim = 2, top = [8] }
-[training]
-batch_size = 32
-"""
+from .material import Material, experiment, made
 
 
 @dataclass(frozen=True)
@@ -58,7 +43,7 @@ class Command:
 
 def _commands(material: Material, place: Path) -> dict[str, Command]:
     config = place / "disk.toml"
-    config.write_text(EXPERIMENT)
+    config.write_text(experiment("disk"))
     log, run = material.log, material.run
     return {
         "generate .csv": Command(("generate", "--rows", 200), "a.csv"),

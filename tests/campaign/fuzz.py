@@ -64,7 +64,7 @@ from lpfs.serving.requests import rows_of
 
 from .case import Case, by_turns, require
 from .hostile import VALUES, limited
-from .material import Material, copied, made
+from .material import Material, copied, experiment, made
 from .places import changed, replaced
 
 INPUTS = 1000
@@ -73,23 +73,6 @@ CASES = 1000
 """Of a parser."""
 LONGEST = 5.0
 """Seconds of the processor that one input may take."""
-
-
-EXPERIMENT = """\
-name = "changed"
-methods = ["lpfs", "random"]
-budgets = [3]
-seeds = [0]
-[[data]]
-name = "log"
-kind = "file"
-path = "{path}"
-label = "click"
-[[model]]
-options = {{ dim = 2, top = [8] }}
-[training]
-batch_size = 32
-"""
 
 
 @dataclass(frozen=True)
@@ -366,7 +349,8 @@ def _files(material: Material, scratch: Path) -> Iterator[Parser]:
     yield Parser(f"{tensors} of lpfs.save", weights, read, refuses)
 
     config = scratch / "experiment.toml"
-    config.write_text(EXPERIMENT.format(path=material.log))
+    of_file = f'kind = "file"\npath = "{material.log}"\nlabel = "click"\n'
+    config.write_text(experiment("changed", of_file))
     text = partial(_experiment, config.read_bytes())
     read_it = file(config.name, scratch, lambda _: read_experiment(config))
     yield Parser("experiment TOML", text, read_it, (ConfigError,))

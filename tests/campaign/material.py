@@ -28,6 +28,18 @@ OPTIONS: list[object] = [
 ]
 
 
+SYNTHETIC = 'kind = "synthetic"\nrows = 1500\n'
+
+
+def experiment(name: str, data: str = SYNTHETIC, batch_size: int = 32) -> str:
+    """The config of a small one, of a log of that kind."""
+    return (
+        f'name = "{name}"\nmethods = ["lpfs", "random"]\nbudgets = [3]\nseeds = [0]\n'
+        f'[[data]]\nname = "log"\n{data}'
+        f"[[model]]\noptions = {{ dim = 2, top = [8] }}\n[training]\nbatch_size = {batch_size}\n"
+    )
+
+
 @dataclass(frozen=True)
 class Material:
     """Where they are."""

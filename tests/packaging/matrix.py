@@ -19,6 +19,8 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+from tests.campaign.material import experiment
+
 TABLE = Path(__file__).with_name("matrix.md")
 RISING: dict[str, Sequence[str]] = {
     "jinja2": ("2.11.3", "3.0.0", "3.1.0"),
@@ -38,20 +40,6 @@ RISING: dict[str, Sequence[str]] = {
 WITH_ITS_OWN = {"pydantic", "typer"}
 """Those that ask for exact versions of others, which are laid over with them."""
 WITHOUT = ("triton", "aiohttp", "lightgbm", "pandas", "polars", "ray", "tensorboard", "uvicorn")
-EXPERIMENT = """\
-name = "matrix"
-methods = ["lpfs", "random"]
-budgets = [3]
-seeds = [0]
-[[data]]
-name = "log"
-kind = "synthetic"
-rows = 1500
-[[model]]
-options = { dim = 2, top = [8] }
-[training]
-batch_size = 64
-"""
 PROGRAM = """\
 import sys
 from pathlib import Path
@@ -127,7 +115,7 @@ def _try(packages: Sequence[str], without: Sequence[str]) -> str:
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
                 return f"does not install: {_last(done.stderr)}"
-        (place / "matrix.toml").write_text(EXPERIMENT)
+        (place / "matrix.toml").write_text(experiment("matrix", batch_size=64))
         done = subprocess.run(
             [sys.executable, "-c", PROGRAM, str(place), *without],
             cwd=place,
